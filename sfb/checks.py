@@ -1,0 +1,49 @@
+"""What the library demands of arrays, said before anything is communicated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FLOATS", "check_matrix", "check_receiver"]
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
+    """Check that ``array`` is a matrix of native float32 or float64.
+
+    Args:
+        name: What the user calls it, for the message.
+        array: The value to check.
+        contiguous: Demand C order as well.
+
+    Raises:
+        TypeError: Not a NumPy array of float32 or float64.
+        ValueError: Not two-dimensional, or not C-contiguous.
+    """
+    if not isinstance(array, np.ndarray):
+        if hasattr(array, "__cuda_array_interface__"):
+            raise TypeError(f"{name} lies in GPU memory; copy it to a NumPy array on the host first")
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}; convert it with numpy.asarray")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array; fill it with .filled(0) first")
+    if array.dtype not in FLOATS:
+        native = array.dtype.isnative or array.dtype.newbyteorder("=") not in FLOATS
+        remedy = "convert it with .astype" if native else "convert it to native byte order with .astype"
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype.str} ({array.dtype}); {remedy}")
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have 2 dimensions, got shape {array.shape}")
+    if contiguous and not array.flags.c_contiguous:
+        order = "Fortran-ordered" if array.flags.f_contiguous else "not contiguous"
+        raise ValueError(f"{name} must be C-contiguous, got an array that is {order}; copy it on purpose")
+
+
+def check_receiver(name: str, array: Any) -> None:
+    """Check that ``array`` can receive a K×D sum; raises as `check_matrix`, and for read-only arrays."""
+    check_matrix(name, array)
+    if not array.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    if array.size and array.ctypes.data % array.itemsize:
+        raise ValueError(f"{name} must be aligned to its {array.itemsize}-byte elements")

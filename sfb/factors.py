@@ -1,0 +1,144 @@
+"""Sufficient factors of a matrix gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from sfb.checks import check_matrix
+
+__all__ = ["Factors"]
+
+
+class Factors:
+    """The K×D matrix uᵀv, kept as its sufficient factors and never formed.
+
+    A gradient over S samples is G = Σ_s u_s v_sᵀ (Xie et al., "Lighter-Communication Distributed
+    Machine Learning via Sufficient Factor Broadcasting", UAI 2016, section 2): S·(K+D) numbers
+    stand for K·D.
+
+    Args:
+        u: S×K, float32 or float64, C-contiguous; for a dense layer the error at its output.
+        v: S×D, of the same dtype; for a dense layer its input. S may be 0.
+        copy: Copy the arrays. Needed where they are not C-contiguous; otherwise they are kept as
+            they are and must not change while an exchange uses them.
+
+    Raises:
+        TypeError: Not NumPy arrays, or of another dtype than native float32 or float64.
+        ValueError: Not two matrices with equal S and dtype, or not contiguous and ``copy`` is false.
+    """
+
+    __slots__ = ("u", "v")
+    __array_ufunc__ = None  # NumPy leaves `array @ factors` and `scalar * factors` to this class
+
+    u: np.ndarray
+    v: np.ndarray
+
+    def __init__(self, u: np.ndarray, v: np.ndarray, *, copy: bool = False) -> None:
+        for name, array in (("u", u), ("v", v)):
+            check_matrix(name, array, contiguous=not copy)
+        if copy:
+            u, v = np.array(u, order="C"), np.array(v, order="C")
+        if u.shape[0] != v.shape[0]:
+            raise ValueError(f"u and v must have one row per sample each, got {u.shape[0]} and {v.shape[0]} rows")
+        if u.dtype != v.dtype:
+            raise ValueError(f"u and v must have the same dtype, got {u.dtype} and {v.dtype}")
+        self.u = u
+        self.v = v
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"Factors(S={len(self)}, K={rows}, D={columns}, dtype={self.dtype})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Factors, (self.u, self.v)
+
+    def __len__(self) -> int:
+        return self.u.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, D), the shape of the matrix that the factors stand for."""
+        return self.u.shape[1], self.v.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of both factors."""
+        return self.u.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors, S·(K+D) elements."""
+        return self.u.nbytes + self.v.nbytes
+
+    @property
+    def T(self) -> Factors:
+        """The transpose, D×K; no copy."""
+        return Factors(self.v, self.u)
+
+    def dense(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Form the K×D matrix, in ``out`` if given."""
+        return np.matmul(self.u.T, self.v, out=out)
+
+    @staticmethod
+    def concatenate(parts: Iterable[Factors]) -> Factors:
+        """Return the factors of the sum of ``parts``: their samples one after the other.
+
+        Raises:
+            ValueError: No parts, or parts of different shapes or dtypes.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("expected at least one Factors to concatenate, got none")
+        for part in parts:
+            parts[0]._check_like(part)
+        return Factors(np.concatenate([p.u for p in parts]), np.concatenate([p.v for p in parts]))
+
+    def inner(self, other: Factors) -> float:
+        """Return the Frobenius inner product ⟨G, H⟩ = Σ (U_G U_Hᵀ ∘ V_G V_Hᵀ), without forming K×D."""
+        self._check_like(other)
+        return float(np.sum((self.u @ other.u.T) * (self.v @ other.v.T), dtype=np.float64))
+
+    def norm(self) -> float:
+        """Return the Frobenius norm, from the S×S Gram matrices of u and v."""
+        return float(np.sqrt(max(self.inner(self), 0.0)))
+
+    def __add__(self, other: Factors) -> Factors:
+        if not isinstance(other, Factors):
+            return NotImplemented
+        return Factors.concatenate([self, other])
+
+    def __mul__(self, scale: float) -> Factors:
+        if np.ndim(scale) != 0:
+            return NotImplemented
+        factor = self.dtype.type(scale)
+        if self.u.shape[1] <= self.v.shape[1]:
+            return Factors(self.u * factor, self.v)
+        return Factors(self.u, self.v * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Factors:
+        return self * -1.0
+
+    def __truediv__(self, divisor: float) -> Factors:
+        if np.ndim(divisor) != 0:
+            return NotImplemented
+        return self * (1.0 / divisor)
+
+    def __matmul__(self, x: np.ndarray) -> np.ndarray:
+        """G x = uᵀ(v x) for a vector or a matrix x, S(K+D) products a column."""
+        return self.u.T @ (self.v @ np.asarray(x))
+
+    def __rmatmul__(self, x: np.ndarray) -> np.ndarray:
+        return (np.asarray(x) @ self.u.T) @ self.v
+
+    def _check_like(self, other: Factors) -> None:
+        if not isinstance(other, Factors):
+            raise TypeError(f"expected Factors, got {type(other).__name__}")
+        if other.shape != self.shape or other.dtype != self.dtype:
+            raise ValueError(
+                f"expected factors of a {self.shape} matrix of {self.dtype}, got {other.shape} of {other.dtype}"
+            )
