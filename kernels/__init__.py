@@ -42,13 +42,15 @@ def partition(rows: int, height: int, parts: int, index: int) -> tuple[int, int]
 
 @functools.cache
 def _compiled() -> ModuleType:
-    from sfb.kernels import _compiled
+    from sfb.kernels import _loops
 
-    return _compiled
+    return _loops
 
 
 def warmup() -> None:
     """Compile every kernel, or load it from Numba's cache."""
+    import scipy.linalg.cython_blas  # noqa: F401 - where a kernel's np.dot finds BLAS when it first runs
+
     _compiled()
 
 

@@ -1,0 +1,107 @@
+"""One exchange as every rank sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sfb import kernels
+from sfb.receiver import Receiver
+from sfb.shared import Block
+from sfb.team import Team
+
+__all__ = ["Problem", "Timing", "settle", "update"]
+
+
+class Timing(NamedTuple):
+    """Seconds that one exchange took on this rank: communication, and rebuild with update."""
+
+    exchange: float
+    rebuild: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Shapes and places of one exchange of factors; equal on all ranks but for ``block``.
+
+    Attributes:
+        shape: (K, D).
+        dtype: Of factors and receiver.
+        counts: S of each rank, int64.
+        ranks: P.
+        ranks_per_node: R, of the fullest node.
+        nodes: Number of nodes.
+        passes: Reads and writes of a K×D array by the receiver.
+        sharing: Ranks per core where ranks outnumber cores.
+        block: The shared memory that the receiver lies in; None for one replica per rank.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    counts: np.ndarray = field(repr=False)
+    ranks: int
+    ranks_per_node: int
+    nodes: int
+    passes: int
+    sharing: float = 1.0
+    block: Block | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the receiver has one copy per node."""
+        return self.block is not None
+
+    @cached_property
+    def depth(self) -> int:
+        """Samples of all ranks together."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where each rank's samples begin in the order of ranks."""
+        return np.concatenate(([0], np.cumsum(self.counts)[:-1]))
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all ranks have the same S."""
+        return bool((self.counts == self.counts[0]).all())
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of a K×D array."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's factors."""
+        return sum(self.shape) * self.dtype.itemsize
+
+    @property
+    def owners(self) -> int:
+        """Ranks that divide the rows of one receiver among them."""
+        return self.ranks_per_node if self.shared else 1
+
+
+def rows(problem: Problem, team: Team) -> tuple[int, int]:
+    """Return the rows of the receiver that this rank works: all, or its share of the node's copy."""
+    if not problem.shared:
+        return 0, problem.shape[0]
+    height = kernels.panel_height(problem.shape, problem.dtype.itemsize, problem.depth)
+    # With streamed rows any split keeps the bits.
+    return kernels.partition(problem.shape[0], height, team.node.size, team.node.rank)
+
+
+def update(problem: Problem, team: Team, receiver: Receiver, u: np.ndarray, v: np.ndarray) -> None:
+    """Let the receiver take uᵀv in this rank's rows."""
+    # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
+    with team.blas_limit(1):
+        receiver.update(u, v, *rows(problem, team))
+
+
+def settle(problem: Problem, team: Team) -> None:
+    """Wait until the node's copy of the receiver is whole; collective over the node if it is shared."""
+    if problem.block is not None:
+        team.fence(problem.block)

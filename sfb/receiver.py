@@ -1,0 +1,92 @@
+"""Receivers: what takes the sum of the ranks' factors, row by row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sfb import kernels
+from sfb.checks import check_receiver
+
+__all__ = ["Assign", "Receiver"]
+
+
+class Receiver(ABC):
+    """Takes a K×D sum, as factors or dense, for a range of rows of its array.
+
+    A subclass says what it does with the sum; which rows a rank works, and when, is the exchange's
+    business. An update rule is a subclass with state: it asks for it in `prepare`.
+
+    Args:
+        array: K×D float32 or float64, C-contiguous and writeable.
+
+    Attributes:
+        array: The array, in place of which no other is put.
+        passes: Reads and writes of a K×D array that taking a sum costs, for the cost model.
+    """
+
+    passes = 1
+
+    def __init__(self, array: np.ndarray) -> None:
+        check_receiver("the receiver", array)
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, D)."""
+        rows, columns = self.array.shape
+        return rows, columns
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the array."""
+        return self.array.dtype
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What has to be equal on all ranks for the replicas to stay equal."""
+        return ()
+
+    @property
+    def state(self) -> tuple[np.ndarray | None, ...]:
+        """Arrays like the receiver's that belong to it; None for one that `prepare` has yet to create."""
+        return ()
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError if the receiver can no longer take a sum."""
+        check_receiver("the receiver", self.array)
+        for array in self.state:
+            if array is not None:
+                check_receiver("the receiver's state", array)
+                if (array.shape, array.dtype) != (self.shape, self.dtype):
+                    raise ValueError(
+                        f"the receiver's state must be {self.shape} {self.dtype} like its array, "
+                        f"got {array.shape} {array.dtype}"
+                    )
+
+    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
+        """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
+
+    @abstractmethod
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int) -> None:
+        """Take uᵀv in rows ``start`` to ``stop``, whole panels of the grid."""
+
+    @abstractmethod
+    def update_dense(self, g: np.ndarray, start: int, stop: int) -> None:
+        """Take g, K×D, in rows ``start`` to ``stop``."""
+
+
+class Assign(Receiver):
+    """An array that is set to the sum."""
+
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int) -> None:
+        """Rebuild the rows."""
+        kernels.rebuild(u, v, self.array, start, stop)
+
+    def update_dense(self, g: np.ndarray, start: int, stop: int) -> None:
+        """Copy the rows, unless g is the array itself."""
+        if g is not self.array:
+            self.array[start:stop] = g[start:stop]

@@ -1,0 +1,79 @@
+"""Arrays with one copy per node, in MPI-3 shared windows."""
+
+from __future__ import annotations
+
+import weakref
+from math import prod
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+__all__ = ["Block", "find", "fence"]
+
+_blocks: list[Block] = []  # every live block of this process, to recognise arrays by their address
+
+
+class Block:
+    """Memory that the ranks of one node share; collective over the node.
+
+    Args:
+        node: Communicator of ranks that can share memory.
+        nbytes: Size in bytes, equal on all ranks of the node.
+        name: What the block is called on every node that holds a copy.
+    """
+
+    def __init__(self, node: MPI.Intracomm, nbytes: int, name: str = "") -> None:
+        self.name = name
+        self.group = node.Get_group()
+        self._window = MPI.Win.Allocate_shared(max(nbytes, 64) if node.rank == 0 else 0, 1, comm=node)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        memory, _ = self._window.Shared_query(0)
+        self.bytes = np.frombuffer(memory, np.uint8)[:nbytes]
+        self._root = weakref.ref(self.bytes.base)  # every view that a user makes keeps it alive
+        self._begin = self.bytes.ctypes.data
+        self._end = self._begin + nbytes
+        _blocks.append(self)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
+        """Return an array that begins ``offset`` bytes into the block."""
+        nbytes = prod(shape) * dtype.itemsize
+        return self.bytes[offset : offset + nbytes].view(dtype).reshape(shape)
+
+    def offset(self, array: np.ndarray) -> int | None:
+        """Return where ``array`` begins in the block, None if elsewhere."""
+        address = array.__array_interface__["data"][0]
+        return address - self._begin if self._begin <= address < self._end else None
+
+    def release(self) -> None:
+        """Drop the block's own array, so that only those of the user keep the memory in use."""
+        del self.bytes
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an array of this process still lies in the block."""
+        return self._root() is not None
+
+    def free(self) -> None:
+        """Give the memory back; collective, and no array may be left."""
+        _blocks.remove(self)
+        self._window.Unlock_all()
+        self._window.Free()
+        self.group.Free()
+
+
+def find(array: np.ndarray) -> Block | None:
+    """Return the block that ``array`` begins in, None where the array is this rank's own."""
+    for block in _blocks:
+        if block.offset(array) is not None:
+            return block
+    return None
+
+
+def fence(node: MPI.Intracomm, blocks: list[Block]) -> None:
+    """Make what the ranks of the node wrote into ``blocks`` visible to all of them; collective."""
+    for block in blocks:
+        block._window.Sync()
+    node.Barrier()
+    for block in blocks:
+        block._window.Sync()

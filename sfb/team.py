@@ -1,0 +1,176 @@
+"""The ranks of a communicator as the algorithms see them: nodes, private communicators, buffers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from math import prod
+from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from mpi4py import MPI
+
+from sfb import kernels
+from sfb.agreement import Agreement
+from sfb.shared import Block, fence
+from sfb.threads import BlasLimit, cores
+
+__all__ = ["Team"]
+
+
+class Team:
+    """The library's own communicators over a user's ranks, and the buffers it keeps there; collective.
+
+    Nothing of the user's communicator is touched: `Split` copies the ranks, not the attributes.
+
+    Args:
+        comm: The user's communicator.
+        node: The user's communicator of the ranks that share memory; found by MPI if None.
+
+    Attributes:
+        world: All ranks, in the user's order.
+        agree: The agreement check over them.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None) -> None:
+        self.world = MPI.Intracomm(comm).Split(0, comm.rank)
+        self.rank = self.world.rank
+        self.size = self.world.size
+        self.agree = Agreement(self.world)
+        self._node: MPI.Intracomm | None = None
+        self._buffers: dict[str, np.ndarray] = {}
+        self._staging: Block | None = None
+        self._blas: BlasLimit | None = None
+        self._blocks: list[Block] = []
+        self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
+        if node is not None:
+            self._place(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
+
+    @property
+    def node(self) -> MPI.Intracomm:
+        """The ranks that share memory with this one; the first use is collective."""
+        if self._node is None:
+            self._place(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
+            assert self._node is not None
+        return self._node
+
+    def _place(self, node: MPI.Intracomm) -> None:
+        """Learn how the ranks lie on the nodes.
+
+        Attributes:
+            node_of: For each rank of the world, the number of its node.
+            slot_of: For each rank of the world, its rank on its node.
+            nodes: Number of nodes.
+            ranks_per_node: Ranks of the fullest node.
+            sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
+        """
+        self._node = node
+        homes = self.world.allgather((node.allreduce(self.rank, MPI.MIN), node.rank))
+        first = sorted({home for home, _ in homes})
+        self.node_of = [first.index(home) for home, _ in homes]
+        self.slot_of = [slot for _, slot in homes]
+        self.nodes = len(first)
+        self.ranks_per_node = max(self.slot_of) + 1
+        available = cores(node)
+        self.sharing = self.world.allreduce(max(1.0, node.size / available), MPI.MAX)
+        self._threads = max(1, available // node.size)
+        self._across: list[tuple[int, MPI.Intracomm]] | None = None
+
+    def across(self) -> list[tuple[int, MPI.Intracomm]]:
+        """Return (slot, communicator) pairs that join one rank of each node; the first use is collective.
+
+        The communicator of slot r brings the data of every rank with slot r to every node. A node
+        with fewer ranks serves the slots that it lacks by its ranks in turn, so each slot has one
+        rank of each node.
+        """
+        node = self.node
+        if self._across is None:
+            self._across = []
+            for slot in range(self.ranks_per_node):
+                mine = slot % node.size == node.rank
+                comm = self.world.Split(0 if mine else MPI.UNDEFINED, self.node_of[self.rank])
+                if mine:
+                    self._across.append((slot, comm))
+        return self._across
+
+    def load_kernels(self) -> None:
+        """Compile the kernels on one rank of each node, and load them on the others; collective over the node.
+
+        Raises:
+            Exception: Whatever kept this rank from it; only after the collective part.
+        """
+        if self._blas is not None:
+            return
+        try:
+            if self.node.rank == 0:
+                kernels.warmup()
+        finally:
+            self.node.Barrier()
+        kernels.warmup()
+        self._blas = BlasLimit()
+
+    def blas_limit(self, threads: int | None = None) -> AbstractContextManager[Any]:
+        """Return a context that holds BLAS to ``threads``, by default this rank's share of the cores."""
+        assert self._blas is not None
+        return self._blas(threads or self._threads)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an array over the private buffer ``name``, which grows to the largest size asked for."""
+        nbytes = prod(shape) * dtype.itemsize
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers.pop(name, None)
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
+
+    def staging(self, nbytes: int) -> Block:
+        """Return memory that the node shares for one exchange; collective over the node where it grows."""
+        if self._staging is None or self._staging.bytes.nbytes < nbytes:
+            if self._staging is not None:
+                self._staging.release()
+                self._staging.free()
+            self._staging = Block(self.node, nbytes)
+        return self._staging
+
+    def fence(self, *blocks: Block | None) -> None:
+        """Let the ranks of the node see what was written into ``blocks``; collective over the node."""
+        fence(self.node, [block for block in blocks if block is not None])
+
+    def share(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return a zeroed array with one copy per node; collective."""
+        block = Block(self.node, prod(shape) * dtype.itemsize, self.world.bcast(uuid4().hex))
+        self._blocks.append(block)
+        if self.node.rank == 0:
+            block.bytes[:] = 0
+        array = block.array(shape, dtype)
+        self.fence(block)
+        block.release()
+        return array
+
+    def owns(self, block: Block) -> bool:
+        """Return whether the ranks that share ``block`` are those of this rank's node."""
+        verdict = self._owned.get(block)
+        if verdict is None:
+            group = self.node.Get_group()
+            verdict = MPI.Group.Compare(block.group, group) in (MPI.IDENT, MPI.SIMILAR)
+            group.Free()
+            self._owned[block] = verdict
+        return verdict
+
+    def free(self) -> None:
+        """Give back communicators and buffers; collective.
+
+        Shared arrays that any rank of the node still holds stay valid until MPI is finalised.
+        """
+        if self._staging is not None:
+            self._staging.release()
+            self._staging.free()
+        self._buffers.clear()
+        for block in self._blocks:
+            if not self.node.allreduce(block.in_use, MPI.LOR):
+                block.free()
+        if self._node is not None:
+            for _, comm in self._across or ():
+                comm.Free()
+            self._node.Free()
+        self.world.Free()

@@ -1,0 +1,37 @@
+"""Threads: how many cores a rank may use, and BLAS held to that."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from mpi4py import MPI
+from threadpoolctl import ThreadpoolController
+
+__all__ = ["BlasLimit", "affinity", "cores"]
+
+
+def affinity() -> set[int]:
+    """Return the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def cores(node: MPI.Intracomm) -> int:
+    """Return the cores that the ranks of ``node`` may run on, all together; collective."""
+    return len(set().union(*node.allgather(affinity())))
+
+
+class BlasLimit:
+    """Holds the BLAS libraries that this process has loaded so far to a number of threads."""
+
+    def __init__(self) -> None:
+        self._blas = ThreadpoolController().select(user_api="blas")
+
+    def __call__(self, threads: int) -> AbstractContextManager[Any]:
+        """Return a context with the limit in force; it costs next to nothing where it already holds."""
+        if all(library.num_threads <= threads for library in self._blas.lib_controllers):
+            return nullcontext()
+        return self._blas.limit(limits=threads)
