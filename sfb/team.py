@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from mpi4py import MPI
 
-from sfb import kernels
 from sfb.agreement import Agreement
 from sfb.shared import Block, fence
 from sfb.threads import BlasLimit, cores
+from sfb.warmup import warmup
 
 __all__ = ["Team"]
 
@@ -100,15 +100,9 @@ class Team:
         Raises:
             Exception: Whatever kept this rank from it; only after the collective part.
         """
-        if self._blas is not None:
-            return
-        try:
-            if self.node.rank == 0:
-                kernels.warmup()
-        finally:
-            self.node.Barrier()
-        kernels.warmup()
-        self._blas = BlasLimit()
+        if self._blas is None:
+            warmup(self.node)
+            self._blas = BlasLimit()
 
     def blas_limit(self, threads: int | None = None) -> AbstractContextManager[Any]:
         """Return a context that holds BLAS to ``threads``, by default this rank's share of the cores."""

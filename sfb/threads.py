@@ -9,7 +9,7 @@ from typing import Any
 from mpi4py import MPI
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["BlasLimit", "affinity", "cores"]
+__all__ = ["BlasLimit", "affinity", "cores", "limit_process"]
 
 
 def affinity() -> set[int]:
@@ -35,3 +35,20 @@ class BlasLimit:
         if all(library.num_threads <= threads for library in self._blas.lib_controllers):
             return nullcontext()
         return self._blas.limit(limits=threads)
+
+
+def limit_process(comm: MPI.Intracomm) -> int:
+    """Hold this process's BLAS to its share of the node's cores for good; collective.
+
+    For commands, which own their process; a library leaves the user's setting alone.
+
+    Returns:
+        The threads that a rank may use.
+    """
+    import scipy.linalg.cython_blas  # noqa: F401 - so that the BLAS of SciPy is found
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    threads = max(1, cores(node) // node.size)
+    node.Free()
+    ThreadpoolController().limit(limits=threads)
+    return threads

@@ -1,0 +1,1 @@
+"""Microbenchmarks: one a file, over one engine."""

@@ -1,0 +1,259 @@
+"""Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import sfb
+from sfb.bench.engine import Column, Printer, Times, measure, write_json
+from sfb.collectives import ALGORITHMS
+from sfb.environment import describe, header
+from sfb.plan import AUTO
+from sfb.threads import limit_process
+from sfb.warmup import warmup
+
+__all__ = ["COLUMNS", "Config", "run"]
+
+MPI_OWN = "mpi"
+CANDIDATES = (MPI_OWN, *ALGORITHMS, AUTO)
+_LR = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        rows: K, each to be measured.
+        columns: D, likewise.
+        samples: S of every rank, likewise.
+        dtype: "float32" or "float64".
+        receiver: "array", set to the sum, or "sgd", SGD with momentum.
+        memory: "shared" for receivers with one copy per node, "private" for one per rank. MPI's own
+            Allreduce always works on one per rank.
+        algorithms: Candidates, of `CANDIDATES`; MPI's own is always measured.
+        iterations: Timed calls of each candidate.
+        warmups: Calls before.
+        seconds: Most time for the candidates of one size.
+        check: Compare with an oracle.
+    """
+
+    rows: Sequence[int]
+    columns: Sequence[int]
+    samples: Sequence[int]
+    dtype: str = "float32"
+    receiver: str = "array"
+    memory: str = "shared"
+    algorithms: Sequence[str] = CANDIDATES
+    iterations: int = 20
+    warmups: int = 2
+    seconds: float = 20.0
+    check: bool = True
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
+
+
+COLUMNS = [
+    Column("K", "K", width=7),
+    Column("D", "D", width=7),
+    Column("S", "S", width=6),
+    Column("algorithm", "algorithm", width=11),
+    Column("taken", "taken", width=11),
+    Column("seconds", "time(us)", _us, 12),
+    Column("min", "min", _us, 12),
+    Column("avg", "avg", _us, 12),
+    Column("p99", "p99", _us, 12),
+    Column("exchange", "exch(us)", _us, 12),
+    Column("rebuild", "rebuild(us)", _us, 12),
+    Column("wire_bytes", "wire(B)", width=12),
+    Column("algbw", "algbw(GB/s)", "{:.2f}".format, 12),
+    Column("busbw", "busbw(GB/s)", "{:.2f}".format, 12),
+    Column("speedup", "mpi/this", "{:.2f}".format, 9),
+    Column("wrong", "#wrong", width=7),
+]
+
+
+def run(
+    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
+) -> list[dict[str, Any]]:
+    """Measure, print on rank 0, and return the rows; collective."""
+    limit_process(world)
+    environment = describe(world)
+    printer = Printer(world, COLUMNS, as_csv=as_csv)
+    printer.comment(
+        [
+            "sfb bench allreduce",
+            *header(environment),
+            f"receiver: {config.receiver}, {config.memory} memory, {config.dtype}; mpi: local GEMM, "
+            "Allreduce and update of a dense gradient per rank",
+            "time: median over iterations of the slowest rank; algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
+        ]
+    )
+    printer.heading()
+    results = []
+    with sfb.Comm(world) as comm:
+        warmup(comm.node)
+        for rows, columns in product(config.rows, config.columns):
+            case = _Case(comm, world, config, (rows, columns))
+            for samples in config.samples:
+                for row in case.measure(samples):
+                    printer.row(row)
+                    results.append(row)
+    wrong = sum(row["wrong"] or 0 for row in results)
+    printer.comment([f"wrong: {wrong}" if config.check else "not checked"])
+    if json_file is not None and world.rank == 0:
+        write_json(json_file, asdict(config), environment, results)
+    return results
+
+
+class _Case:
+    """The receivers of one shape, and the candidates over them."""
+
+    def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, shape: tuple[int, int]) -> None:
+        self._comm = comm
+        self._world = world
+        self._config = config
+        self._shape = shape
+        dtype = np.dtype(config.dtype)
+        self._gradient = np.zeros(shape, dtype)
+        self._private = np.zeros(shape, dtype) if config.receiver == "sgd" else self._gradient
+        self._target = comm.shared(shape, dtype) if config.memory == "shared" else np.zeros(shape, dtype)
+
+    def measure(self, samples: int) -> list[dict[str, Any]]:
+        factors = self._factors(samples)
+        names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
+        taken: dict[str, tuple[str, int]] = {}
+        calls = {name: self._candidate(name, factors, taken) for name in names}
+        times = measure(
+            self._world,
+            calls,
+            iterations=self._config.iterations,
+            warmups=self._config.warmups,
+            seconds=self._config.seconds,
+        )
+        wrong: dict[str, int | None] = dict.fromkeys(names)
+        if self._config.check:
+            oracle = _Oracle(self._world, factors)
+            wrong = {name: self._wrong(name, factors, oracle) for name in names}
+        return [
+            self._row(name, samples, times[name], times[MPI_OWN], taken[name], wrong[name]) for name in names
+        ]
+
+    def _factors(self, samples: int) -> sfb.Factors:
+        rng = np.random.default_rng((samples, self._world.rank))
+        u, v = (rng.standard_normal((samples, n)).astype(self._config.dtype) for n in self._shape)
+        return sfb.Factors(u, v)
+
+    def _receiver(self, name: str) -> Any:
+        array = self._private if name == MPI_OWN else self._target
+        if self._config.receiver == "array":
+            return array
+        return sfb.optim.SGD(array, lr=_LR, momentum=0.9)
+
+    def _candidate(
+        self, name: str, factors: sfb.Factors, taken: dict[str, tuple[str, int]]
+    ) -> Callable[[], tuple[float, float]]:
+        receiver = self._receiver(name)
+        if name == MPI_OWN:
+            wire = 2 * self._gradient.nbytes * (self._world.size - 1) // self._world.size
+            taken[name] = MPI_OWN, wire
+            return lambda: self._dense_step(factors, receiver)
+
+        def reduce() -> tuple[float, float]:
+            self._comm.Allreduce(factors, receiver, algorithm=name)
+            last = self._comm.last_exchange
+            assert last is not None
+            taken[name] = last.algorithm, last.wire_bytes
+            return last.exchange_seconds, last.rebuild_seconds
+
+        return reduce
+
+    def _dense_step(self, factors: sfb.Factors, receiver: Any) -> tuple[float, float]:
+        """Do what users of mpi4py do today."""
+        began = perf_counter()
+        factors.dense(out=self._gradient)
+        formed = perf_counter()
+        self._world.Allreduce(MPI.IN_PLACE, self._gradient)
+        reduced = perf_counter()
+        if receiver is not self._gradient:
+            receiver.step(self._gradient)
+        return reduced - formed, formed - began + perf_counter() - reduced
+
+    def _wrong(self, name: str, factors: sfb.Factors, oracle: _Oracle) -> int:
+        """Return the elements of all ranks that are off, every element where the ranks' bits differ."""
+        receiver = self._receiver(name)
+        array = receiver if isinstance(receiver, np.ndarray) else receiver.array
+        start = np.nan if self._config.receiver == "array" else 1.0
+        self._world.Barrier()
+        array.fill(start)
+        self._world.Barrier()
+        self._candidate(name, factors, {})()
+        got = array if self._config.receiver == "array" else (1.0 - array.astype(np.float64)) / _LR
+        digests = self._world.allgather(hashlib.blake2b(array).digest())
+        if len(set(digests)) > 1:
+            return int(np.prod(self._shape))
+        rounding = 0.0 if self._config.receiver == "array" else 4 * np.finfo(array.dtype).eps / _LR
+        return oracle.wrong(got, rounding)
+
+    def _row(
+        self,
+        name: str,
+        samples: int,
+        times: Times,
+        mpi: Times,
+        taken: tuple[str, int],
+        wrong: int | None,
+    ) -> dict[str, Any]:
+        ranks = self._world.size
+        algbw = self._gradient.nbytes / times.median / 1e9
+        return {
+            "K": self._shape[0],
+            "D": self._shape[1],
+            "S": samples,
+            "algorithm": name,
+            "taken": taken[0],
+            "seconds": times.median,
+            "min": times.min,
+            "avg": times.avg,
+            "p99": times.p99,
+            "exchange": times.exchange,
+            "rebuild": times.rebuild,
+            "iterations": times.iterations,
+            "wire_bytes": self._world.allreduce(taken[1], MPI.MAX),
+            "algbw": algbw,
+            "busbw": algbw * 2 * (ranks - 1) / ranks,
+            "speedup": mpi.median / times.median,
+            "wrong": wrong,
+        }
+
+
+class _Oracle:
+    """The sum in float64, each rank comparing its share of the rows."""
+
+    def __init__(self, world: MPI.Intracomm, factors: sfb.Factors) -> None:
+        self._world = world
+        parts = world.allgather((factors.u, factors.v))
+        u = np.concatenate([part[0] for part in parts]).astype(np.float64)
+        v = np.concatenate([part[1] for part in parts]).astype(np.float64)
+        rows = u.shape[1]
+        low, high = (rows * i // world.size for i in (world.rank, world.rank + 1))
+        self._rows = slice(low, high)
+        self._sum = u[:, self._rows].T @ v
+        # Promise: |error| ≤ c·eps·Σ|u||v|, with c the number of terms and of partial sums.
+        terms = len(u) + world.size + 2
+        self._bound = terms * np.finfo(factors.dtype).eps * (np.abs(u[:, self._rows]).T @ np.abs(v))
+
+    def wrong(self, got: np.ndarray, rounding: float) -> int:
+        off = ~(np.abs(got[self._rows] - self._sum) <= self._bound + rounding * (1 + np.abs(self._sum)))
+        return int(self._world.allreduce(int(off.sum())))

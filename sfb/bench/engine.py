@@ -1,0 +1,160 @@
+"""The engine of the benchmarks: candidates timed in turn, rows reduced over ranks and printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+__all__ = ["Column", "Printer", "Sample", "Times", "measure", "write_json"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed call on this rank: seconds in all, of communication, and of rebuilding."""
+
+    total: float
+    exchange: float
+    rebuild: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one candidate; every iteration counts as its slowest rank.
+
+    Attributes:
+        median: Over the iterations.
+        min: Likewise.
+        avg: Likewise.
+        p99: Likewise.
+        exchange: Median seconds of communication, waiting included.
+        rebuild: Median seconds of forming and applying the sum.
+        iterations: How many were timed.
+    """
+
+    median: float
+    min: float
+    avg: float
+    p99: float
+    exchange: float
+    rebuild: float
+    iterations: int
+
+
+def measure(
+    comm: MPI.Intracomm,
+    candidates: Mapping[str, Callable[[], tuple[float, float]]],
+    *,
+    iterations: int,
+    warmups: int,
+    seconds: float,
+) -> dict[str, Times]:
+    """Time the candidates in turn, each after a barrier; collective.
+
+    Args:
+        comm: The ranks that call.
+        candidates: By name; each does its work and returns its seconds of exchange and of rebuild.
+        iterations: Timed calls of each.
+        warmups: Calls of each before, at least one.
+        seconds: Most time to spend; fewer iterations are timed where they would take longer.
+    """
+    began = perf_counter()
+    for _ in range(max(1, warmups)):
+        for candidate in candidates.values():
+            comm.Barrier()
+            candidate()
+        if comm.bcast(perf_counter() - began > seconds / 2):
+            break
+    samples: dict[str, list[Sample]] = {name: [] for name in candidates}
+    began = perf_counter()
+    for done in range(1, iterations + 1):
+        for name, candidate in candidates.items():
+            comm.Barrier()
+            start = perf_counter()
+            exchange, rebuild = candidate()
+            samples[name].append(Sample(perf_counter() - start, exchange, rebuild))
+        elapsed = perf_counter() - began
+        if comm.bcast(elapsed * (done + 1) / done > seconds):
+            break
+    return {name: _reduce(comm, taken) for name, taken in samples.items()}
+
+
+def _reduce(comm: MPI.Intracomm, samples: list[Sample]) -> Times:
+    own = np.array([(s.total, s.exchange, s.rebuild) for s in samples])
+    slowest = np.empty_like(own)
+    comm.Allreduce(own, slowest, MPI.MAX)
+    total = slowest[:, 0]
+    return Times(
+        median=float(np.median(total)),
+        min=float(total.min()),
+        avg=float(total.mean()),
+        p99=float(np.percentile(total, 99)),
+        exchange=float(np.median(slowest[:, 1])),
+        rebuild=float(np.median(slowest[:, 2])),
+        iterations=len(samples),
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A printed column: the key of a row, its heading, and how a value is shown."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str] = str
+    width: int = 10
+
+
+class Printer:
+    """Prints rows on rank 0: aligned under a # heading, or as CSV.
+
+    Args:
+        comm: Only rank 0 of it prints.
+        columns: What to print of a row.
+        as_csv: CSV with every key of a row instead.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, columns: Iterable[Column], *, as_csv: bool) -> None:
+        self._active = comm.rank == 0
+        self._columns = list(columns)
+        self._csv = as_csv
+        self._writer: csv.DictWriter[str] | None = None
+
+    def comment(self, lines: Iterable[str]) -> None:
+        """Print lines that are not data."""
+        if self._active:
+            for line in lines:
+                print(f"# {line}", flush=True)
+
+    def heading(self) -> None:
+        """Print the names of the columns; CSV has them in its first row."""
+        if self._active and not self._csv:
+            names = "".join(f"{column.heading:>{column.width}}" for column in self._columns)
+            print("#" + names[1:], flush=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Print one row."""
+        if not self._active:
+            return
+        if not self._csv:
+            print("".join(f"{c.show(row[c.key]):>{c.width}}" for c in self._columns), flush=True)
+            return
+        if self._writer is None:
+            self._writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
+            self._writer.writeheader()
+        self._writer.writerow(row)
+        sys.stdout.flush()
+
+
+def write_json(path: Path, config: dict[str, Any], environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write a benchmark's results for programs."""
+    content = {"format": 1, "config": config, "environment": environment, "results": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,262 @@
+"""The command line: what is printed, and how a run on many ranks ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sfb._version import __version__
+from sfb.launch import LaunchError, abort, check_launcher, foreign_launcher, lone_rank
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["cli", "run"]
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+
+
+class Failure(click.ClickException):
+    """A failure that every rank has come to: one message, from rank 0, and exit code 1 on all."""
+
+    def show(self, file: Any = None) -> None:
+        if "mpi4py.MPI" in sys.modules and _world().rank != 0:
+            return
+        click.echo(f"sfb: error: {self.format_message()}", file=file, err=True)
+
+
+def run() -> int:
+    """Run the command line; return the exit code."""
+    try:
+        result = cli.main(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except Exception as error:
+        if "mpi4py.MPI" in sys.modules and _world().size > 1:
+            abort(error)
+        raise
+
+
+def _world() -> MPI.Intracomm:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+def _start() -> MPI.Intracomm:
+    """Initialise MPI, and fail if the launcher is not that of the MPI library."""
+    problem = foreign_launcher()
+    if problem:
+        raise Failure(problem)
+    try:
+        world = _world()
+    except (ImportError, RuntimeError) as error:
+        raise Failure(f"{error}\nNo MPI library found; install one with pip install 'sfb-mpi[mpich]'") from error
+    try:
+        check_launcher(world.size)
+    except LaunchError as error:
+        raise Failure(str(error)) from error
+    return world
+
+
+class Sizes(click.ParamType):
+    """Sizes: a number, a list "1,10,100", or a range "1:100" that doubles and ends with its end."""
+
+    name = "sizes"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        sizes: list[int] = []
+        try:
+            for part in str(value).split(","):
+                first, colon, last = part.partition(":")
+                begin, end = int(first), int(last if colon else first)
+                if end < begin:
+                    self.fail(f"{part!r} ends before it begins", param, ctx)
+                while begin < end:
+                    sizes.append(begin)
+                    begin = max(1, 2 * begin)
+                sizes.append(end)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, a list 1,10,100 or a range 1:100", param, ctx)
+        if min(sizes) < self._least:
+            self.fail(f"{min(sizes)} is less than {self._least}", param, ctx)
+        return sizes
+
+
+class Output(click.Path):
+    """A file to write, whose folder must exist before hours of work go into it."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not Path(path).absolute().parent.is_dir():
+            self.fail(f"the folder of {str(path)!r} does not exist", param, ctx)
+        return path
+
+
+def _need_matplotlib(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.BadParameter("needs matplotlib: pip install 'sfb-mpi[plot]'")
+    return value
+
+
+_json_option = click.option("-J", "--json", "json_file", type=Output(), help="Write the results to FILE as JSON.")
+_plot_option = click.option("--plot", type=Output(), callback=_need_matplotlib, help="Draw the results to a PNG file.")
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="sfb")
+def cli() -> None:
+    """MPI collectives over sufficient factors.
+
+    Start it with mpirun: mpirun -n 4 sfb train mlp
+    """
+
+
+@cli.command()
+@_json_option
+def info(json_file: Path | None) -> None:
+    """Say what is installed, and how the ranks lie on nodes and cores."""
+    problem = foreign_launcher()
+    if problem:
+        raise Failure(problem)
+    from sfb.environment import describe, header
+    from sfb.threads import limit_process
+
+    world = _world()
+    warning = lone_rank(world.size)
+    threads = limit_process(world)
+    environment = describe(world)
+    if world.rank == 0:
+        for line in header(environment):
+            click.echo(line)
+        click.echo(f"threads per rank that the commands use: {threads}")
+        if json_file is not None:
+            json_file.write_text(json.dumps(environment, indent=1) + "\n")
+        if warning:
+            click.echo(f"warning: {warning}", err=True)
+
+
+@cli.command()
+def warmup() -> None:
+    """Compile all kernels into Numba's cache, on one rank of each node first."""
+    world = _start()
+    from sfb import Comm
+    from sfb.warmup import warmup as compile_kernels
+
+    with Comm(world) as comm:
+        compile_kernels(comm.node)
+    if world.rank == 0:
+        click.echo("kernels are compiled and cached")
+
+
+@cli.command()
+@click.argument("model", type=click.Choice(["mlp", "mlr"]))
+@click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
+@click.option("--comm", type=click.Choice(["auto", "dense", "broadcast", "node", "mpi"]), default="auto",
+              help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.05, help="Learning rate.")
+@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), default=0.9, help="Of SGD.")
+@click.option("--weight-decay", type=click.FloatRange(0), default=1e-4, help="Of SGD.")
+@click.option("--hidden", type=Sizes(1), default="4096,4096", help="Units of the hidden layers of mlp.")
+@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2,
+              help="Part of the data held out.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, split and order.")
+@_json_option
+def train(json_file: Path | None, **options: Any) -> None:
+    """Train a ready-made model, data-parallel.
+
+    mlp is a multilayer perceptron with ReLU, mlr multiclass logistic regression. Each layer's
+    gradient is exchanged on its own, with the algorithm that suits its shape.
+    """
+    world = _start()
+    from sfb.models.data import DataError
+    from sfb.models.report import Progress
+    from sfb.models.train import Config, TrainingError, train as run_training
+    from sfb.threads import limit_process
+
+    config = Config(**{**options, "hidden": tuple(options["hidden"])})
+    limit_process(world)
+    try:
+        with Progress(config, world) as progress:
+            result = run_training(world, config, progress.report)
+    except (DataError, TrainingError) as error:
+        raise Failure(str(error)) from error
+    if world.rank == 0:
+        progress.finish(result)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_json_option
+@_plot_option
+def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
+    """Compare training runs, the JSON files of `sfb train -J`; ratios are to the first."""
+    from sfb.models.report import ReportError, compare_runs
+
+    try:
+        compare_runs(runs, json_file, plot)
+    except ReportError as error:
+        raise Failure(str(error)) from error
+
+
+@cli.group()
+def bench() -> None:
+    """Microbenchmarks, by the conventions of OSU and nccl-tests."""
+
+
+@bench.command("allreduce")
+@click.option("-K", "rows", type=Sizes(1), default="4096", help="Rows of the gradient.")
+@click.option("-D", "columns", type=Sizes(1), default="4096", help="Columns of the gradient.")
+@click.option("-S", "samples", type=Sizes(0), default="1,10,32,100", help="Samples of each rank.")
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
+@click.option("-r", "--receiver", type=click.Choice(["array", "sgd"]), default="array", help="What takes the sum.")
+@click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
+              help="Receivers with one copy per node or per rank; mpi always has one per rank.")  # fmt: skip
+@click.option("-a", "--algorithm", "algorithms", multiple=True,
+              type=click.Choice(["dense", "broadcast", "node", "auto"]),
+              help="Only these beside mpi; may be repeated.  [default: all]")  # fmt: skip
+@click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
+@click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
+@click.option("-t", "--seconds", type=click.FloatRange(0, min_open=True), default=20.0,
+              help="Most time for the rows of one size.")  # fmt: skip
+@click.option("-c", "--check", type=bool, default=True, help="Compare with an oracle.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@_json_option
+@_plot_option
+def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **options: Any) -> int:
+    """Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient.
+
+    Sizes are numbers, lists 1,10,100 or ranges 1:100. Exits with 1 if a result is wrong.
+    """
+    world = _start()
+    from sfb.bench import allreduce
+
+    options["algorithms"] = options["algorithms"] or allreduce.CANDIDATES
+    config = allreduce.Config(**options)
+    rows = allreduce.run(world, config, json_file=json_file, as_csv=as_csv)
+    if plot is not None and world.rank == 0:
+        from sfb.bench.plot import draw
+
+        draw(rows, plot)
+    return int(any(row["wrong"] for row in rows))

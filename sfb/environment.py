@@ -1,0 +1,84 @@
+"""What a run ran on, for `sfb info`, benchmark headers and JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+from threadpoolctl import threadpool_info
+
+from sfb._version import __version__
+from sfb.threads import affinity, cores
+
+__all__ = ["describe", "header", "mpi_library"]
+
+_PACKAGES = ("mpi4py", "numpy", "numba", "scipy")
+
+
+def mpi_library() -> str | None:
+    """Return the path of the MPI library that this process has loaded, None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in lines if line.count("/") and "/libmpi" in line}
+    return min(paths, key=lambda path: (len(Path(path).name), path), default=None)
+
+
+def describe(comm: MPI.Intracomm) -> dict[str, Any]:
+    """Return versions, MPI, hosts, ranks, cores, threads and BLAS as a JSON object; collective."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    hosts = Counter(comm.allgather(MPI.Get_processor_name()))
+    available = cores(node)
+    node.Free()
+    blas = [
+        {"library": Path(pool["filepath"]).name, "version": pool["version"], "threads": pool["num_threads"]}
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+    return {
+        "sfb": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in _PACKAGES},
+        "mpi": " ".join(MPI.Get_library_version().partition("\n")[0].rstrip("\0").split()),
+        "mpi_standard": ".".join(map(str, MPI.Get_version())),
+        "mpi_library": mpi_library(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "hosts": sorted(hosts),
+        "ranks": comm.size,
+        "ranks_per_node": max(hosts.values()),
+        "cores_per_node": available,
+        "cores_per_rank": len(affinity()),
+        "blas": blas,
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.endswith("_NUM_THREADS") or name.startswith(("SFB_", "NUMBA_"))
+        },
+    }
+
+
+def header(environment: dict[str, Any]) -> list[str]:
+    """Return the lines that tell a reader of a benchmark or a run what it ran on."""
+    e = environment
+    shown = ", ".join(e["hosts"][:4]) + (", …" if len(e["hosts"]) > 4 else "")
+    threads = ", ".join(f"{b['library']} {b['threads']} thread{'s' * (b['threads'] != 1)}" for b in e["blas"])
+    packages = ", ".join(f"{package} {e[package]}" for package in _PACKAGES)
+    lines = [
+        f"sfb {e['sfb']}, Python {e['python']}, {packages}",
+        f"{e['mpi']} (MPI {e['mpi_standard']}), {e['mpi_library'] or 'library not found'}",
+        f"{e['ranks']} ranks, up to {e['ranks_per_node']} per node, {e['cores_per_node']} cores per node; "
+        f"hosts: {shown}",
+        f"BLAS: {threads or 'none found'}",
+    ]
+    if e["ranks_per_node"] > e["cores_per_node"]:
+        lines.append(
+            f"note: {e['ranks_per_node']} ranks share {e['cores_per_node']} cores; "
+            "times hold computation that the ranks do one after the other"
+        )
+    return lines

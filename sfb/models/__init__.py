@@ -1,0 +1,9 @@
+"""Ready-made models, trained data-parallel over sufficient factors."""
+
+from sfb.models.mlp import mlp
+from sfb.models.mlr import mlr
+from sfb.models.network import Layer, Network
+
+__all__ = ["MODELS", "Layer", "Network", "mlp", "mlr"]
+
+MODELS = {"mlp": mlp, "mlr": mlr}

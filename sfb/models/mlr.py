@@ -1,0 +1,14 @@
+"""Multiclass logistic regression."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sfb.models.network import Allocate, Network
+
+__all__ = ["mlr"]
+
+
+def mlr(features: int, classes: int, allocate: Allocate = np.zeros, *, seed: int = 0) -> Network:
+    """Return a softmax over linear scores, from zero weights; its factors are softmax(Wa) − onehot(b) and a."""
+    return Network([features, classes], allocate, scale=0.0, seed=seed)

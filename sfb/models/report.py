@@ -1,0 +1,197 @@
+"""What a person sees of training: progress, a summary, and runs beside each other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from mpi4py import MPI
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from sfb.environment import header
+from sfb.models.train import Config, Epoch
+
+__all__ = ["Progress", "ReportError", "compare_runs", "summary"]
+
+
+class ReportError(Exception):
+    """A file that is no training run."""
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """Reports epochs on rank 0: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        config: Of the run.
+        world: The ranks that train.
+    """
+
+    def __init__(self, config: Config, world: MPI.Intracomm) -> None:
+        self._config = config
+        self._active = world.rank == 0
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        if self._active:
+            c = self._config
+            print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
+            if sys.stdout.isatty():
+                self._bar = Bar(TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self._task = self._bar.add_task("epoch", total=c.epochs)
+                self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def report(self, epoch: Epoch) -> None:
+        """Tell of one epoch."""
+        if not self._active:
+            return
+        line = (
+            f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  "
+            f"test accuracy {epoch.accuracy:.2%}  {epoch.seconds:.2f} s, {epoch.exchange_seconds:.2f} s of it "
+            f"exchange, {_bytes(epoch.wire_bytes)} received per rank"
+        )
+        if self._bar is not None and self._task is not None:
+            self._bar.console.print(line, highlight=False)
+            self._bar.advance(self._task)
+        else:
+            print(line, flush=True)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Tell of the layers and where the run was."""
+        for layer in result["layers"]:
+            print(
+                f"{layer['name']}  {layer['K']}×{layer['D']}  {layer['algorithm']}  "
+                f"{_bytes(layer['wire_bytes_per_step'])} per step"
+            )
+        print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
+        for line in header(result["environment"]):
+            print(f"# {line}")
+
+
+def summary(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures by which runs are compared: medians over epochs, per step."""
+    steps = run["steps_per_epoch"]
+    return {
+        "comm": run["config"]["comm"],
+        "ranks": run["environment"]["ranks"],
+        "accuracy": run["epochs"][-1]["accuracy"],
+        "seconds_per_step": median(e["seconds"] for e in run["epochs"]) / steps,
+        "exchange_seconds_per_step": median(e["exchange_seconds"] for e in run["epochs"]) / steps,
+        "wire_bytes_per_step": median(e["wire_bytes"] for e in run["epochs"]) / steps,
+        "replicas_identical": run["replicas_identical"],
+    }
+
+
+def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | None) -> None:
+    """Print a table of the runs in ``paths``, and write it with the runs to JSON and a plot.
+
+    Raises:
+        ReportError: A file that `sfb train -J` did not write.
+    """
+    runs = [_read(path) for path in paths]
+    rows = [summary(run) for run in runs]
+    _print(rows)
+    names = [row["comm"] for row in rows]
+    if json_file is not None:
+        keyed = {name if names.count(name) == 1 else path.stem: run for name, path, run in zip(names, paths, runs)}
+        json_file.write_text(json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
+    if plot is not None:
+        _draw(runs, rows, plot)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text())
+        if run["format"] != 1 or not run["epochs"]:
+            raise ReportError(f"{path}: expected format 1 with epochs")
+        summary(run)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path}: not a run that `sfb train -J` wrote ({error!r})") from error
+    return run
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    first = rows[0]
+    table = Table(title=f"{first['ranks']} ranks; ratios to --comm {first['comm']}", title_justify="left")
+    table.add_column("")
+    for row in rows:
+        table.add_column(f"--comm {row['comm']}", justify="right")
+    ratio = len(rows) == 2
+    if ratio:
+        table.add_column("ratio", justify="right")
+
+    def line(label: str, key: str, show: Any, ratios: bool = True) -> None:
+        cells = [show(row[key]) for row in rows]
+        if ratio:
+            cells.append(f"{rows[1][key] / first[key]:.3f}" if ratios and first[key] else "")
+        table.add_row(label, *cells)
+
+    line("test accuracy", "accuracy", "{:.2%}".format, ratios=False)
+    line("time per step", "seconds_per_step", _milliseconds)
+    line("exchange per step", "exchange_seconds_per_step", _milliseconds)
+    line("bytes per step and rank", "wire_bytes_per_step", _bytes)
+    line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
+    Console(highlight=False).print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
+def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss against seconds, and the bytes of a step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    colours = [f"C{i}" for i in range(len(runs))]
+    for run, colour in zip(runs, colours, strict=True):
+        elapsed, losses = [], []
+        total = 0.0
+        for epoch in run["epochs"]:
+            total += epoch["seconds"]
+            elapsed.append(total)
+            losses.append(epoch["loss"])
+        left.plot(elapsed, losses, "o-", color=colour, label=f"--comm {run['config']['comm']}")
+    left.set_xlabel("seconds of training")
+    left.set_ylabel("training loss")
+    left.set_yscale("log")
+    left.set_xlim(left=0)
+    left.grid(alpha=0.3, which="both")
+    left.legend()
+    config, environment = runs[0]["config"], runs[0]["environment"]
+    left.set_title(
+        f"{config['model']} on {config['data']}, {environment['ranks']} ranks on "
+        f"{environment['cores_per_node']} cores per node"
+    )
+    bars = right.bar([row["comm"] for row in rows], [row["wire_bytes_per_step"] for row in rows], color=colours)
+    right.bar_label(bars, [_bytes(row["wire_bytes_per_step"]) for row in rows])
+    right.set_yscale("log")
+    right.set_ylabel("bytes received per rank and step")
+    right.set_title("exchange")
+    right.margins(y=0.15)
+    figure.savefig(path, dpi=120)

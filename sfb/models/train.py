@@ -1,0 +1,299 @@
+"""Data-parallel training, the gradients exchanged as factors or by MPI's own Allreduce."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import sfb
+from sfb.environment import describe
+from sfb.factors import Factors
+from sfb.models import MODELS, Network
+from sfb.models.data import Dataset, load
+from sfb.warmup import warmup
+
+__all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
+
+COMMS = ("auto", "dense", "broadcast", "node", "mpi")
+# Forms of exchange that work on one copy of the weights per node.
+_SHARED = ("auto", "node")
+
+
+class TrainingError(Exception):
+    """Training cannot go on; raised on every rank."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, on what, and how.
+
+    Attributes:
+        model: "mlp" or "mlr".
+        data: As `sfb.models.data.load` takes it.
+        comm: "mpi" for plain mpi4py, else the algorithm of `sfb.Comm`.
+        epochs: Passes over the training data.
+        batch_size: Samples of one step, of all ranks together.
+        lr: Learning rate.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        hidden: Units of the hidden layers of "mlp".
+        test_fraction: Part of the data held out.
+        seed: Of weights, split and order.
+    """
+
+    model: str = "mlp"
+    data: str = "mnist"
+    comm: str = "auto"
+    epochs: int = 5
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    hidden: tuple[int, ...] = (4096, 4096)
+    test_fraction: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training data.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean cross-entropy of the training samples, as met.
+        accuracy: On the held-out samples, 0 to 1.
+        seconds: Of training, without the evaluation; of the slowest rank.
+        exchange_seconds: Part of it in communication, waiting included; largest of all ranks.
+        wire_bytes: Received by a rank from others; largest of all ranks.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    exchange_seconds: float
+    wire_bytes: int
+
+
+@dataclass
+class _Tally:
+    """What the exchange of one layer has cost this rank."""
+
+    algorithms: Counter[str] = field(default_factory=Counter)
+    wire_bytes: int = 0
+    exchange_seconds: float = 0.0
+
+    def add(self, algorithm: str, wire_bytes: int, exchange_seconds: float) -> None:
+        self.algorithms[algorithm] += 1
+        self.wire_bytes += wire_bytes
+        self.exchange_seconds += exchange_seconds
+
+
+class _FactorExchange:
+    """The gradient's factors through `sfb.Comm`, applied by the optimizer without forming K×D."""
+
+    def __init__(self, comm: sfb.Comm, algorithm: str) -> None:
+        self._comm = comm
+        self._algorithm = algorithm
+
+    def __call__(self, factors: Factors, optimizer: sfb.optim.SGD, tally: _Tally) -> None:
+        self._comm.Allreduce(factors, optimizer, algorithm=self._algorithm)
+        last = self._comm.last_exchange
+        assert last is not None
+        tally.add(last.algorithm, last.wire_bytes, last.exchange_seconds)
+
+
+class _MpiExchange:
+    """The dense gradient through MPI's Allreduce, as mpi4py users write it today."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self._gradients: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, factors: Factors, optimizer: sfb.optim.SGD, tally: _Tally) -> None:
+        if factors.shape not in self._gradients:
+            self._gradients[factors.shape] = np.empty(factors.shape, factors.dtype)
+        gradient = factors.dense(out=self._gradients[factors.shape])
+        began = perf_counter()
+        self._comm.Allreduce(MPI.IN_PLACE, gradient)
+        seconds = perf_counter() - began
+        optimizer.step(gradient)
+        tally.add("mpi", _ring_bytes(gradient.nbytes, self._comm.size), seconds)
+
+
+def train(world: MPI.Intracomm, config: Config, report: Callable[[Epoch], None]) -> dict[str, Any]:
+    """Train as ``config`` says and return the run as a JSON object; collective.
+
+    Args:
+        world: The ranks to train on.
+        config: Equal on all ranks.
+        report: Called on every rank after every epoch.
+
+    Returns:
+        {"format": 1, "config", "environment", "steps_per_epoch", "epochs": [`Epoch`], "layers":
+        [{"name", "K", "D", "algorithm", "wire_bytes_per_step"}], "replicas_identical"}.
+
+    Raises:
+        DataError: The data cannot be trained on.
+        TrainingError: The loss is no longer finite.
+    """
+    dataset = load(world, config.data, test_fraction=config.test_fraction, seed=config.seed)
+    with sfb.Comm(world) as comm:
+        trainer = _Trainer(comm, world, config, dataset)
+        epochs = []
+        for number in range(1, config.epochs + 1):
+            epochs.append(trainer.epoch(number))
+            report(epochs[-1])
+        return {
+            "format": 1,
+            "config": asdict(config),
+            "environment": describe(world),
+            "steps_per_epoch": trainer.steps,
+            "epochs": [asdict(epoch) for epoch in epochs],
+            "layers": trainer.layers(),
+            "replicas_identical": trainer.replicas_identical(),
+        }
+
+
+class _Trainer:
+    def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, dataset: Dataset) -> None:
+        self._world = world
+        self._config = config
+        self._data = dataset
+        shared = config.comm in _SHARED
+        self._network = _build(config, dataset, comm.shared if shared else np.zeros)
+        if not shared or comm.node.rank == 0:
+            self._network.initialise()
+        world.Barrier()
+        rule: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+        self._optimizers = {layer.name: sfb.optim.SGD(layer.weights, **rule) for layer in self._network.layers}
+        self._biases = {
+            layer.name: sfb.optim.SGD(layer.bias.reshape(1, -1), **rule) for layer in self._network.layers
+        }
+        self._tallies = {layer.name: _Tally() for layer in self._network.layers}
+        self._bias_tally = _Tally()
+        self._exchange = _MpiExchange(world) if config.comm == "mpi" else _FactorExchange(comm, config.comm)
+        self._taken = 0
+        warmup(comm.node)
+        if config.comm != "mpi":
+            self._plan(comm)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self._data.train) // self._config.batch_size)
+
+    def _plan(self, comm: sfb.Comm) -> None:
+        """Choose algorithms and allocate buffers now rather than in the first step."""
+        for layer in self._network.layers:
+            rows, columns = layer.weights.shape
+            samples = self._config.batch_size // comm.size
+            factors = Factors(np.zeros((samples, rows), np.float32), np.zeros((samples, columns), np.float32))
+            comm.plan(factors, self._optimizers[layer.name], algorithm=self._config.comm)
+
+    def epoch(self, number: int) -> Epoch:
+        before = self._totals()
+        loss = 0.0
+        self._world.Barrier()
+        began = perf_counter()
+        for samples, size in self._batches(number):
+            loss += self._step(samples, size)
+        seconds = perf_counter() - began
+        after = self._totals()
+        slowest = self._world.allreduce(
+            np.array([seconds, after[0] - before[0], after[1] - before[1]]), _maximum
+        )
+        loss = self._world.allreduce(loss) / len(self._data.train)
+        if not np.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} after epoch {number}; try a smaller learning rate (--lr)")
+        return Epoch(number, loss, self._accuracy(), float(slowest[0]), float(slowest[1]), int(slowest[2]))
+
+    def _batches(self, number: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield this rank's part of each batch, which may be empty, and the size of the whole."""
+        train, size, ranks = self._data.train, self._config.batch_size, self._world.size
+        order = np.random.default_rng((self._config.seed, number)).permutation(train)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            low, high = (len(batch) * i // ranks for i in (self._world.rank, self._world.rank + 1))
+            yield batch[low:high], len(batch)
+
+    def _step(self, samples: np.ndarray, size: int) -> float:
+        activations = self._network.forward(self._data.x[samples])
+        loss, error = self._network.loss(activations[-1], self._data.y[samples])
+        error /= size
+        gradients = {}
+        for layer, factors in self._network.backward(activations, error):
+            gradients[layer.name] = factors.u.sum(axis=0)
+            self._exchange(factors, self._optimizers[layer.name], self._tallies[layer.name])
+        self._exchange_biases(gradients)
+        self._taken += 1
+        return loss
+
+    def _exchange_biases(self, gradients: dict[str, np.ndarray]) -> None:
+        """Reduce all layers' biases as one array: they are too small for factors."""
+        packed = np.concatenate(list(gradients.values()))
+        began = perf_counter()
+        self._world.Allreduce(MPI.IN_PLACE, packed)
+        self._bias_tally.add("mpi", _ring_bytes(packed.nbytes, self._world.size), perf_counter() - began)
+        start = 0
+        for name, gradient in gradients.items():
+            self._biases[name].step(packed[start : start + gradient.size].reshape(1, -1))
+            start += gradient.size
+
+    def _totals(self) -> tuple[float, int]:
+        tallies = [*self._tallies.values(), self._bias_tally]
+        return sum(t.exchange_seconds for t in tallies), sum(t.wire_bytes for t in tallies)
+
+    def _accuracy(self) -> float:
+        """Return the accuracy on the held-out samples, each rank predicting its share."""
+        mine = self._data.test[self._world.rank :: self._world.size]
+        right = 0
+        for start in range(0, len(mine), 1024):
+            part = mine[start : start + 1024]
+            right += int(np.sum(self._network.predict(self._data.x[part]) == self._data.y[part]))
+        return self._world.allreduce(right) / len(self._data.test)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return each layer's shape, the algorithm taken most often, and the bytes of a step; collective."""
+        rows = []
+        for layer in self._network.layers:
+            tally = self._tallies[layer.name]
+            rows.append(
+                {
+                    "name": layer.name,
+                    "K": layer.weights.shape[0],
+                    "D": layer.weights.shape[1],
+                    "algorithm": tally.algorithms.most_common(1)[0][0] if tally.algorithms else self._config.comm,
+                    "wire_bytes_per_step": self._world.allreduce(tally.wire_bytes, MPI.MAX) / max(1, self._taken),
+                }
+            )
+        return rows
+
+    def replicas_identical(self) -> bool:
+        """Return whether all ranks hold the same bits in every weight and bias; collective."""
+        digest = hashlib.blake2b()
+        for layer in self._network.layers:
+            digest.update(layer.weights)
+            digest.update(layer.bias)
+        return len(set(self._world.allgather(digest.digest()))) == 1
+
+
+def _build(config: Config, dataset: Dataset, allocate: Callable[..., np.ndarray]) -> Network:
+    options: dict[str, Any] = {"hidden": config.hidden} if config.model == "mlp" else {}
+    return MODELS[config.model](dataset.x.shape[1], dataset.classes, allocate, seed=config.seed, **options)
+
+
+def _ring_bytes(nbytes: int, ranks: int) -> int:
+    """Return what a rank receives in a ring allreduce of ``nbytes``."""
+    return 2 * nbytes * (ranks - 1) // ranks
+
+
+def _maximum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum(a, b)
