@@ -24,7 +24,7 @@ def _output(t):
 
 @njit(**_OPTIONS)
 def _stream_row(u, v, k, row):
-    """row ← Σ_j u[j, k] · v[j], four samples a pass."""
+    """Row ← Σ_j u[j, k] · v[j], four samples a pass."""
     depth, width = v.shape
     for left in range(0, width, _COLUMNS):
         right = min(left + _COLUMNS, width)
@@ -57,7 +57,7 @@ def _stream_row(u, v, k, row):
 
 @njit(**_OPTIONS)
 def _panel(u, v, start, stop, columns, out):
-    """out ← u[:, start:stop]ᵀ v, one GEMM; ``columns`` holds the transposed slice of u."""
+    """Out ← u[:, start:stop]ᵀ v, one GEMM; ``columns`` holds the transposed slice of u."""
     depth = u.shape[0]
     rows = stop - start
     left = columns[: rows * depth].reshape(rows, depth)
@@ -68,9 +68,7 @@ def _panel(u, v, start, stop, columns, out):
 
 
 @njit(
-    _signatures(
-        lambda t: types.void(_input(t), _input(t), _output(t), types.int64, types.int64, types.int64)
-    ),
+    _signatures(lambda t: types.void(_input(t), _input(t), _output(t), types.int64, types.int64, types.int64)),
     **_OPTIONS,
 )
 def rebuild(u, v, g, start, stop, height):
@@ -106,7 +104,17 @@ def _sgd_row(w, buffer, g, lr, momentum, decay, nesterov):
 @njit(
     _signatures(
         lambda t: types.void(
-            _input(t), _input(t), _output(t), _output(t), types.int64, types.int64, types.int64, t, t, t, types.boolean
+            _input(t),
+            _input(t),
+            _output(t),
+            _output(t),
+            types.int64,
+            types.int64,
+            types.int64,
+            t,
+            t,
+            t,
+            types.boolean,
         )
     ),
     **_OPTIONS,
@@ -127,9 +135,7 @@ def sgd(u, v, w, buffer, start, stop, height, lr, momentum, decay, nesterov):
 
 @njit(
     _signatures(
-        lambda t: types.void(
-            _output(t), _output(t), _input(t), types.int64, types.int64, t, t, t, types.boolean
-        )
+        lambda t: types.void(_output(t), _output(t), _input(t), types.int64, types.int64, t, t, t, types.boolean)
     ),
     **_OPTIONS,
 )

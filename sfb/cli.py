@@ -105,7 +105,7 @@ class Output(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
-        if not Path(path).absolute().parent.is_dir():
+        if not Path(str(path)).absolute().parent.is_dir():
             self.fail(f"the folder of {str(path)!r} does not exist", param, ctx)
         return path
 
@@ -190,7 +190,8 @@ def train(json_file: Path | None, **options: Any) -> None:
     world = _start()
     from sfb.models.data import DataError
     from sfb.models.report import Progress
-    from sfb.models.train import Config, TrainingError, train as run_training
+    from sfb.models.train import Config, TrainingError
+    from sfb.models.train import train as run_training
     from sfb.threads import limit_process
 
     config = Config(**{**options, "hidden": tuple(options["hidden"])})

@@ -77,9 +77,7 @@ class Comm(MPI.Intracomm):
     _plans: dict[object, Plan]
     _last: Exchange | None
 
-    def Allreduce(  # type: ignore[override]
-        self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO
-    ) -> None:
+    def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> None:
         """Reduce to all ranks: arrays as `MPI.Intracomm.Allreduce` does, factors exactly and cheaper.
 
         With factors the receiver gets G = Σ over ranks of uᵀv, summed in the order of ranks, with the
@@ -104,7 +102,7 @@ class Comm(MPI.Intracomm):
             self._reduce_factors(sendbuf, recvbuf, op, algorithm)
             return
         if self._check:
-            error = None
+            error: Exception | None = None
             if algorithm != AUTO:
                 error = ValueError(f"algorithm={algorithm!r} is for Factors; plain arrays take {AUTO!r}")
             elif isinstance(recvbuf, Factors):
@@ -203,7 +201,7 @@ class Comm(MPI.Intracomm):
         team = self._team
         block = None
         signature: tuple[object, ...] = ()
-        error = None
+        error: Exception | None = None
         passed = receiver
         try:
             receiver = receiver if isinstance(receiver, Receiver) else Assign(receiver)
@@ -221,7 +219,11 @@ class Comm(MPI.Intracomm):
             error = caught
         size = len(factors) if error is None else 0
         most, least = team.agree.check(
-            "Allreduce", signature, lambda: _describe(factors, passed, block, algorithm), size=size, error=error
+            "Allreduce",
+            signature,
+            lambda: _describe(factors, passed, block, algorithm),
+            size=size,
+            error=error,
         )
         key = (signature, most) if most == least else None
         plan = self._plans.get(key)
@@ -278,7 +280,7 @@ class Comm(MPI.Intracomm):
             block=block,
         )
         plan = choose(problem, algorithm)
-        error = None
+        error: Exception | None = None
         try:
             team.load_kernels()
             ALGORITHMS[plan.algorithm].prepare(problem, team)

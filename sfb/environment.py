@@ -32,7 +32,7 @@ def mpi_library() -> str | None:
 
 def describe(comm: MPI.Intracomm) -> dict[str, Any]:
     """Return versions, MPI, hosts, ranks, cores, threads and BLAS as a JSON object; collective."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
     hosts = Counter(comm.allgather(MPI.Get_processor_name()))
     available = cores(node)
     node.Free()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb import kernels
+import sfb.kernels as kernels
 from sfb.receiver import Receiver
 
 __all__ = ["SGD"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb import kernels
+import sfb.kernels as kernels
 from sfb.checks import check_receiver
 
 __all__ = ["Assign", "Receiver"]
@@ -67,7 +67,7 @@ class Receiver(ABC):
                         f"got {array.shape} {array.dtype}"
                     )
 
-    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
+    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:  # noqa: B027
         """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Block", "find", "fence"]
+__all__ = ["Block", "fence", "find"]
 
 _blocks: list[Block] = []  # every live block of this process, to recognise arrays by their address
 
@@ -29,7 +29,7 @@ class Block:
         self._window = MPI.Win.Allocate_shared(max(nbytes, 64) if node.rank == 0 else 0, 1, comm=node)
         self._window.Lock_all(MPI.MODE_NOCHECK)
         memory, _ = self._window.Shared_query(0)
-        self.bytes = np.frombuffer(memory, np.uint8)[:nbytes]
+        self.bytes = np.frombuffer(memoryview(memory), np.uint8)[:nbytes]
         self._root = weakref.ref(self.bytes.base)  # every view that a user makes keeps it alive
         self._begin = self.bytes.ctypes.data
         self._end = self._begin + nbytes

@@ -34,7 +34,7 @@ class Team:
     """
 
     def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None) -> None:
-        self.world = MPI.Intracomm(comm).Split(0, comm.rank)
+        self.world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
         self.rank = self.world.rank
         self.size = self.world.size
         self.agree = Agreement(self.world)
@@ -45,13 +45,13 @@ class Team:
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
         if node is not None:
-            self._place(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
+            self._place(MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank)))
 
     @property
     def node(self) -> MPI.Intracomm:
         """The ranks that share memory with this one; the first use is collective."""
         if self._node is None:
-            self._place(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
+            self._place(MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank)))
             assert self._node is not None
         return self._node
 
@@ -89,7 +89,7 @@ class Team:
             self._across = []
             for slot in range(self.ranks_per_node):
                 mine = slot % node.size == node.rank
-                comm = self.world.Split(0 if mine else MPI.UNDEFINED, self.node_of[self.rank])
+                comm = MPI.Intracomm(self.world.Split(0 if mine else MPI.UNDEFINED, self.node_of[self.rank]))
                 if mine:
                     self._across.append((slot, comm))
         return self._across

@@ -47,7 +47,7 @@ def limit_process(comm: MPI.Intracomm) -> int:
     """
     import scipy.linalg.cython_blas  # noqa: F401 - so that the BLAS of SciPy is found
 
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
     threads = max(1, cores(node) // node.size)
     node.Free()
     ThreadpoolController().limit(limits=threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpi4py import MPI
 
-from sfb import kernels
+import sfb.kernels as kernels
 
 __all__ = ["warmup"]
 

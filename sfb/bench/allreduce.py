@@ -146,9 +146,7 @@ class _Case:
         if self._config.check:
             oracle = _Oracle(self._world, factors)
             wrong = {name: self._wrong(name, factors, oracle) for name in names}
-        return [
-            self._row(name, samples, times[name], times[MPI_OWN], taken[name], wrong[name]) for name in names
-        ]
+        return [self._row(name, samples, times[name], times[MPI_OWN], taken[name], wrong[name]) for name in names]
 
     def _factors(self, samples: int) -> sfb.Factors:
         rng = np.random.default_rng((samples, self._world.rank))
@@ -200,7 +198,7 @@ class _Case:
         self._world.Barrier()
         self._candidate(name, factors, {})()
         got = array if self._config.receiver == "array" else (1.0 - array.astype(np.float64)) / _LR
-        digests = self._world.allgather(hashlib.blake2b(array).digest())
+        digests = self._world.allgather(hashlib.blake2b(memoryview(array)).digest())
         if len(set(digests)) > 1:
             return int(np.prod(self._shape))
         rounding = 0.0 if self._config.receiver == "array" else 4 * np.finfo(array.dtype).eps / _LR

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfb import kernels
+import sfb.kernels as kernels
 from sfb.receiver import Receiver
 from sfb.shared import Block
 from sfb.team import Team

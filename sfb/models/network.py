@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Network:
             raise ValueError(f"every layer must have at least one unit, got {list(sizes)}")
         self.layers = [
             Layer(f"layer{i}", allocate((k, d), np.float32), np.zeros(k, np.float32))
-            for i, (d, k) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
+            for i, (d, k) in enumerate(itertools.pairwise(sizes), 1)
         ]
         self._scale = scale
         self._seed = seed

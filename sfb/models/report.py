@@ -109,7 +109,10 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
     _print(rows)
     names = [row["comm"] for row in rows]
     if json_file is not None:
-        keyed = {name if names.count(name) == 1 else path.stem: run for name, path, run in zip(names, paths, runs)}
+        keyed = {
+            name if names.count(name) == 1 else path.stem: run
+            for name, path, run in zip(names, paths, runs, strict=False)
+        }
         json_file.write_text(json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
     if plot is not None:
         _draw(runs, rows, plot)

@@ -172,11 +172,13 @@ class _Trainer:
         if not shared or comm.node.rank == 0:
             self._network.initialise()
         world.Barrier()
-        rule: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
-        self._optimizers = {layer.name: sfb.optim.SGD(layer.weights, **rule) for layer in self._network.layers}
-        self._biases = {
-            layer.name: sfb.optim.SGD(layer.bias.reshape(1, -1), **rule) for layer in self._network.layers
+        rule: dict[str, Any] = {
+            "lr": config.lr,
+            "momentum": config.momentum,
+            "weight_decay": config.weight_decay,
         }
+        self._optimizers = {layer.name: sfb.optim.SGD(layer.weights, **rule) for layer in self._network.layers}
+        self._biases = {layer.name: sfb.optim.SGD(layer.bias.reshape(1, -1), **rule) for layer in self._network.layers}
         self._tallies = {layer.name: _Tally() for layer in self._network.layers}
         self._bias_tally = _Tally()
         self._exchange = _MpiExchange(world) if config.comm == "mpi" else _FactorExchange(comm, config.comm)
@@ -207,9 +209,7 @@ class _Trainer:
             loss += self._step(samples, size)
         seconds = perf_counter() - began
         after = self._totals()
-        slowest = self._world.allreduce(
-            np.array([seconds, after[0] - before[0], after[1] - before[1]]), _maximum
-        )
+        slowest = self._world.allreduce(np.array([seconds, after[0] - before[0], after[1] - before[1]]), _maximum)
         loss = self._world.allreduce(loss) / len(self._data.train)
         if not np.isfinite(loss):
             raise TrainingError(f"the loss is {loss} after epoch {number}; try a smaller learning rate (--lr)")
@@ -280,8 +280,8 @@ class _Trainer:
         """Return whether all ranks hold the same bits in every weight and bias; collective."""
         digest = hashlib.blake2b()
         for layer in self._network.layers:
-            digest.update(layer.weights)
-            digest.update(layer.bias)
+            digest.update(memoryview(layer.weights))
+            digest.update(memoryview(layer.bias))
         return len(set(self._world.allgather(digest.digest()))) == 1
 
 

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Train a network on real digits on several ranks, by MPI's own Allreduce and over sufficient factors.
+#
+# SFB_RANKS    ranks to train on (default 4)
+# SFB_MPI, SFB_VENV, SFB_PYTHON as _setup.sh says
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+
+ranks=${SFB_RANKS:-4}
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "SFB_RANKS must be a number of ranks, got '$ranks'"
+set_up models plot
+results=$root/results
+mkdir -p "$results"
+
+echo "== what is here"
+run_mpi 120 "$ranks" "$bin/sfb" info
+run_mpi 300 "$ranks" "$bin/sfb" warmup
+
+for comm in mpi auto; do
+    echo "== training, gradients by --comm $comm"
+    run_mpi 900 "$ranks" "$bin/sfb" train mlp --data mnist --comm "$comm" --epochs 4 -J "$results/$comm.json"
+done
+
+echo "== compared"
+"$bin/sfb" compare "$results/mpi.json" "$results/auto.json" \
+    -J "$results/quickstart.json" --plot "$results/quickstart.png"
+echo "written: $results/quickstart.json, $results/quickstart.png"

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Run the tests: in one process, then under mpirun with 2, 3, 4 and 5 ranks.
+#
+# SFB_TEST_RANKS    numbers of ranks (default "2 3 4 5")
+# SFB_TEST_SECONDS  hard limit of each run (default 600)
+# SFB_MPI, SFB_VENV, SFB_PYTHON as _setup.sh says; arguments go to pytest
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+
+set_up models plot test
+cd "$root"
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+limit=${SFB_TEST_SECONDS:-600}
+# BLAS and Numba at one thread a rank: the ranks fill the cores.
+export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+# The tests that start mpirun themselves use this one.
+export SFB_TEST_MPIRUN=$mpirun
+failed=0
+
+# report NAME CODE: print what rank 0 says of a run, and on failure what the other ranks say.
+report() {
+    local name=$1 code=$2 rank
+    if [ "$code" = 0 ]; then
+        tail -n 1 "$logs/$name.0"
+        return
+    fi
+    failed=1
+    cat "$logs/$name.0"
+    for rank in "$logs/$name".*; do
+        [ "$rank" = "$logs/$name.0" ] || { echo "-- rank ${rank##*.}" && tail -n 40 "$rank"; }
+    done
+    echo "== $name: exit code $code"
+}
+
+echo "== pytest, one process"
+code=0
+timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/single.0" 2>&1 </dev/null || code=$?
+report single "$code"
+
+# Every rank writes to a file of its own: four reports at once cannot be read.
+rank_to_file='rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}
+log=$1.$rank; shift; exec "$@" >"$log" 2>&1'
+for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
+    echo "== pytest under mpirun, $ranks ranks"
+    code=0
+    run_mpi "$limit" "$ranks" sh -c "$rank_to_file" sh "$logs/ranks$ranks" \
+        "$bin/python" -m mpi4py -m pytest --with-mpi --only-mpi "$@" 2>"$logs/mpirun" || code=$?
+    [ "$code" = 0 ] || cat "$logs/mpirun"
+    report "ranks$ranks" "$code"
+done
+
+# The closing lines of all runs, added up.
+cat "$logs"/*.0 | awk '
+    /(passed|failed|error|skipped).* in [0-9.]+s/ {
+        for (i = 2; i <= NF; i++) {
+            if ($i ~ /^passed/) passed += $(i - 1)
+            if ($i ~ /^(failed|error)/) failed += $(i - 1)
+            if ($i ~ /^skipped/) skipped += $(i - 1)
+        }
+    }
+    END { printf "total: %d passed, %d failed, %d skipped\n", passed, failed, skipped }'
+exit $failed
