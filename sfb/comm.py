@@ -43,7 +43,8 @@ class Comm(MPI.Intracomm):
     """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`; everything else is mpi4py's own.
 
     It is the communicator it is made from, not a duplicate. The library talks on a communicator of
-    its own, made by the first call that needs it; `free` gives that back.
+    its own, made by the first call that needs it; `free`, or the end of a ``with`` block, gives that
+    back.
 
     Args:
         comm: The intracommunicator to use, `MPI.COMM_WORLD` for instance.
@@ -65,6 +66,7 @@ class Comm(MPI.Intracomm):
             raise TypeError(f"comm must be an MPI.Intracomm, got {type(comm).__name__}")
         self = super().__new__(cls, comm)
         self._check = check
+        self._owner = comm is None
         self._team_or_none = None
         self._plans = {}
         self._last = None
@@ -73,6 +75,7 @@ class Comm(MPI.Intracomm):
         return self
 
     _check: bool
+    _owner: bool
     _team_or_none: Team | None
     _plans: dict[object, Plan]
     _last: Exchange | None
@@ -159,19 +162,26 @@ class Comm(MPI.Intracomm):
         return self._plan(sendbuf, recvbuf, MPI.SUM, algorithm)[0]
 
     def free(self) -> None:
-        """Give back what the library holds on this communicator; collective.
+        """Give back what this object owns; collective, and harmless when repeated.
 
-        The communicator itself and arrays from `shared` that are still in use stay valid.
+        That is what the library holds on the communicator, and the communicator if this object made
+        it (`Dup`, `Clone`). The one that was passed to `Comm` stays valid, and so do arrays from
+        `shared` that are still in use.
         """
+        self._release()
+        if self._owner:
+            super().free()
+
+    def Free(self) -> None:
+        """Free the communicator, as `MPI.Comm.Free` does, and what the library holds on it; collective."""
+        self._release()
+        super().Free()
+
+    def _release(self) -> None:
         team, self._team_or_none = self._team_or_none, None
         self._plans.clear()
         if team is not None:
             team.free()
-
-    def Free(self) -> None:
-        """Free the communicator, as `MPI.Comm.Free` does, and what the library holds on it."""
-        self.free()
-        super().Free()
 
     def __enter__(self) -> Comm:
         return self
@@ -181,7 +191,7 @@ class Comm(MPI.Intracomm):
     ) -> None:
         # With an error on the way the other ranks may never reach a collective.
         if kind is None:
-            self.free()
+            self._release()
 
     @property
     def _team(self) -> Team:

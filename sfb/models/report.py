@@ -109,10 +109,8 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
     _print(rows)
     names = [row["comm"] for row in rows]
     if json_file is not None:
-        keyed = {
-            name if names.count(name) == 1 else path.stem: run
-            for name, path, run in zip(names, paths, runs, strict=False)
-        }
+        labels = [name if names.count(name) == 1 else path.stem for name, path in zip(names, paths, strict=True)]
+        keyed = dict(zip(labels, runs, strict=True))
         json_file.write_text(json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
     if plot is not None:
         _draw(runs, rows, plot)
