@@ -45,7 +45,7 @@ for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
     echo "== pytest under mpirun, $ranks ranks"
     code=0
     run_mpi "$limit" "$ranks" sh -c "$rank_to_file" sh "$logs/ranks$ranks" \
-        "$bin/python" -m mpi4py -m pytest --with-mpi --only-mpi "$@" 2>"$logs/mpirun" || code=$?
+        "$bin/python" -m mpi4py -m pytest --with-mpi -m mpi "$@" 2>"$logs/mpirun" || code=$?
     [ "$code" = 0 ] || cat "$logs/mpirun"
     report "ranks$ranks" "$code"
 done

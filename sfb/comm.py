@@ -287,6 +287,7 @@ class Comm(MPI.Intracomm):
             nodes=team.nodes,
             passes=receiver.passes,
             sharing=team.sharing,
+            shared=block is not None,
             block=block,
         )
         plan = choose(problem, algorithm)

@@ -23,7 +23,7 @@ def cost(problem: Problem) -> Cost:
     far = 2 * problem.dense_bytes * (problem.nodes - 1) / problem.nodes
     deepest = int(problem.counts.max(initial=0))
     # Written by the product, summed, then read by the receiver, of which a rank works its rows.
-    passes = 2 + (problem.passes + 1) / problem.owners
+    passes = 2 + (problem.passes + 1) * problem.share
     return Cost(
         hops=2 * log2(problem.ranks),
         far_hops=2 * log2(problem.nodes),

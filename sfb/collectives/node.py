@@ -29,8 +29,8 @@ def cost(problem: Problem) -> Cost:
         far_hops=2 * log2(problem.nodes),
         nbytes=own if problem.ranks_per_node > 1 else 0,
         far_nbytes=outside,
-        flops=2 * problem.depth * problem.shape[0] * problem.shape[1] / problem.owners,
-        touched=problem.passes * problem.dense_bytes / problem.owners,
+        flops=2 * problem.depth * problem.shape[0] * problem.shape[1] * problem.share,
+        touched=problem.passes * problem.dense_bytes * problem.share,
     )
 
 

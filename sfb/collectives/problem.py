@@ -36,7 +36,8 @@ class Problem:
         nodes: Number of nodes.
         passes: Reads and writes of a K×D array by the receiver.
         sharing: Ranks per core where ranks outnumber cores.
-        block: The shared memory that the receiver lies in; None for one replica per rank.
+        shared: Whether the receiver has one copy per node, rather than one per rank.
+        block: The shared memory that it lies in then.
     """
 
     shape: tuple[int, int]
@@ -47,12 +48,8 @@ class Problem:
     nodes: int
     passes: int
     sharing: float = 1.0
-    block: Block | None = None
-
-    @property
-    def shared(self) -> bool:
-        """Whether the receiver has one copy per node."""
-        return self.block is not None
+    shared: bool = False
+    block: Block | None = field(default=None, repr=False)
 
     @cached_property
     def depth(self) -> int:
@@ -80,18 +77,25 @@ class Problem:
         return sum(self.shape) * self.dtype.itemsize
 
     @property
-    def owners(self) -> int:
-        """Ranks that divide the rows of one receiver among them."""
-        return self.ranks_per_node if self.shared else 1
+    def panel_height(self) -> int:
+        """Rows of a panel of the receiver's grid."""
+        return kernels.panel_height(self.shape, self.dtype.itemsize, self.depth)
+
+    @cached_property
+    def share(self) -> float:
+        """Part of the receiver's rows that the busiest rank works: all, or its panels of a node's copy."""
+        rows = self.shape[0]
+        if not self.shared or rows == 0:
+            return 1.0
+        ranges = [kernels.partition(rows, self.panel_height, self.ranks_per_node, r) for r in range(self.ranks_per_node)]
+        return max(stop - start for start, stop in ranges) / rows
 
 
 def rows(problem: Problem, team: Team) -> tuple[int, int]:
     """Return the rows of the receiver that this rank works: all, or its share of the node's copy."""
     if not problem.shared:
         return 0, problem.shape[0]
-    height = kernels.panel_height(problem.shape, problem.dtype.itemsize, problem.depth)
-    # With streamed rows any split keeps the bits.
-    return kernels.partition(problem.shape[0], height, team.node.size, team.node.rank)
+    return kernels.partition(problem.shape[0], problem.panel_height, team.node.size, team.node.rank)
 
 
 def update(problem: Problem, team: Team, receiver: Receiver, u: np.ndarray, v: np.ndarray) -> None:

@@ -1,0 +1,148 @@
+"""Every algorithm, receiver, dtype and shape gives the oracle's sum, with the same bits on all ranks."""
+
+import numpy as np
+import pytest
+
+import oracle
+import sfb
+from sfb.collectives import ALGORITHMS
+
+pytestmark = pytest.mark.mpi
+
+RULE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+
+
+def array(comm, shape, dtype, shared, fill):
+    """An array filled on every rank, shared by a node or not."""
+    result = comm.shared(shape, dtype) if shared else np.empty(shape, dtype)
+    if not shared or comm.node.rank == 0:
+        result[...] = fill
+    comm.Barrier()
+    return result
+
+
+def case(rng, ranks, trial):
+    shape = tuple(int(n) for n in rng.integers(1, (80, 400, 1500)[trial % 3], 2))
+    samples = [int(s) for s in rng.integers(0, (2, 4, 40)[trial // 3 % 3], ranks)]
+    if trial % 4 == 0:
+        samples = [max(samples)] * ranks
+    return shape, samples
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("trial", range(9))
+def test_sum_into_an_array(any_comm, world, rng, trial, dtype, shared):
+    comm = any_comm
+    shape, samples = case(rng, world.size, trial)
+    parts = oracle.draw(rng, samples, shape, dtype)
+    expected, bound = oracle.total(parts, shape), oracle.bound(parts, shape, dtype)
+    bits = {}
+    for algorithm in [*ALGORITHMS, "auto"]:
+        g = array(comm, shape, dtype, shared, np.nan)
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), g, algorithm=algorithm)
+        assert (abs(g - expected) <= bound).all(), (algorithm, shape, samples)
+        oracle.assert_same_bits(world, g)
+        bits[algorithm] = g.tobytes()
+    assert bits["broadcast"] == bits["node"]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("trial", range(6))
+def test_sum_into_an_optimizer(any_comm, world, rng, trial, dtype, shared):
+    comm = any_comm
+    shape, samples = case(rng, world.size, trial)
+    start = rng.standard_normal(shape).astype(dtype)
+    steps = [oracle.draw(rng, samples, shape, dtype) for _ in range(3)]
+    expected = oracle.sgd(start, [oracle.total(parts, shape) for parts in steps], **RULE)
+    slack = sum(oracle.bound(parts, shape, dtype) for parts in steps) + 20 * np.finfo(dtype).eps * abs(expected)
+    bits = {}
+    for algorithm in [*ALGORITHMS, "auto"]:
+        w = array(comm, shape, dtype, shared, start)
+        optimizer = sfb.optim.SGD(w, **RULE)
+        for parts in steps:
+            comm.Allreduce(sfb.Factors(*parts[world.rank]), optimizer, algorithm=algorithm)
+        assert (abs(w - expected) <= slack + 1e-6 * (dtype == np.float32)).all(), (algorithm, shape, samples)
+        oracle.assert_same_bits(world, w)
+        bits[algorithm] = w.tobytes()
+    assert bits["broadcast"] == bits["node"]
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
+def test_same_bits_twice(comm, world, rng, algorithm):
+    parts = oracle.draw(rng, [7] * world.size, (130, 90), np.float32)
+    results = []
+    for _ in range(2):
+        g = np.empty((130, 90), np.float32)
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), g, algorithm=algorithm)
+        results.append(g.tobytes())
+    assert results[0] == results[1]
+
+
+def test_bits_do_not_depend_on_ranks_per_node(world, rng):
+    parts = oracle.draw(rng, [5] * world.size, (700, 60), np.float32)
+    bits = set()
+    for per_node in range(1, world.size + 1):
+        group = world.Split(world.rank // per_node, world.rank)
+        with sfb.Comm(world, node=group) as comm:
+            for algorithm in ("node", "broadcast"):
+                g = comm.shared((700, 60))
+                comm.Allreduce(sfb.Factors(*parts[world.rank]), g, algorithm=algorithm)
+                bits.add(g.tobytes())
+        group.Free()
+    assert len(bits) == 1
+
+
+def test_ranks_that_lie_crosswise_on_nodes(world, rng):
+    """Rank order decides the order of the sum, not the order of nodes."""
+    parts = oracle.draw(rng, [r % 3 for r in range(world.size)], (60, 50), np.float64)
+    group = world.Split(world.rank % 2, world.rank)
+    bits = set()
+    with sfb.Comm(world, node=group) as comm:
+        for algorithm in ("node", "broadcast"):
+            g = np.empty((60, 50))
+            comm.Allreduce(sfb.Factors(*parts[world.rank]), g, algorithm=algorithm)
+            bits.add(g.tobytes())
+    group.Free()
+    assert len(bits) == 1
+    assert (abs(g - oracle.total(parts, (60, 50))) <= oracle.bound(parts, (60, 50), np.float64)).all()
+
+
+def test_samples_may_change_from_call_to_call(comm, world, rng):
+    g = np.empty((40, 30))
+    for samples in ([3] * world.size, [0] * world.size, list(range(world.size)), [50] * world.size, [1] * world.size):
+        parts = oracle.draw(rng, samples, g.shape, np.float64)
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), g)
+        assert (abs(g - oracle.total(parts, g.shape)) <= oracle.bound(parts, g.shape, np.float64)).all()
+
+
+def test_two_optimizers_of_one_shape_have_their_own_state(comm, world):
+    factors = sfb.Factors(np.ones((1, 4)), np.ones((1, 3)))
+    weights = [comm.shared((4, 3), np.float64) for _ in range(2)]
+    optimizers = [sfb.optim.SGD(w, lr=1.0, momentum=0.5) for w in weights]
+    for optimizer in optimizers * 2:
+        comm.Allreduce(factors, optimizer)
+    for w in weights:
+        np.testing.assert_allclose(w, -world.size * 2.5)
+
+
+def test_a_part_of_a_shared_array_receives(comm, world):
+    whole = comm.shared((8, 3), np.float64)
+    comm.Allreduce(sfb.Factors(np.ones((1, 4)), np.ones((1, 3))), whole[4:])
+    comm.Barrier()
+    np.testing.assert_array_equal(whole[:4], 0)
+    np.testing.assert_array_equal(whole[4:], world.size)
+
+
+def test_last_exchange_tells_what_was_done(comm, world):
+    factors = sfb.Factors(np.ones((2, 4), np.float32), np.ones((2, 3), np.float32))
+    assert comm.last_exchange is None
+    for algorithm in ALGORITHMS:
+        comm.Allreduce(factors, np.empty((4, 3), np.float32), algorithm=algorithm)
+        last = comm.last_exchange
+        assert last.algorithm == algorithm
+        assert last.exchange_seconds >= 0
+        assert last.rebuild_seconds > 0
+    comm.Allreduce(factors, np.empty((4, 3), np.float32), algorithm="broadcast")
+    assert comm.last_exchange.wire_bytes == (world.size - 1) * factors.nbytes

@@ -1,0 +1,43 @@
+import os
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def world():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+@pytest.fixture
+def comm(world):
+    import sfb
+
+    comm = sfb.Comm(world)
+    yield comm
+    comm.free()
+
+
+@pytest.fixture(params=["one node", "nodes of two"])
+def any_comm(request, world):
+    """A Comm over the real node, and one that takes every two ranks for a node of their own."""
+    import sfb
+
+    if request.param == "one node":
+        comm = sfb.Comm(world)
+    else:
+        pair = world.Split(world.rank // 2, world.rank)
+        comm = sfb.Comm(world, node=pair)
+        pair.Free()
+    yield comm
+    comm.free()
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers, the same on every rank; the seed is printed when a test fails."""
+    seed = int(os.environ.get("SFB_TEST_SEED", 0))
+    print(f"SFB_TEST_SEED={seed}")
+    return np.random.default_rng([seed, *request.node.nodeid.encode()])

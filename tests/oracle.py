@@ -1,0 +1,35 @@
+"""What the library should compute, in NumPy and float64."""
+
+import numpy as np
+
+
+def draw(rng, samples, shape, dtype):
+    """One (u, v) per entry of samples."""
+    return [tuple(rng.standard_normal((s, n)).astype(dtype) for n in shape) for s in samples]
+
+
+def total(parts, shape):
+    return sum((u.astype(np.float64).T @ v.astype(np.float64) for u, v in parts), np.zeros(shape))
+
+
+def bound(parts, shape, dtype):
+    """|error| ≤ c·eps·Σ|u||v|, c the number of terms and of partial sums."""
+    magnitude = sum((abs(u.astype(np.float64)).T @ abs(v.astype(np.float64)) for u, v in parts), np.zeros(shape))
+    return (sum(len(u) for u, _ in parts) + len(parts) + 2) * np.finfo(dtype).eps * magnitude
+
+
+def sgd(w, gradients, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
+    """Steps of SGD by the textbook, in float64."""
+    w = w.astype(np.float64)
+    velocity = np.zeros_like(w)
+    for g in gradients:
+        d = g + weight_decay * w
+        velocity = momentum * velocity + d
+        w = w - lr * (d + momentum * velocity if nesterov else velocity)
+    return w
+
+
+def assert_same_bits(world, array):
+    """Every rank holds the same bits."""
+    everybody = world.allgather(array.tobytes())
+    assert all(one == everybody[0] for one in everybody)

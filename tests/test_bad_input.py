@@ -1,0 +1,171 @@
+"""Wrong arguments on one rank or on all: the same error everywhere, no hang, nothing changed."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+import sfb
+
+pytestmark = pytest.mark.mpi
+
+
+class OnGpu:
+    __cuda_array_interface__ = {"shape": (4, 3), "typestr": "<f8", "data": (0, False), "version": 3}  # noqa: RUF012
+
+
+def good():
+    return sfb.Factors(np.ones((2, 4)), np.ones((2, 3)))
+
+
+def read_only():
+    g = np.zeros((4, 3))
+    g.flags.writeable = False
+    return g
+
+
+def overlapping():
+    w = np.zeros((4, 3))
+    return sfb.Factors(np.ones((4, 4)), w), w
+
+
+WRONG = {
+    "shape": (lambda: (good(), np.zeros((3, 4))), ValueError, "shape"),
+    "dtype": (lambda: (good(), np.zeros((4, 3), np.float32)), ValueError, "dtype"),
+    "integers": (lambda: (good(), np.zeros((4, 3), int)), TypeError, "float32 or float64"),
+    "complex": (lambda: (good(), np.zeros((4, 3), complex)), TypeError, "float32 or float64"),
+    "objects": (lambda: (good(), np.zeros((4, 3), object)), TypeError, "float32 or float64"),
+    "big-endian": (lambda: (good(), np.zeros((4, 3), ">f8")), TypeError, "byte order"),
+    "Fortran": (lambda: (good(), np.zeros((3, 4)).T), ValueError, "Fortran"),
+    "strided": (lambda: (good(), np.zeros((4, 6))[:, ::2]), ValueError, "contiguous"),
+    "read-only": (lambda: (good(), read_only()), ValueError, "read-only"),
+    "list": (lambda: (good(), [[0.0] * 3] * 4), TypeError, "NumPy array"),
+    "GPU": (lambda: (good(), OnGpu()), TypeError, "GPU"),
+    "factors receive": (lambda: (good(), good()), TypeError, "NumPy array"),
+    "overlap": (overlapping, ValueError, "shares memory"),
+    "array into optimizer": (lambda: (np.ones((4, 3)), sfb.optim.SGD(np.zeros((4, 3)), lr=1.0)), TypeError, "Factors"),
+}
+
+
+def refuse(world, call, error, message):
+    """Every rank raises the same error."""
+    with pytest.raises(error, match=message) as caught:
+        call()
+    texts = world.allgather(str(caught.value))
+    assert len(set(texts)) == 1
+    return texts[0]
+
+
+@pytest.mark.parametrize("who", ["all", "last"])
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_arguments(comm, world, what, who):
+    make, error, message = WRONG[what]
+    culprit = who == "all" or world.rank == world.size - 1
+    sendbuf, recvbuf = make() if culprit else (good(), np.zeros((4, 3)))
+    text = refuse(world, lambda: comm.Allreduce(sendbuf, recvbuf), error, message)
+    assert "rank" in text
+    if who == "last":
+        assert f"rank {world.size - 1}:" in text
+    if isinstance(recvbuf, np.ndarray):
+        assert not recvbuf.any()
+    comm.Allreduce(good(), recvbuf := np.zeros((4, 3)))  # the communicator still works
+    np.testing.assert_array_equal(recvbuf, 2 * world.size)
+
+
+@pytest.mark.parametrize("op", [MPI.MAX, MPI.PROD])
+def test_only_sums(comm, world, op):
+    refuse(world, lambda: comm.Allreduce(good(), np.zeros((4, 3)), op), ValueError, "MPI.SUM")
+
+
+def test_unknown_algorithm(comm, world):
+    refuse(world, lambda: comm.Allreduce(good(), np.zeros((4, 3)), algorithm="ring"), ValueError, "'ring'")
+    refuse(world, lambda: comm.Allreduce(np.zeros(2), np.zeros(2), algorithm="node"), ValueError, "for Factors")
+
+
+def several(world):
+    if world.size == 1:
+        pytest.skip("needs ranks that can disagree")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: (sfb.Factors(np.ones((2, 5)), np.ones((2, 3))), np.zeros((5, 3)), "auto"),
+        lambda: (sfb.Factors(np.ones((2, 4), "f4"), np.ones((2, 3), "f4")), np.zeros((4, 3), "f4"), "auto"),
+        lambda: (good(), sfb.optim.SGD(np.zeros((4, 3)), lr=1.0), "auto"),
+        lambda: (good(), np.zeros((4, 3)), "dense"),
+        lambda: (np.ones((4, 3)), np.zeros((4, 3)), "auto"),
+        lambda: (MPI.IN_PLACE, np.zeros((4, 3)), "auto"),
+    ],
+    ids=["shape", "dtype", "receiver", "algorithm", "an array", "in place"],
+)
+def test_ranks_that_disagree(comm, world, odd):
+    several(world)
+    sendbuf, recvbuf, algorithm = odd() if world.rank == 1 else (good(), np.zeros((4, 3)), "auto")
+    text = refuse(
+        world, lambda: comm.Allreduce(sendbuf, recvbuf, algorithm=algorithm), sfb.MismatchError, "ranks disagree"
+    )
+    assert "rank 1:" in text
+    if isinstance(recvbuf, np.ndarray):
+        assert not recvbuf.any()
+
+
+def test_learning_rates_that_differ(comm, world):
+    several(world)
+    optimizer = sfb.optim.SGD(np.zeros((4, 3)), lr=0.1 + world.rank)
+    text = refuse(world, lambda: comm.Allreduce(good(), optimizer), sfb.MismatchError, "ranks disagree")
+    assert "lr=0.1," in text
+    assert "lr=1.1," in text
+
+
+def test_shared_on_one_rank_only(comm, world):
+    several(world)
+    w = comm.shared((4, 3), np.float64)
+    receiver = w if world.rank else np.zeros((4, 3))
+    refuse(world, lambda: comm.Allreduce(good(), receiver), sfb.MismatchError, "shared memory")
+
+
+def test_two_shared_arrays_in_different_order(comm, world):
+    several(world)
+    first, second = (comm.shared((4, 3), np.float64) for _ in range(2))
+    receiver = first if world.rank else second
+    refuse(world, lambda: comm.Allreduce(good(), receiver), sfb.MismatchError, "ranks disagree")
+
+
+def test_shared_by_other_ranks(comm, world):
+    several(world)
+    w = comm.shared((4, 3), np.float64)
+    part = world.Split(world.rank == 0, world.rank)
+    with sfb.Comm(part) as smaller, pytest.raises(ValueError, match="shared by other ranks"):
+        smaller.Allreduce(good(), w)
+    smaller.free()
+    part.Free()
+
+
+def test_private_velocity_of_a_shared_parameter(comm, world):
+    optimizer = sfb.optim.SGD(comm.shared((4, 3), np.float64), lr=0.1, momentum=0.9)
+    optimizer.velocity = np.zeros((4, 3))
+    refuse(world, lambda: comm.Allreduce(good(), optimizer), ValueError, "state")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error"),
+    [((-1, 2), "f4", ValueError), ((2, 2), object, TypeError), ("no", "f4", ValueError), ((2,), "what", TypeError)],
+    ids=str,
+)
+@pytest.mark.parametrize("who", ["all", "last"])
+def test_impossible_shared_arrays(comm, world, shape, dtype, error, who):
+    if who == "last" and world.rank != world.size - 1:
+        shape, dtype = (2, 2), "f4"
+    refuse(world, lambda: comm.shared(shape, dtype), error, "rank")
+
+
+def test_shared_arrays_that_differ(comm, world):
+    several(world)
+    refuse(world, lambda: comm.shared((world.rank, 2)), sfb.MismatchError, "ranks disagree")
+
+
+def test_not_an_intracommunicator():
+    with pytest.raises(TypeError, match="Intracomm"):
+        sfb.Comm("world")
+    with pytest.raises(TypeError, match="Intracomm"):
+        sfb.Comm(MPI.Comm(MPI.COMM_WORLD))

@@ -1,0 +1,124 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfb import Factors
+
+sizes = st.integers(0, 12)
+dtypes = st.sampled_from([np.float32, np.float64])
+
+
+def make(samples, rows, columns, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    u, v = (rng.standard_normal((samples, n)).astype(dtype) for n in (rows, columns))
+    return Factors(u, v)
+
+
+@given(sizes, st.integers(1, 12), st.integers(1, 12), dtypes)
+def test_stands_for_the_dense_product(samples, rows, columns, dtype):
+    g = make(samples, rows, columns, dtype)
+    dense = g.u.T @ g.v
+    assert g.shape == dense.shape == (rows, columns)
+    assert g.dtype == dense.dtype == dtype
+    assert len(g) == samples
+    assert g.nbytes == samples * (rows + columns) * np.dtype(dtype).itemsize
+    np.testing.assert_array_equal(g.dense(), dense)
+    np.testing.assert_array_equal(g.T.dense(), g.v.T @ g.u)
+
+
+@given(sizes, sizes, st.integers(1, 9), st.integers(1, 9))
+def test_norm_and_inner_product_come_from_gram_matrices(samples, others, rows, columns):
+    g, h = make(samples, rows, columns), make(others, rows, columns, seed=1)
+    np.testing.assert_allclose(g.norm(), np.linalg.norm(g.dense()), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(g.inner(h), np.vdot(g.dense(), h.dense()), rtol=1e-10, atol=1e-10)
+
+
+@given(sizes, sizes, st.integers(1, 9), st.integers(1, 9))
+def test_sum_concatenates(samples, others, rows, columns):
+    g, h = make(samples, rows, columns), make(others, rows, columns, seed=1)
+    assert len(g + h) == samples + others
+    np.testing.assert_allclose((g + h).dense(), g.dense() + h.dense(), atol=1e-12)
+    np.testing.assert_array_equal(Factors.concatenate([g, h]).dense(), (g + h).dense())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_scaling(shape):
+    g = make(4, *shape)
+    for scaled, factor in ((2.5 * g, 2.5), (g * np.float64(0.5), 0.5), (-g, -1), (g / 4, 0.25)):
+        np.testing.assert_allclose(scaled.dense(), factor * g.dense())
+    assert (np.float64(2) * make(1, 2, 2, np.float32)).dtype == np.float32
+
+
+def test_products_with_vectors_and_matrices():
+    g = make(3, 4, 5)
+    rng = np.random.default_rng(2)
+    for x in (rng.standard_normal(5), rng.standard_normal((5, 2))):
+        np.testing.assert_allclose(g @ x, g.dense() @ x)
+    for x in (rng.standard_normal(4), rng.standard_normal((2, 4))):
+        np.testing.assert_allclose(x @ g, x @ g.dense())
+
+
+def test_products_never_form_the_matrix():
+    g = make(1, 200_000, 200_000, np.float32)  # 160 GB if dense
+    assert (g @ np.ones(200_000, np.float32)).shape == (200_000,)
+    assert g.norm() > 0
+    assert len(g + g) == 2
+
+
+def test_keeps_arrays_and_copies_on_request():
+    u, v = np.ones((2, 3)), np.ones((2, 4))
+    assert Factors(u, v).u is u
+    copied = Factors(u, v, copy=True)
+    assert not np.shares_memory(copied.u, u)
+    strided = np.ones((4, 3))[::2]
+    np.testing.assert_array_equal(Factors(strided, v, copy=True).u, strided)
+
+
+def test_pickle():
+    g = make(2, 3, 4)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(g)).dense(), g.dense())
+
+
+class OnGpu:
+    __cuda_array_interface__ = {"shape": (2, 3), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
+
+
+good = np.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("u", "v", "error", "message"),
+    [
+        (np.ones(3), good, ValueError, "2 dimensions"),
+        (np.ones((2, 3, 1)), good, ValueError, "2 dimensions"),
+        (np.ones((3, 3)), good, ValueError, "one row per sample"),
+        (good.astype(np.float32), good, ValueError, "same dtype"),
+        (good.astype(int), good, TypeError, "float32 or float64"),
+        (good.astype(object), good, TypeError, "float32 or float64"),
+        (good.astype(complex), good, TypeError, "float32 or float64"),
+        (good.astype(np.float16), good, TypeError, "float32 or float64"),
+        (good.astype(">f8"), good, TypeError, "byte order"),
+        (np.ones((3, 2)).T, good, ValueError, "Fortran"),
+        (np.ones((2, 6))[:, ::2], good, ValueError, "contiguous"),
+        (np.ma.masked_array(good, mask=True), good, TypeError, "masked"),
+        ([[1.0]], good, TypeError, "NumPy array"),
+        (OnGpu(), good, TypeError, "GPU"),
+    ],
+)
+def test_refuses(u, v, error, message):
+    with pytest.raises(error, match=message):
+        Factors(u, v)
+    with pytest.raises(error, match=message):
+        Factors(v, u)
+
+
+def test_refuses_unlike_parts():
+    with pytest.raises(ValueError, match="at least one"):
+        Factors.concatenate([])
+    with pytest.raises(ValueError, match="expected factors of a"):
+        make(1, 2, 3) + make(1, 3, 2)
+    with pytest.raises(ValueError, match="expected factors of a"):
+        make(1, 2, 3).inner(make(1, 2, 3, np.float32))

@@ -1,0 +1,56 @@
+import gc
+
+import numpy as np
+import pytest
+
+import sfb
+from sfb import shared
+
+pytestmark = pytest.mark.mpi
+
+
+def test_one_copy_per_node(comm, world):
+    w = comm.shared((3, 4), np.float64)
+    assert w.shape == (3, 4)
+    assert w.dtype == np.float64
+    assert w.flags.c_contiguous
+    assert not w.any()
+    comm.Barrier()
+    if comm.node.rank == 0:
+        w[1] = 7.0
+    comm.Barrier()
+    np.testing.assert_array_equal(w[1], 7.0)
+
+
+@pytest.mark.parametrize("shape", [5, (5,), (0, 3), (), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["f4", "i8", "c16", bool])
+def test_shapes_and_dtypes(comm, shape, dtype):
+    array = comm.shared(shape, dtype)
+    assert array.shape == np.empty(shape).shape
+    assert array.dtype == dtype
+    assert not array.any()
+
+
+def test_an_array_outlives_its_communicator(world):
+    comm = sfb.Comm(world)
+    kept, dropped = comm.shared((100, 100)), comm.shared((100, 100))
+    address = dropped.__array_interface__["data"][0]
+    view = kept[3:]
+    del kept, dropped
+    gc.collect()
+    comm.free()
+    view[:] = 1.0
+    world.Barrier()
+    np.testing.assert_array_equal(view, 1.0)
+    assert shared.find(view) is not None
+    assert not any(block._begin == address for block in shared._blocks)
+
+
+def test_memory_is_given_back(world):
+    before = len(shared._blocks)
+    for _ in range(20):
+        with sfb.Comm(world) as comm:
+            g = comm.shared((50, 60), np.float64)
+            comm.Allreduce(sfb.Factors(np.ones((1, 50)), np.ones((1, 60))), g, algorithm="node")
+            del g
+    assert len(shared._blocks) == before
