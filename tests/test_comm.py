@@ -157,9 +157,7 @@ def test_traffic_and_attributes_are_private(world):
     with sfb.Comm(user) as comm:
         request = comm.Irecv(np.zeros(1), MPI.ANY_SOURCE, MPI.ANY_TAG)
         for algorithm in ("dense", "broadcast", "node"):
-            comm.Allreduce(
-                sfb.Factors(np.ones((1, 4)), np.ones((1, 3))), np.zeros((4, 3)), algorithm=algorithm
-            )
+            comm.Allreduce(sfb.Factors(np.ones((1, 4)), np.ones((1, 3))), np.zeros((4, 3)), algorithm=algorithm)
         assert not request.Test()
         request.Cancel()
         request.Wait()

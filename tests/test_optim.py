@@ -1,7 +1,7 @@
 import numpy as np
+import oracle
 import pytest
 
-import oracle
 from sfb.optim import SGD
 
 

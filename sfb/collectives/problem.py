@@ -87,7 +87,9 @@ class Problem:
         rows = self.shape[0]
         if not self.shared or rows == 0:
             return 1.0
-        ranges = [kernels.partition(rows, self.panel_height, self.ranks_per_node, r) for r in range(self.ranks_per_node)]
+        ranges = [
+            kernels.partition(rows, self.panel_height, self.ranks_per_node, r) for r in range(self.ranks_per_node)
+        ]
         return max(stop - start for start, stop in ranges) / rows
 
 

@@ -57,7 +57,7 @@ def load(comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: 
     if comm.rank == 0:
         try:
             x, y = _checked(*_read(source))
-        except (DataError, OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
             problem = f"{source}: {error}"
     problem, shape = comm.bcast((problem, x.shape))
     if problem:
@@ -110,7 +110,7 @@ _LIBSVM = (".svm", ".libsvm", ".svmlight", ".txt")
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         missing = {"x", "y"} - set(archive)
         if missing:
             raise DataError(f"expected arrays x and y, found {', '.join(archive) or 'none'}")

@@ -1,9 +1,9 @@
 """Every algorithm, receiver, dtype and shape gives the oracle's sum, with the same bits on all ranks."""
 
 import numpy as np
+import oracle
 import pytest
 
-import oracle
 import sfb
 from sfb.collectives import ALGORITHMS
 

