@@ -44,7 +44,7 @@ set_up() {
         "$python" -m venv "$SFB_VENV"
     fi
     echo "== installing sfb-mpi[$extras]"
-    "$bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" ||
+    "$bin/python" -m pip install -qq --disable-pip-version-check --editable "$root[$extras]" ||
         fail "pip could not install the project"
 
     if [ "$SFB_MPI" = system ]; then
