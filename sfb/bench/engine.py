@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,10 @@ def measure(
             break
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
     began = perf_counter()
+    order = deque(candidates.items())
     for done in range(1, iterations + 1):
-        for name, candidate in candidates.items():
+        order.rotate()  # nobody always runs in the wake of the same neighbour
+        for name, candidate in order:
             comm.Barrier()
             start = perf_counter()
             exchange, rebuild = candidate()

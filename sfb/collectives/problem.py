@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def rows(problem: Problem, team: Team) -> tuple[int, int]:
 def update(problem: Problem, team: Team, receiver: Receiver, u: np.ndarray, v: np.ndarray) -> None:
     """Let the receiver take uᵀv in this rank's rows."""
     # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
-    with team.blas_limit(1):
+    with team.blas_limit(1) if problem.panel_height > 1 else nullcontext():
         receiver.update(u, v, *rows(problem, team))
 
 
