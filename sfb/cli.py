@@ -198,7 +198,7 @@ def train(json_file: Path | None, **options: Any) -> None:
     limit_process(world)
     try:
         with Progress(config, world) as progress:
-            result = run_training(world, config, progress.report)
+            result = run_training(world, config, progress.report, progress.tick)
     except (DataError, TrainingError) as error:
         raise Failure(str(error)) from error
     if world.rank == 0:

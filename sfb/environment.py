@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +46,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
         "sfb": __version__,
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in _PACKAGES},
-        "mpi": " ".join(MPI.Get_library_version().partition("\n")[0].rstrip("\0").split()),
+        "mpi": " ".join(re.split(r"[\n,\0]", MPI.Get_library_version(), maxsplit=1)[0].split()),
         "mpi_standard": ".".join(map(str, MPI.Get_version())),
         "mpi_library": mpi_library(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -72,7 +73,7 @@ def header(environment: dict[str, Any]) -> list[str]:
     lines = [
         f"sfb {e['sfb']}, Python {e['python']}, {packages}",
         f"{e['mpi']} (MPI {e['mpi_standard']}), {e['mpi_library'] or 'library not found'}",
-        f"{e['ranks']} ranks, up to {e['ranks_per_node']} per node, {e['cores_per_node']} cores per node; "
+        f"{e['ranks']} rank{'s' * (e['ranks'] != 1)}, up to {e['ranks_per_node']} per node, {e['cores_per_node']} cores per node; "
         f"hosts: {shown}",
         f"BLAS: {threads or 'none found'}",
     ]

@@ -46,8 +46,8 @@ class Progress(AbstractContextManager["Progress"]):
             c = self._config
             print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
             if sys.stdout.isatty():
-                self._bar = Bar(TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self._task = self._bar.add_task("epoch", total=c.epochs)
+                self._bar = Bar(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self._task = self._bar.add_task("step", total=None)
                 self._bar.start()
         return self
 
@@ -57,18 +57,21 @@ class Progress(AbstractContextManager["Progress"]):
         if self._bar is not None:
             self._bar.stop()
 
+    def tick(self, steps: int) -> None:
+        """Count one of ``steps`` steps."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=steps, advance=1)
+
     def report(self, epoch: Epoch) -> None:
         """Tell of one epoch."""
         if not self._active:
             return
         line = (
-            f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  "
-            f"test accuracy {epoch.accuracy:.2%}  {epoch.seconds:.2f} s, {epoch.exchange_seconds:.2f} s of it "
-            f"exchange, {_bytes(epoch.wire_bytes)} received per rank"
+            f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:.2%}  "
+            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {_bytes(epoch.wire_bytes)})"
         )
-        if self._bar is not None and self._task is not None:
-            self._bar.console.print(line, highlight=False)
-            self._bar.advance(self._task)
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
 

@@ -128,13 +128,19 @@ class _MpiExchange:
         tally.add("mpi", _ring_bytes(gradient.nbytes, self._comm.size), seconds)
 
 
-def train(world: MPI.Intracomm, config: Config, report: Callable[[Epoch], None]) -> dict[str, Any]:
+def train(
+    world: MPI.Intracomm,
+    config: Config,
+    report: Callable[[Epoch], None],
+    tick: Callable[[int], None] = lambda steps: None,
+) -> dict[str, Any]:
     """Train as ``config`` says and return the run as a JSON object; collective.
 
     Args:
         world: The ranks to train on.
         config: Equal on all ranks.
         report: Called on every rank after every epoch.
+        tick: Called on every rank after every step, with the steps of the whole run.
 
     Returns:
         {"format": 1, "config", "environment", "steps_per_epoch", "epochs": [`Epoch`], "layers":
@@ -149,7 +155,7 @@ def train(world: MPI.Intracomm, config: Config, report: Callable[[Epoch], None])
         trainer = _Trainer(comm, world, config, dataset)
         epochs = []
         for number in range(1, config.epochs + 1):
-            epochs.append(trainer.epoch(number))
+            epochs.append(trainer.epoch(number, tick))
             report(epochs[-1])
         return {
             "format": 1,
@@ -200,13 +206,14 @@ class _Trainer:
             factors = Factors(np.zeros((samples, rows), np.float32), np.zeros((samples, columns), np.float32))
             comm.plan(factors, self._optimizers[layer.name], algorithm=self._config.comm)
 
-    def epoch(self, number: int) -> Epoch:
+    def epoch(self, number: int, tick: Callable[[int], None]) -> Epoch:
         before = self._totals()
         loss = 0.0
         self._world.Barrier()
         began = perf_counter()
         for samples, size in self._batches(number):
             loss += self._step(samples, size)
+            tick(self.steps * self._config.epochs)
         seconds = perf_counter() - began
         after = self._totals()
         slowest = self._world.allreduce(np.array([seconds, after[0] - before[0], after[1] - before[1]]), _maximum)
