@@ -73,8 +73,8 @@ def header(environment: dict[str, Any]) -> list[str]:
     lines = [
         f"sfb {e['sfb']}, Python {e['python']}, {packages}",
         f"{e['mpi']} (MPI {e['mpi_standard']}), {e['mpi_library'] or 'library not found'}",
-        f"{e['ranks']} rank{'s' * (e['ranks'] != 1)}, up to {e['ranks_per_node']} per node, {e['cores_per_node']} cores per node; "
-        f"hosts: {shown}",
+        f"{e['ranks']} rank{'s' * (e['ranks'] != 1)}, up to {e['ranks_per_node']} per node, "
+        f"{e['cores_per_node']} cores per node; hosts: {shown}",
         f"BLAS: {threads or 'none found'}",
     ]
     if e["ranks_per_node"] > e["cores_per_node"]:

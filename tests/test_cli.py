@@ -21,7 +21,7 @@ SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
 
 def test_info():
     out, err = sfb("info")
-    for word in ("sfb", "mpi4py", "numba", "MPI", "ranks", "BLAS", "threads per rank"):
+    for word in ("sfb", "mpi4py", "numba", "MPI", "1 rank, up to 1 per node", "BLAS", "threads per rank"):
         assert word in out
     assert not err
 
