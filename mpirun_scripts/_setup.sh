@@ -66,9 +66,24 @@ set_up() {
 run_mpi() {
     local seconds=$1 ranks=$2
     shift 2
-    timeout --kill-after=10 "$seconds" "$mpirun" -n "$ranks" "$@" </dev/null || {
-        local code=$?
-        [ $code -ne 124 ] && [ $code -ne 137 ] || echo "error: no end after $seconds s, killed: $*" >&2
-        return $code
-    }
+    timeout --kill-after=10 "$seconds" "$mpirun" -n "$ranks" "$@" </dev/null &
+    job=$!
+    local code=0
+    wait "$job" || code=$?
+    job=
+    if [ $code = 124 ] || [ $code = 137 ]; then
+        echo "error: no end after $seconds s, killed" >&2
+    fi
+    return $code
 }
+
+# The job has a process group of its own, which neither Ctrl-C nor a signal to this script would reach.
+job=
+stop_mpi() {
+    if [ -n "$job" ]; then
+        kill "$job" 2>/dev/null || true
+        wait "$job" 2>/dev/null || true
+    fi
+}
+trap stop_mpi EXIT
+trap 'exit 130' INT TERM HUP

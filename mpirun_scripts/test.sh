@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 set_up models plot test
 cd "$root"
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+trap 'stop_mpi; rm -rf "$logs"' EXIT
 limit=${SFB_TEST_SECONDS:-600}
 # BLAS and Numba at one thread a rank: the ranks fill the cores.
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1

@@ -56,6 +56,7 @@ class Comm(MPI.Intracomm):
 
     Raises:
         TypeError: ``comm`` is not an intracommunicator.
+        ValueError: The ranks of ``node`` lie on different hosts; raised on every rank.
     """
 
     def __new__(

@@ -45,15 +45,30 @@ class Team:
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
         if node is not None:
-            self._place(MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank)))
+            self._place(self._split(node))
 
     @property
     def node(self) -> MPI.Intracomm:
         """The ranks that share memory with this one; the first use is collective."""
         if self._node is None:
-            self._place(MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank)))
+            self._place(self._host())
             assert self._node is not None
         return self._node
+
+    def _host(self) -> MPI.Intracomm:
+        """Return the ranks that MPI says share memory with this one; collective."""
+        return MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
+
+    def _split(self, node: MPI.Intracomm) -> MPI.Intracomm:
+        """Return a communicator of the ranks of the user's ``node``, after checking that they can share memory."""
+        host = self._host()
+        hosts = set(node.allgather(host.allreduce(self.rank, MPI.MIN)))
+        host.Free()
+        error = None
+        if len(hosts) > 1:
+            error = ValueError(f"the ranks of node lie on {len(hosts)} hosts and cannot share memory")
+        self.agree.check_result("Comm", error)
+        return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
 
     def _place(self, node: MPI.Intracomm) -> None:
         """Learn how the ranks lie on the nodes.

@@ -4,6 +4,16 @@ import numpy as np
 import pytest
 
 
+def split_hosts(world, part):
+    """A communicator of the ranks of this host whose rank on it has the same part(rank)."""
+    from mpi4py import MPI
+
+    host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+    group = host.Split(part(host.rank), host.rank)
+    host.Free()
+    return group
+
+
 @pytest.fixture
 def world():
     from mpi4py import MPI
@@ -28,7 +38,7 @@ def any_comm(request, world):
     if request.param == "one node":
         comm = sfb.Comm(world)
     else:
-        pair = world.Split(world.rank // 2, world.rank)
+        pair = split_hosts(world, lambda slot: slot // 2)
         comm = sfb.Comm(world, node=pair)
         pair.Free()
     yield comm

@@ -3,6 +3,7 @@
 import numpy as np
 import oracle
 import pytest
+from conftest import split_hosts
 
 import sfb
 from sfb.collectives import ALGORITHMS
@@ -84,7 +85,7 @@ def test_bits_do_not_depend_on_ranks_per_node(world, rng):
     parts = oracle.draw(rng, [5] * world.size, (700, 60), np.float32)
     bits = set()
     for per_node in range(1, world.size + 1):
-        group = world.Split(world.rank // per_node, world.rank)
+        group = split_hosts(world, lambda slot, per_node=per_node: slot // per_node)
         with sfb.Comm(world, node=group) as comm:
             for algorithm in ("node", "broadcast"):
                 g = comm.shared((700, 60))
@@ -97,7 +98,7 @@ def test_bits_do_not_depend_on_ranks_per_node(world, rng):
 def test_ranks_that_lie_crosswise_on_nodes(world, rng):
     """Rank order decides the order of the sum, not the order of nodes."""
     parts = oracle.draw(rng, [r % 3 for r in range(world.size)], (60, 50), np.float64)
-    group = world.Split(world.rank % 2, world.rank)
+    group = split_hosts(world, lambda slot: slot % 2)
     bits = set()
     with sfb.Comm(world, node=group) as comm:
         for algorithm in ("node", "broadcast"):
