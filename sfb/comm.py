@@ -278,7 +278,6 @@ class Comm(MPI.Intracomm):
         counts = np.full(team.size, len(factors), np.int64)
         if not uniform:
             team.world.Allgather(np.array([len(factors)], np.int64), counts)
-        team.node  # noqa: B018 - its first use is collective
         problem = Problem(
             shape=factors.shape,
             dtype=factors.dtype,

@@ -31,6 +31,12 @@ class Team:
     Attributes:
         world: All ranks, in the user's order.
         agree: The agreement check over them.
+        node: The ranks that share memory with this one.
+        node_of: For each rank of the world, the number of its node.
+        slot_of: For each rank of the world, its rank on its node.
+        nodes: Number of nodes.
+        ranks_per_node: Ranks of the fullest node.
+        sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
     """
 
     def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None) -> None:
@@ -38,30 +44,26 @@ class Team:
         self.rank = self.world.rank
         self.size = self.world.size
         self.agree = Agreement(self.world)
-        self._node: MPI.Intracomm | None = None
+        host = MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
+        self.node = host if node is None else self._split(host, node)
         self._buffers: dict[str, np.ndarray] = {}
         self._staging: Block | None = None
         self._blas: BlasLimit | None = None
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
-        if node is not None:
-            self._place(self._split(node))
+        self._across: list[tuple[int, MPI.Intracomm]] | None = None
+        homes = self.world.allgather((self.node.allreduce(self.rank, MPI.MIN), self.node.rank))
+        numbers = {home: number for number, home in enumerate(sorted({home for home, _ in homes}))}
+        self.node_of = [numbers[home] for home, _ in homes]
+        self.slot_of = [slot for _, slot in homes]
+        self.nodes = len(numbers)
+        self.ranks_per_node = max(self.slot_of) + 1
+        available = cores(self.node)
+        self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
+        self._threads = max(1, available // self.node.size)
 
-    @property
-    def node(self) -> MPI.Intracomm:
-        """The ranks that share memory with this one; the first use is collective."""
-        if self._node is None:
-            self._place(self._host())
-            assert self._node is not None
-        return self._node
-
-    def _host(self) -> MPI.Intracomm:
-        """Return the ranks that MPI says share memory with this one; collective."""
-        return MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
-
-    def _split(self, node: MPI.Intracomm) -> MPI.Intracomm:
-        """Return a communicator of the ranks of the user's ``node``, after checking that they can share memory."""
-        host = self._host()
+    def _split(self, host: MPI.Intracomm, node: MPI.Intracomm) -> MPI.Intracomm:
+        """Return a communicator of the ranks of the user's ``node``, after checking that they share a host."""
         hosts = set(node.allgather(host.allreduce(self.rank, MPI.MIN)))
         host.Free()
         error = None
@@ -69,28 +71,6 @@ class Team:
             error = ValueError(f"the ranks of node lie on {len(hosts)} hosts and cannot share memory")
         self.agree.check_result("Comm", error)
         return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
-
-    def _place(self, node: MPI.Intracomm) -> None:
-        """Learn how the ranks lie on the nodes.
-
-        Attributes:
-            node_of: For each rank of the world, the number of its node.
-            slot_of: For each rank of the world, its rank on its node.
-            nodes: Number of nodes.
-            ranks_per_node: Ranks of the fullest node.
-            sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
-        """
-        self._node = node
-        homes = self.world.allgather((node.allreduce(self.rank, MPI.MIN), node.rank))
-        first = sorted({home for home, _ in homes})
-        self.node_of = [first.index(home) for home, _ in homes]
-        self.slot_of = [slot for _, slot in homes]
-        self.nodes = len(first)
-        self.ranks_per_node = max(self.slot_of) + 1
-        available = cores(node)
-        self.sharing = self.world.allreduce(max(1.0, node.size / available), MPI.MAX)
-        self._threads = max(1, available // node.size)
-        self._across: list[tuple[int, MPI.Intracomm]] | None = None
 
     def across(self) -> list[tuple[int, MPI.Intracomm]]:
         """Return (slot, communicator) pairs that join one rank of each node; the first use is collective.
@@ -178,8 +158,7 @@ class Team:
         for block in self._blocks:
             if not self.node.allreduce(block.in_use, MPI.LOR):
                 block.free()
-        if self._node is not None:
-            for _, comm in self._across or ():
-                comm.Free()
-            self._node.Free()
+        for _, comm in self._across or ():
+            comm.Free()
+        self.node.Free()
         self.world.Free()

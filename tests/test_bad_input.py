@@ -171,3 +171,14 @@ def test_not_an_intracommunicator():
         sfb.Comm("world")
     with pytest.raises(TypeError, match="Intracomm"):
         sfb.Comm(MPI.Comm(MPI.COMM_WORLD))
+
+
+def test_another_communicators_array_on_one_rank_only(comm, world):
+    """The first call of a communicator, with a shared array that it has not seen, on one rank."""
+    several(world)
+    w = comm.shared((4, 3), np.float64)
+    with sfb.Comm(world) as other:
+        receiver = w if world.rank else np.zeros((4, 3))
+        refuse(world, lambda: other.Allreduce(good(), receiver), sfb.MismatchError, "shared memory")
+        other.Allreduce(good(), w)
+    np.testing.assert_array_equal(w, 2 * world.size)
