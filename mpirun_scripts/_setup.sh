@@ -7,6 +7,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SFB_MPI=${SFB_MPI:-mpich}
 SFB_VENV=${SFB_VENV:-$root/.venv-$SFB_MPI}
+case $SFB_VENV in /*) ;; *) SFB_VENV=$PWD/$SFB_VENV ;; esac # scripts change the folder
 
 fail() {
     echo "error: $*" >&2
@@ -15,8 +16,9 @@ fail() {
 
 # find_python: print a Python that is new enough and can make environments.
 find_python() {
-    local candidate
-    for candidate in ${SFB_PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10 python)
+    [ -z "${SFB_PYTHON:-}" ] || candidates=("$SFB_PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
                 fail "$candidate cannot make virtual environments; install its venv package (python3-venv on Debian)"

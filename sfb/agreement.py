@@ -56,7 +56,7 @@ class Agreement:
             MismatchError: Signatures differ; every rank raises, naming all of them.
             Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
         """
-        digest = self._digest(signature) if error is None else _FAILED
+        digest = self._digest((call, signature)) if error is None else _FAILED
         header = self._header
         header[:] = digest, -digest, size, -size
         self._comm.Allreduce(MPI.IN_PLACE, self._spec, MPI.MAX)
@@ -64,11 +64,11 @@ class Agreement:
         if largest == -smallest and largest != _FAILED:
             return most, -least
         self._raise(call, describe, error)
-        raise AssertionError("unequal signatures with equal descriptions")  # pragma: no cover
+        raise AssertionError("unreachable")  # pragma: no cover
 
     def check_result(self, call: str, error: Exception | None) -> None:
         """Raise on every rank if a step that can fail, such as an allocation, failed on one; collective."""
-        self.check(call, "result", lambda: "succeeded", error=error)
+        self.check(call, "result", lambda: "success", error=error)
 
     def _digest(self, signature: object) -> int:
         digest = self._digests.get(signature)
@@ -80,13 +80,13 @@ class Agreement:
         return digest
 
     def _raise(self, call: str, describe: Callable[[], str], error: Exception | None) -> None:
-        mine = ("", describe()) if error is None else (type(error).__name__, str(error))
+        mine = ("", f"{call} with {describe()}") if error is None else (type(error).__name__, str(error) or repr(error))
         reports = self._comm.allgather(mine)
         failures = [(rank, report) for rank, report in enumerate(reports) if report[0]]
         if failures:
             kind = _KINDS.get(failures[0][1][0], RuntimeError)
             raise kind(f"{call}: {_by_rank(failures)}") from error
-        raise MismatchError(f"{call}: ranks disagree: {_by_rank(list(enumerate(reports)))}")
+        raise MismatchError(f"ranks disagree: {_by_rank(list(enumerate(reports)))}")
 
 
 _KINDS: dict[str, type[Exception]] = {k.__name__: k for k in (TypeError, ValueError, MemoryError, MismatchError)}

@@ -21,14 +21,14 @@ def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
 
     Raises:
         TypeError: Not a NumPy array of float32 or float64.
-        ValueError: Not two-dimensional, or not C-contiguous.
+        ValueError: Not two-dimensional, not C-contiguous, or not aligned.
     """
     if not isinstance(array, np.ndarray):
         if hasattr(array, "__cuda_array_interface__"):
             raise TypeError(f"{name} lies in GPU memory; copy it to a NumPy array on the host first")
         raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}; convert it with numpy.asarray")
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array; fill it with .filled(0) first")
+    if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(f"{name} must be a plain NumPy array, got {type(array).__name__}; convert it first")
     if array.dtype not in FLOATS:
         native = array.dtype.isnative or array.dtype.newbyteorder("=") not in FLOATS
         remedy = "convert it with .astype" if native else "convert it to native byte order with .astype"
@@ -38,6 +38,8 @@ def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
     if contiguous and not array.flags.c_contiguous:
         order = "Fortran-ordered" if array.flags.f_contiguous else "not contiguous"
         raise ValueError(f"{name} must be C-contiguous, got an array that is {order}; copy it on purpose")
+    if contiguous and not array.flags.aligned:
+        raise ValueError(f"{name} must be aligned to its {array.itemsize}-byte elements; copy it on purpose")
 
 
 def check_receiver(name: str, array: Any) -> None:
@@ -45,5 +47,3 @@ def check_receiver(name: str, array: Any) -> None:
     check_matrix(name, array)
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
-    if array.size and array.ctypes.data % array.itemsize:
-        raise ValueError(f"{name} must be aligned to its {array.itemsize}-byte elements")

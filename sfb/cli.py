@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +42,20 @@ def run() -> int:
         return error.exit_code
     except click.Abort:
         return 130
+    except OSError as error:
+        if _world_size() > 1:
+            abort(error)
+        print(f"sfb: error: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
-        if "mpi4py.MPI" in sys.modules and _world().size > 1:
+        if _world_size() > 1:
             abort(error)
         raise
+
+
+def _world_size() -> int:
+    """Return the number of ranks; 1 before MPI is loaded."""
+    return _world().size if "mpi4py.MPI" in sys.modules else 1
 
 
 def _world() -> MPI.Intracomm:
@@ -98,26 +110,39 @@ class Sizes(click.ParamType):
 
 
 class Output(click.Path):
-    """A file to write, whose folder must exist before hours of work go into it."""
+    """A file to write, in a folder that can be written before hours of work go into it."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, writable=True, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
-        if not Path(str(path)).absolute().parent.is_dir():
-            self.fail(f"the folder of {str(path)!r} does not exist", param, ctx)
+        folder = Path(str(path)).absolute().parent
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            self.fail(f"the folder of {str(path)!r} does not exist or cannot be written", param, ctx)
         return path
 
 
-def _need_matplotlib(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+class Finite(click.FloatRange):
+    """A number in a range; neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def _check_plot(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in (".png", ".pdf", ".svg"):
+        raise click.BadParameter(f"must end in .png, .pdf or .svg, got {value.name!r}")
     if value is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.BadParameter("needs matplotlib: pip install 'sfb-mpi[plot]'")
     return value
 
 
 _json_option = click.option("-J", "--json", "json_file", type=Output(), help="Write the results to FILE as JSON.")
-_plot_option = click.option("--plot", type=Output(), callback=_need_matplotlib, help="Draw the results to a PNG file.")
+_plot_option = click.option("--plot", type=Output(), callback=_check_plot, help="Draw the results: .png, .pdf or .svg.")
 
 
 @click.group(context_settings=_CONTEXT)
@@ -173,11 +198,11 @@ def warmup() -> None:
               help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.05, help="Learning rate.")
-@click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), default=0.9, help="Of SGD.")
-@click.option("--weight-decay", type=click.FloatRange(0), default=1e-4, help="Of SGD.")
+@click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate.")
+@click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Of SGD.")
+@click.option("--weight-decay", type=Finite(0), default=1e-4, help="Of SGD.")
 @click.option("--hidden", type=Sizes(1), default="4096,4096", help="Units of the hidden layers of mlp.")
-@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2,
+@click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
               help="Part of the data held out.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, split and order.")
 @_json_option
@@ -239,7 +264,7 @@ def bench() -> None:
               help="Only these beside mpi; may be repeated.  [default: all]")  # fmt: skip
 @click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
 @click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
-@click.option("-t", "--seconds", type=click.FloatRange(0, min_open=True), default=20.0,
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=20.0,
               help="Most time for the rows of one size.")  # fmt: skip
 @click.option("-c", "--check", type=bool, default=True, help="Compare with an oracle.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")

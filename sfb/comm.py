@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from operator import index
 from types import TracebackType
 from typing import Any
 
@@ -44,7 +46,7 @@ class Comm(MPI.Intracomm):
 
     It is the communicator it is made from, not a duplicate. The library talks on a communicator of
     its own, made by the first call that needs it; `free`, or the end of a ``with`` block, gives that
-    back.
+    back, and a later call makes it anew.
 
     Args:
         comm: The intracommunicator to use, `MPI.COMM_WORLD` for instance.
@@ -64,19 +66,22 @@ class Comm(MPI.Intracomm):
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate."""
         if comm is not None and not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an MPI.Intracomm, got {type(comm).__name__}")
+            what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
+            raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
         self = super().__new__(cls, comm)
         self._check = check
         self._owner = comm is None
         self._team_or_none = None
         self._plans = {}
         self._last = None
+        self._placed = node is not None
         if node is not None:
             self._team_or_none = Team(self, node)
         return self
 
     _check: bool
     _owner: bool
+    _placed: bool
     _team_or_none: Team | None
     _plans: dict[object, Plan]
     _last: Exchange | None
@@ -132,13 +137,14 @@ class Comm(MPI.Intracomm):
         sizes: tuple[int, ...] = ()
         kind: np.dtype[Any] = np.dtype(np.float32)
         try:
-            sizes = tuple(int(n) for n in (shape if isinstance(shape, Sequence) else (shape,)))
-            kind = np.dtype(dtype)
+            sizes, kind = _sizes(shape), np.dtype(dtype)
             if any(n < 0 for n in sizes):
                 raise ValueError(f"shape must have no negative sizes, got {sizes}")
-            if kind.hasobject:
-                raise TypeError(f"an array of {kind} holds Python objects and cannot be shared")
-        except (TypeError, ValueError) as caught:
+            if kind.hasobject or kind.itemsize == 0 or kind.subdtype is not None:
+                raise TypeError(f"an array of {kind!r} cannot be shared: its elements have no fixed size in memory")
+            if prod(sizes) * kind.itemsize > np.iinfo(np.intp).max:
+                raise ValueError(f"an array of shape {sizes} and {kind} does not fit into memory")
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         wanted = f"{sizes} of {kind.str}"
         self._team.agree.check("shared", wanted, lambda: wanted, error=error)
@@ -155,12 +161,15 @@ class Comm(MPI.Intracomm):
         return self._last
 
     def plan(self, sendbuf: Factors, recvbuf: Any, *, algorithm: str = AUTO) -> Plan:
-        """Return what `Allreduce` with these arguments would do, without doing it; collective.
+        """Return what `Allreduce` with these arguments would do; collective.
+
+        Kernels are compiled, buffers allocated and the optimizer's missing state created, so that the first
+        `Allreduce` need not; nothing is exchanged.
 
         Raises:
             MismatchError, TypeError, ValueError: As `Allreduce` does.
         """
-        return self._plan(sendbuf, recvbuf, MPI.SUM, algorithm)[0]
+        return self._plan("plan", sendbuf, recvbuf, MPI.SUM, algorithm)[0]
 
     def free(self) -> None:
         """Give back what this object owns; collective, and harmless when repeated.
@@ -172,6 +181,21 @@ class Comm(MPI.Intracomm):
         self._release()
         if self._owner:
             super().free()
+
+    def Dup(self, info: MPI.Info | None = None) -> Comm:
+        """Duplicate the communicator, as `MPI.Comm.Dup` does; with the same ``check`` and ``node``."""
+        return self._like(super().Dup(info))
+
+    def Clone(self) -> Comm:
+        """Clone the communicator, as `MPI.Comm.Clone` does; with the same ``check`` and ``node``."""
+        return self._like(super().Clone())
+
+    def _like(self, copy: Comm) -> Comm:
+        copy._check = self._check
+        copy._placed = self._placed
+        if self._placed and self._team_or_none is not None:
+            copy._team_or_none = Team(copy, self.node)
+        return copy
 
     def Free(self) -> None:
         """Free the communicator, as `MPI.Comm.Free` does, and what the library holds on it; collective."""
@@ -192,7 +216,7 @@ class Comm(MPI.Intracomm):
     ) -> None:
         # With an error on the way the other ranks may never reach a collective.
         if kind is None:
-            self._release()
+            self.free()
 
     @property
     def _team(self) -> Team:
@@ -201,83 +225,84 @@ class Comm(MPI.Intracomm):
         return self._team_or_none
 
     def _reduce_factors(self, factors: Any, receiver: Any, op: MPI.Op, algorithm: str) -> None:
-        plan, receiver = self._plan(factors, receiver, op, algorithm)
+        plan, receiver = self._plan("Allreduce", factors, receiver, op, algorithm)
         team = self._team
         module = ALGORITHMS[plan.algorithm]
         timing = module.run(plan.problem, team, factors, receiver)
         self._last = Exchange(plan.algorithm, module.wire_bytes(plan.problem, team), *timing)
 
-    def _plan(self, factors: Any, receiver: Any, op: MPI.Op, algorithm: str) -> tuple[Plan, Receiver]:
+    def _plan(self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str) -> tuple[Plan, Receiver]:
         """Check the arguments on all ranks, and return the plan with everything it needs in place."""
         team = self._team
-        block = None
-        signature: tuple[object, ...] = ()
-        error: Exception | None = None
         passed = receiver
+        error: Exception | None = None
+        block: Block | None = None
+        key: tuple[object, ...] = ()
+        signature: tuple[object, ...] = ()
+        size = 0
         try:
             receiver = receiver if isinstance(receiver, Receiver) else Assign(receiver)
-            block = self._check_arguments(factors, receiver, op, algorithm)
-            signature = (
-                factors.shape,
-                factors.dtype.str,
-                type(receiver).__name__,
-                receiver.settings,
-                tuple(array is None for array in receiver.state),
-                None if block is None else (block.name, block.offset(receiver.array)),
-                algorithm,
-            )
-        except (TypeError, ValueError) as caught:
+            self._check_arguments(factors, receiver, op, algorithm)
+            block = find(receiver.array)
+            key = (factors.shape, factors.dtype.str, receiver.passes, None if block is None else block.name, algorithm)
+            places = tuple(_place(array) for array in (receiver.array, *receiver.state))
+            signature = (key, type(receiver).__name__, receiver.settings, places)
+            size = len(factors)
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        size = len(factors) if error is None else 0
         most, least = team.agree.check(
-            "Allreduce",
-            signature,
-            lambda: _describe(factors, passed, block, algorithm),
-            size=size,
-            error=error,
+            call, signature, lambda: _describe(factors, passed, algorithm), size=size, error=error
         )
-        key = (signature, most) if most == least else None
+        counts = np.full(team.size, size, np.int64)
+        if most != least:
+            team.world.Allgather(np.array([size], np.int64), counts)
+        key = (*key, size if most == least else counts.tobytes())
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._make_plan(factors, receiver, block, algorithm, most == least)
-            if key is not None:
-                if len(self._plans) >= _PLANS:
-                    self._plans.pop(next(iter(self._plans)))
-                self._plans[key] = plan
+            plan = self._make_plan(call, factors, receiver, block, algorithm, counts)
+            if len(self._plans) >= _PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan
         if any(array is None for array in receiver.state):
             receiver.prepare(np.zeros if block is None else self.shared)
         return plan, receiver
 
-    def _check_arguments(self, factors: Any, receiver: Receiver, op: MPI.Op, algorithm: str) -> Block | None:
+    def _check_arguments(self, factors: Any, receiver: Receiver, op: MPI.Op, algorithm: str) -> None:
         if not isinstance(factors, Factors):
             raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
         if op != MPI.SUM:
             raise ValueError("op must be MPI.SUM with Factors: other reductions of uᵀv need the dense matrix")
         check_algorithm(algorithm)
+        factors.check()
         receiver.check()
         if receiver.shape != factors.shape:
             raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {receiver.shape}")
         if receiver.dtype != factors.dtype:
             raise ValueError(f"the receiver must have the dtype {factors.dtype} of the factors, got {receiver.dtype}")
-        for name, factor in (("u", factors.u), ("v", factors.v)):
-            if np.may_share_memory(factor, receiver.array):
-                raise ValueError(f"{name} shares memory with the receiver; copy it first")
-        block = find(receiver.array)
-        if block is not None and not self._team.owns(block):
-            raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
-        for array in receiver.state:
-            if array is not None and (find(array) is None) != (block is None):
+        state = [array for array in receiver.state if array is not None]
+        if any(np.may_share_memory(array, receiver.array) for array in state):
+            raise ValueError("the receiver's state shares memory with its array")
+        for array in (receiver.array, *state):
+            for name, factor in (("u", factors.u), ("v", factors.v)):
+                if np.may_share_memory(factor, array):
+                    raise ValueError(f"{name} shares memory with the receiver; copy it first")
+            block = find(array)
+            if block is not None and not self._team.owns(block):
+                raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
+            if (block is None) != (find(receiver.array) is None):
                 raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
-        return block
 
     def _make_plan(
-        self, factors: Factors, receiver: Receiver, block: Block | None, algorithm: str, uniform: bool
+        self,
+        call: str,
+        factors: Factors,
+        receiver: Receiver,
+        block: Block | None,
+        algorithm: str,
+        counts: np.ndarray,
     ) -> Plan:
         """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
         team = self._team
-        counts = np.full(team.size, len(factors), np.int64)
-        if not uniform:
-            team.world.Allgather(np.array([len(factors)], np.int64), counts)
         problem = Problem(
             shape=factors.shape,
             dtype=factors.dtype,
@@ -291,19 +316,45 @@ class Comm(MPI.Intracomm):
             block=block,
         )
         plan = choose(problem, algorithm)
-        error: Exception | None = None
-        try:
-            team.load_kernels()
-            ALGORITHMS[plan.algorithm].prepare(problem, team)
-        except Exception as caught:
-            error = caught
-        team.agree.check_result("Allreduce", error)
+        # Each step is collective and can fail on one rank: agree on it before the next.
+        for step in (team.load_kernels, lambda: ALGORITHMS[plan.algorithm].prepare(problem, team)):
+            error: Exception | None = None
+            try:
+                step()
+            except Exception as caught:
+                error = caught
+            team.agree.check_result(call, error)
         return plan
 
 
-def _describe(factors: Any, receiver: Any, block: Block | None, algorithm: str) -> str:
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Return ``shape`` as NumPy reads it: an integer or a sequence of them."""
+    try:
+        return (index(shape),)
+    except TypeError:
+        return tuple(index(n) for n in shape)
+
+
+def _place(array: np.ndarray | None) -> object:
+    """Return where an array lies, as far as it has to be the same on all ranks; "" if it is yet to be created."""
+    if array is None:
+        return ""
+    block = find(array)
+    return None if block is None else (block.name, block.offset(array))
+
+
+def _describe(factors: Any, receiver: Any, algorithm: str) -> str:
+    """Say what a rank passed; never raises."""
     if not isinstance(factors, Factors):
         return f"{type(factors).__name__} and {type(receiver).__name__}"
-    target = repr(receiver) if isinstance(receiver, Receiver) else f"array {receiver.shape} {receiver.dtype}"
-    place = "" if block is None else " in shared memory"
-    return f"{factors.shape} {factors.dtype} Factors into {target}{place}, algorithm {algorithm!r}"
+    if not isinstance(receiver, Receiver):
+        target, arrays = f"array {receiver.shape} {receiver.dtype}", [receiver]
+    else:
+        target, arrays = repr(receiver), [receiver.array, *receiver.state]
+    for array in arrays:
+        place = _place(array)
+        if place == "":
+            target += ", state not yet created"
+        elif isinstance(place, tuple):
+            target += f", in shared memory {place[0][:8]}+{place[1]}"
+    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}"

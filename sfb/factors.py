@@ -37,16 +37,13 @@ class Factors:
     v: np.ndarray
 
     def __init__(self, u: np.ndarray, v: np.ndarray, *, copy: bool = False) -> None:
-        for name, array in (("u", u), ("v", v)):
-            check_matrix(name, array, contiguous=not copy)
         if copy:
+            for name, array in (("u", u), ("v", v)):
+                check_matrix(name, array, contiguous=False)
             u, v = np.array(u, order="C"), np.array(v, order="C")
-        if u.shape[0] != v.shape[0]:
-            raise ValueError(f"u and v must have one row per sample each, got {u.shape[0]} and {v.shape[0]} rows")
-        if u.dtype != v.dtype:
-            raise ValueError(f"u and v must have the same dtype, got {u.dtype} and {v.dtype}")
         self.u = u
         self.v = v
+        self.check()
 
     def __repr__(self) -> str:
         rows, columns = self.shape
@@ -77,6 +74,16 @@ class Factors:
     def T(self) -> Factors:
         """The transpose, D×K; no copy."""
         return Factors(self.v, self.u)
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, as the constructor does, if u and v are no longer factors of a matrix."""
+        u, v = self.u, self.v
+        for name, array in (("u", u), ("v", v)):
+            check_matrix(name, array)
+        if u.shape[0] != v.shape[0]:
+            raise ValueError(f"u and v must have one row per sample each, got {u.shape[0]} and {v.shape[0]} rows")
+        if u.dtype != v.dtype:
+            raise ValueError(f"u and v must have the same dtype, got {u.dtype} and {v.dtype}")
 
     def dense(self, out: np.ndarray | None = None) -> np.ndarray:
         """Form the K×D matrix, in ``out`` if given."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 import sfb.kernels as kernels
+from sfb.checks import check_matrix
 from sfb.receiver import Receiver
 
 __all__ = ["SGD"]
@@ -83,8 +85,21 @@ class SGD(Receiver):
             self.velocity = allocate(self.shape, self.dtype)
 
     def step(self, gradient: np.ndarray) -> None:
-        """Apply a dense K×D gradient to an array of this rank's own, without communication."""
+        """Apply a dense gradient to an array of this rank's own, without communication.
+
+        Args:
+            gradient: K×D, of the parameter's dtype, C-contiguous.
+
+        Raises:
+            TypeError, ValueError: The gradient is no such array.
+        """
         self.check()
+        check_matrix("the gradient", gradient)
+        if (gradient.shape, gradient.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"the gradient must be {self.shape} {self.dtype} like the parameter, "
+                f"got {gradient.shape} {gradient.dtype}"
+            )
         self.prepare(np.zeros)
         self.update_dense(gradient, 0, self.shape[0])
 
@@ -108,7 +123,7 @@ class SGD(Receiver):
     def _check_settings(self) -> None:
         for name in ("lr", "momentum", "weight_decay"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float, np.floating)) or not math.isfinite(value) or value < 0:
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs momentum > 0")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Block", "fence", "find"]
+__all__ = ["Block", "fence", "find", "reap"]
 
 _blocks: list[Block] = []  # every live block of this process, to recognise arrays by their address
+_orphans: list[Block] = []  # those whose communicator is gone, but not their arrays
 
 
 class Block:
@@ -63,11 +64,36 @@ class Block:
 
 
 def find(array: np.ndarray) -> Block | None:
-    """Return the block that ``array`` begins in, None where the array is this rank's own."""
+    """Return the block that ``array`` begins in, None where the array is this rank's own or empty."""
+    if array.size == 0:
+        return None
     for block in _blocks:
         if block.offset(array) is not None:
             return block
     return None
+
+
+def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> None:
+    """Free those of ``blocks``, and of earlier orphans of this node, that no rank uses any more; collective.
+
+    Args:
+        node: The ranks that share the blocks.
+        blocks: Equal on all ranks of the node; the ones freed are taken out.
+        abandon: Make orphans of the others.
+    """
+    group = node.Get_group()
+    orphans = [block for block in _orphans if MPI.Group.Compare(block.group, group) == MPI.IDENT]
+    group.Free()
+    candidates = blocks + orphans
+    used = np.array([block.in_use for block in candidates], np.int8)
+    node.Allreduce(MPI.IN_PLACE, used, MPI.MAX)
+    for block, in_use in zip(candidates, used, strict=True):
+        if not in_use:
+            (_orphans if block in orphans else blocks).remove(block)
+            block.free()
+    if abandon:
+        _orphans.extend(blocks)
+        blocks.clear()
 
 
 def fence(node: MPI.Intracomm, blocks: list[Block]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.agreement import Agreement
-from sfb.shared import Block, fence
+from sfb.shared import Block, fence, reap
 from sfb.threads import BlasLimit, cores
 from sfb.warmup import warmup
 
@@ -45,7 +45,7 @@ class Team:
         self.size = self.world.size
         self.agree = Agreement(self.world)
         host = MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
-        self.node = host if node is None else self._split(host, node)
+        self.node = self._split(host, node)
         self._buffers: dict[str, np.ndarray] = {}
         self._staging: Block | None = None
         self._blas: BlasLimit | None = None
@@ -62,13 +62,21 @@ class Team:
         self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
         self._threads = max(1, available // self.node.size)
 
-    def _split(self, host: MPI.Intracomm, node: MPI.Intracomm) -> MPI.Intracomm:
-        """Return a communicator of the ranks of the user's ``node``, after checking that they share a host."""
-        hosts = set(node.allgather(host.allreduce(self.rank, MPI.MIN)))
+    def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
+        """Return the ranks of ``host``, or of the user's ``node`` after checking that they can share memory."""
+        error: Exception | None = None
+        if node is not None and not isinstance(node, MPI.Intracomm):
+            error = TypeError(f"node must be an MPI.Intracomm, got {type(node).__name__}")
+        self.agree.check("Comm", node is None, lambda: "node=None" if node is None else "node given", error=error)
+        if node is None:
+            return host
+        mine, theirs = host.Get_group(), node.Get_group()
+        inside = MPI.Group.Translate_ranks(theirs, None, mine)
+        for group in (mine, theirs):
+            group.Free()
         host.Free()
-        error = None
-        if len(hosts) > 1:
-            error = ValueError(f"the ranks of node lie on {len(hosts)} hosts and cannot share memory")
+        if MPI.UNDEFINED in inside:
+            error = ValueError("node must hold ranks of the communicator that share a host, and no others")
         self.agree.check_result("Comm", error)
         return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
 
@@ -115,18 +123,26 @@ class Team:
     def staging(self, nbytes: int) -> Block:
         """Return memory that the node shares for one exchange; collective over the node where it grows."""
         if self._staging is None or self._staging.bytes.nbytes < nbytes:
-            if self._staging is not None:
-                self._staging.release()
-                self._staging.free()
+            self._drop_staging()
             self._staging = Block(self.node, nbytes)
         return self._staging
+
+    def _drop_staging(self) -> None:
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.release()
+            staging.free()
 
     def fence(self, *blocks: Block | None) -> None:
         """Let the ranks of the node see what was written into ``blocks``; collective over the node."""
         fence(self.node, [block for block in blocks if block is not None])
 
     def share(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a zeroed array with one copy per node; collective."""
+        """Return a zeroed array with one copy per node; collective.
+
+        Windows are a scarce resource of MPI (about 2000 in MPICH): those that nobody uses are given back first.
+        """
+        reap(self.node, self._blocks)
         block = Block(self.node, prod(shape) * dtype.itemsize, self.world.bcast(uuid4().hex))
         self._blocks.append(block)
         if self.node.rank == 0:
@@ -149,15 +165,11 @@ class Team:
     def free(self) -> None:
         """Give back communicators and buffers; collective.
 
-        Shared arrays that any rank of the node still holds stay valid until MPI is finalised.
+        Shared arrays that any rank of the node still holds stay valid.
         """
-        if self._staging is not None:
-            self._staging.release()
-            self._staging.free()
+        self._drop_staging()
         self._buffers.clear()
-        for block in self._blocks:
-            if not self.node.allreduce(block.in_use, MPI.LOR):
-                block.free()
+        reap(self.node, self._blocks, abandon=True)
         for _, comm in self._across or ():
             comm.Free()
         self.node.Free()

@@ -151,7 +151,15 @@ def test_private_velocity_of_a_shared_parameter(comm, world):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "error"),
-    [((-1, 2), "f4", ValueError), ((2, 2), object, TypeError), ("no", "f4", ValueError), ((2,), "what", TypeError)],
+    [
+        ((-1, 2), "f4", ValueError),
+        ((1 << 62, 4), "f4", ValueError),
+        ((2.5,), "f4", TypeError),
+        ("no", "f4", TypeError),
+        ((2, 2), object, TypeError),
+        ((2,), "S", TypeError),
+        ((2,), "what", TypeError),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("who", ["all", "last"])
@@ -182,3 +190,96 @@ def test_another_communicators_array_on_one_rank_only(comm, world):
         refuse(world, lambda: other.Allreduce(good(), receiver), sfb.MismatchError, "shared memory")
         other.Allreduce(good(), w)
     np.testing.assert_array_equal(w, 2 * world.size)
+
+
+def refuse_after(world, comm, spoil, error, message):
+    """Factors or an optimizer that were fine when they were made, and are not on the last rank."""
+    factors, optimizer = good(), sfb.optim.SGD(np.zeros((4, 3)), lr=0.1, momentum=0.9)
+    comm.Allreduce(factors, optimizer)
+    if world.rank == world.size - 1:
+        spoil(factors, optimizer)
+    refuse(world, lambda: comm.Allreduce(factors, optimizer), error, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("v", np.ones((2, 3), "f4"), ValueError, "same dtype"),
+        ("v", np.ones((3, 2)).T, ValueError, "Fortran"),
+        ("v", np.ones((5, 3)), ValueError, "one row per sample"),
+        ("u", None, TypeError, "NumPy array"),
+        ("u", np.ones(8), ValueError, "2 dimensions"),
+    ],
+)
+def test_factors_spoilt_later(comm, world, name, value, error, message):
+    refuse_after(world, comm, lambda factors, _: setattr(factors, name, value), error, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("lr", 10**400, RuntimeError, "too large"),
+        ("array", np.zeros((4, 3), int), TypeError, "float32 or float64"),
+        ("velocity", np.zeros((3, 4)), ValueError, "state must be"),
+    ],
+)
+def test_optimizers_spoilt_later(comm, world, name, value, error, message):
+    refuse_after(world, comm, lambda _, optimizer: setattr(optimizer, name, value), error, message)
+
+
+def test_state_that_is_the_array_itself(comm, world):
+    optimizer = sfb.optim.SGD(np.zeros((4, 3)), lr=0.1, momentum=0.9)
+    optimizer.velocity = optimizer.array
+    refuse(world, lambda: comm.Allreduce(good(), optimizer), ValueError, "shares memory")
+
+
+def test_shared_velocities_in_different_order(comm, world):
+    several(world)
+    first, second = (comm.shared((4, 3), np.float64) for _ in range(2))
+    optimizer = sfb.optim.SGD(comm.shared((4, 3), np.float64), lr=0.1, momentum=0.9)
+    optimizer.velocity = first if world.rank else second
+    refuse(world, lambda: comm.Allreduce(good(), optimizer), sfb.MismatchError, "ranks disagree: rank 0")
+
+
+def test_plan_on_one_rank_and_allreduce_on_another(comm, world):
+    several(world)
+    call = comm.plan if world.rank == 0 else comm.Allreduce
+    text = refuse(world, lambda: call(good(), np.zeros((4, 3))), sfb.MismatchError, "ranks disagree")
+    assert "rank 0: plan with" in text
+
+
+@pytest.mark.parametrize("algorithm", ["broadcast", "node"])
+def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm):
+    from sfb import kernels
+
+    def fail():
+        raise OSError("no room for the cache")
+
+    if world.rank == world.size - 1:
+        monkeypatch.setattr(kernels, "warmup", fail)
+    comm = sfb.Comm(world)
+    refuse(world, lambda: comm.Allreduce(good(), np.zeros((4, 3)), algorithm=algorithm), RuntimeError, "no room")
+    comm.free()
+
+
+def test_a_node_that_is_no_communicator(world):
+    refuse(world, lambda: sfb.Comm(world, node=5), TypeError, "node must be")
+
+
+def test_a_node_on_one_rank_only(world):
+    """The others, for whom making a Comm is not collective, meet rank 0 in their first Allreduce."""
+    several(world)
+
+    def call():
+        comm = sfb.Comm(world, node=world if world.rank == 0 else None)
+        comm.Allreduce(good(), np.zeros((4, 3)))
+
+    refuse(world, call, sfb.MismatchError, "node given")
+
+
+def test_a_node_with_ranks_from_outside(world):
+    several(world)
+    part = world.Split(world.rank == 0, world.rank)
+    with pytest.raises(ValueError, match="node must hold ranks"):
+        sfb.Comm(part, node=world)
+    part.Free()

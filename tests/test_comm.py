@@ -187,6 +187,23 @@ def test_free_gives_back_what_the_object_owns(world):
     assert wrapped == MPI.COMM_NULL
 
 
+def test_a_duplicate_keeps_the_settings(world):
+    alone = world.Split(world.rank)
+    comm = sfb.Comm(world, check=False, node=alone)
+    for copy in (comm.Dup(), comm.Clone()):
+        assert copy.node.size == 1
+        assert not copy._check
+        copy.Free()
+    comm.free()
+    alone.Free()
+
+
+def test_a_duplicate_is_freed_at_the_end_of_a_block(comm):
+    with comm.Dup() as copy:
+        copy.Allreduce(np.ones(1), np.zeros(1))
+    assert copy == MPI.COMM_NULL
+
+
 def test_sub_communicators_reduce_factors(comm):
     half = sfb.Comm(comm.Split(comm.rank % 2, comm.rank))
     g = np.zeros((4, 3))

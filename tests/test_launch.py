@@ -110,7 +110,7 @@ def test_an_array_on_one_rank_and_factors_on_another_do_not_hang():
     code, out = mpirun(3, sys.executable, "-c", textwrap.dedent(script))
     assert code == 0, out
     assert out.count("refused") == 3
-    assert "ranks 1, 2: a plain buffer" in out
+    assert "ranks 1, 2: Allreduce with a plain buffer" in out
 
 
 def test_a_rank_that_is_alone_is_noticed(monkeypatch):

@@ -129,6 +129,9 @@ class _Case:
         self._gradient = np.zeros(shape, dtype)
         self._private = np.zeros(shape, dtype) if config.receiver == "sgd" else self._gradient
         self._target = comm.shared(shape, dtype) if config.memory == "shared" else np.zeros(shape, dtype)
+        self._receivers: dict[bool, Any] = {True: self._private, False: self._target}
+        if config.receiver == "sgd":
+            self._receivers = {own: sfb.optim.SGD(a, lr=_LR, momentum=0.9) for own, a in self._receivers.items()}
 
     def measure(self, samples: int) -> list[dict[str, Any]]:
         factors = self._factors(samples)
@@ -153,16 +156,10 @@ class _Case:
         u, v = (rng.standard_normal((samples, n)).astype(self._config.dtype) for n in self._shape)
         return sfb.Factors(u, v)
 
-    def _receiver(self, name: str) -> Any:
-        array = self._private if name == MPI_OWN else self._target
-        if self._config.receiver == "array":
-            return array
-        return sfb.optim.SGD(array, lr=_LR, momentum=0.9)
-
     def _candidate(
         self, name: str, factors: sfb.Factors, taken: dict[str, tuple[str, int]]
     ) -> Callable[[], tuple[float, float]]:
-        receiver = self._receiver(name)
+        receiver = self._receivers[name == MPI_OWN]
         if name == MPI_OWN:
             wire = 2 * self._gradient.nbytes * (self._world.size - 1) // self._world.size
             taken[name] = MPI_OWN, wire
@@ -190,11 +187,14 @@ class _Case:
 
     def _wrong(self, name: str, factors: sfb.Factors, oracle: _Oracle) -> int:
         """Return the elements of all ranks that are off, every element where the ranks' bits differ."""
-        receiver = self._receiver(name)
+        receiver = self._receivers[name == MPI_OWN]
         array = receiver if isinstance(receiver, np.ndarray) else receiver.array
         start = np.nan if self._config.receiver == "array" else 1.0
         self._world.Barrier()
         array.fill(start)
+        for state in getattr(receiver, "state", ()):
+            if state is not None:
+                state.fill(0)
         self._world.Barrier()
         self._candidate(name, factors, {})()
         got = array if self._config.receiver == "array" else (1.0 - array.astype(np.float64)) / _LR

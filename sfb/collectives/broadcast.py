@@ -38,7 +38,8 @@ def wire_bytes(problem: Problem, team: Team) -> int:
 
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate room for everybody's factors."""
-    _gathered(problem, team)
+    if problem.ranks > 1:
+        _gathered(problem, team)
 
 
 def run(problem: Problem, team: Team, factors: Factors, receiver: Receiver) -> Timing:

@@ -48,9 +48,9 @@ def wire_bytes(problem: Problem, team: Team) -> int:
 
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate the node's room for everybody's factors."""
-    _staged(problem, team)
     if problem.nodes > 1:
         team.across()
+    _staged(problem, team)
 
 
 def run(problem: Problem, team: Team, factors: Factors, receiver: Receiver) -> Timing:

@@ -141,9 +141,8 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{bad.size} samples hold NaN or Inf, the first is sample {bad[0]}")
     if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.round(y))).all():
         raise DataError("labels must be class indices, got fractions or NaN")
-    y = y.astype(np.int64)
     if y.min() < 0 or y.max() >= len(y):
         raise DataError(f"labels must run from 0 to the number of classes − 1, got {y.min()} to {y.max()}")
-    if y.max() == 0:
-        raise DataError("all samples have the same label")
-    return x, y
+    if y.min() == y.max():
+        raise DataError(f"all samples have the same label, {y.min()}")
+    return x, y.astype(np.int64)

@@ -109,14 +109,15 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
     """
     runs = [_read(path) for path in paths]
     rows = [summary(run) for run in runs]
-    _print(rows)
-    names = [row["comm"] for row in rows]
+    comms = [row["comm"] for row in rows]
+    # By the form of exchange; by file where that does not tell them apart.
+    labels = comms if len(set(comms)) == len(comms) else [str(path) for path in paths]
+    _print(rows, labels)
     if json_file is not None:
-        labels = [name if names.count(name) == 1 else path.stem for name, path in zip(names, paths, strict=True)]
         keyed = dict(zip(labels, runs, strict=True))
         json_file.write_text(json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
     if plot is not None:
-        _draw(runs, rows, plot)
+        _draw(runs, rows, labels, plot)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,18 +125,20 @@ def _read(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_text())
         if run["format"] != 1 or not run["epochs"]:
             raise ReportError(f"{path}: expected format 1 with epochs")
-        summary(run)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(value, (int, float, str)) for value in summary(run).values()):
+            raise TypeError("figures that are no numbers")
+        run["config"]["model"], run["config"]["data"], run["environment"]["cores_per_node"]
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: not a run that `sfb train -J` wrote ({error!r})") from error
     return run
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
     first = rows[0]
-    table = Table(title=f"{first['ranks']} ranks; ratios to --comm {first['comm']}", title_justify="left")
+    table = Table(title=f"--comm, on {first['ranks']} ranks", title_justify="left")
     table.add_column("")
-    for row in rows:
-        table.add_column(f"--comm {row['comm']}", justify="right")
+    for label in labels:
+        table.add_column(label, justify="right")
     ratio = len(rows) == 2
     if ratio:
         table.add_column("ratio", justify="right")
@@ -166,35 +169,36 @@ def _bytes(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
     """Draw loss against seconds, and the bytes of a step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     colours = [f"C{i}" for i in range(len(runs))]
-    for run, colour in zip(runs, colours, strict=True):
+    for run, label, colour in zip(runs, labels, colours, strict=True):
         elapsed, losses = [], []
         total = 0.0
         for epoch in run["epochs"]:
             total += epoch["seconds"]
             elapsed.append(total)
             losses.append(epoch["loss"])
-        left.plot(elapsed, losses, "o-", color=colour, label=f"--comm {run['config']['comm']}")
+        left.plot(elapsed, losses, "o-", color=colour, label=label)
     left.set_xlabel("seconds of training")
     left.set_ylabel("training loss")
     left.set_yscale("log")
     left.set_xlim(left=0)
     left.grid(alpha=0.3, which="both")
-    left.legend()
+    left.legend(title="--comm")
     config, environment = runs[0]["config"], runs[0]["environment"]
     left.set_title(
         f"{config['model']} on {config['data']}, {environment['ranks']} ranks on "
         f"{environment['cores_per_node']} cores per node"
     )
-    bars = right.bar([row["comm"] for row in rows], [row["wire_bytes_per_step"] for row in rows], color=colours)
+    bars = right.bar(labels, [row["wire_bytes_per_step"] for row in rows], color=colours)
     right.bar_label(bars, [_bytes(row["wire_bytes_per_step"]) for row in rows])
-    right.set_yscale("log")
+    if all(row["wire_bytes_per_step"] > 0 for row in rows):
+        right.set_yscale("log")
     right.set_ylabel("bytes received per rank and step")
     right.set_title("exchange")
     right.margins(y=0.15)

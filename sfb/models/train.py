@@ -202,7 +202,7 @@ class _Trainer:
         """Choose algorithms and allocate buffers now rather than in the first step."""
         for layer in self._network.layers:
             rows, columns = layer.weights.shape
-            samples = self._config.batch_size // comm.size
+            samples = min(self._config.batch_size, len(self._data.train)) // comm.size
             factors = Factors(np.zeros((samples, rows), np.float32), np.zeros((samples, columns), np.float32))
             comm.plan(factors, self._optimizers[layer.name], algorithm=self._config.comm)
 
