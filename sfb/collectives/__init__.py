@@ -20,4 +20,4 @@ from sfb.collectives.problem import Problem, Timing
 __all__ = ["ALGORITHMS", "Problem", "Timing"]
 
 # In the order in which ties are decided.
-ALGORITHMS: dict[str, ModuleType] = {"broadcast": broadcast, "node": node, "dense": dense}
+ALGORITHMS: dict[str, ModuleType] = {"node": node, "broadcast": broadcast, "dense": dense}

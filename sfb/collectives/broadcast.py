@@ -26,7 +26,7 @@ def cost(problem: Problem) -> Cost:
         far_hops=2 * log2(problem.nodes),
         nbytes=inside,
         far_nbytes=outside * problem.ranks_per_node,  # every rank of a node pulls them through its link
-        flops=2 * problem.depth * problem.shape[0] * problem.shape[1] * problem.share,
+        flops=problem.flops(problem.depth) * problem.share,
         touched=problem.passes * problem.dense_bytes * problem.share,
     )
 

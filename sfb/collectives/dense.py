@@ -29,7 +29,7 @@ def cost(problem: Problem) -> Cost:
         far_hops=2 * log2(problem.nodes),
         nbytes=ring if problem.ranks_per_node > 1 else 0,
         far_nbytes=far,
-        flops=2 * deepest * problem.shape[0] * problem.shape[1],
+        flops=problem.flops(deepest),
         touched=passes * problem.dense_bytes,
     )
 

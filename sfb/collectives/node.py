@@ -27,9 +27,9 @@ def cost(problem: Problem) -> Cost:
     return Cost(
         hops=2 * log2(problem.ranks_per_node),
         far_hops=2 * log2(problem.nodes),
-        nbytes=own if problem.ranks_per_node > 1 else 0,
+        nbytes=own,
         far_nbytes=outside,
-        flops=2 * problem.depth * problem.shape[0] * problem.shape[1] * problem.share,
+        flops=problem.flops(problem.depth) * problem.share,
         touched=problem.passes * problem.dense_bytes * problem.share,
     )
 

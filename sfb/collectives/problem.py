@@ -72,6 +72,10 @@ class Problem:
         """Bytes of a K×D array."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
+    def flops(self, samples: int) -> float:
+        """Return the flop of a product of K×``samples`` and ``samples``×D, in float64 counted twice."""
+        return 2 * samples * self.shape[0] * self.shape[1] * self.dtype.itemsize / 4
+
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample's factors."""
