@@ -17,7 +17,7 @@ class Cost:
         nbytes: Bytes received from ranks of the same node.
         far_nbytes: Bytes received from other nodes by the busiest node's link.
         flops: Floating-point operations of the rebuild; one in float64 counts as two.
-        touched: Bytes of K×D arrays read and written.
+        touched: Bytes of K×D arrays, and of factors, read and written by the rebuild.
     """
 
     hops: float = 0.0

@@ -27,7 +27,7 @@ def cost(problem: Problem) -> Cost:
         nbytes=inside,
         far_nbytes=outside * problem.ranks_per_node,  # every rank of a node pulls them through its link
         flops=problem.flops(problem.depth) * problem.share,
-        touched=problem.passes * problem.dense_bytes * problem.share,
+        touched=problem.passes * problem.dense_bytes * problem.share + problem.packed_bytes(problem.depth),
     )
 
 

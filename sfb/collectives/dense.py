@@ -30,7 +30,7 @@ def cost(problem: Problem) -> Cost:
         nbytes=ring if problem.ranks_per_node > 1 else 0,
         far_nbytes=far,
         flops=problem.flops(deepest),
-        touched=passes * problem.dense_bytes,
+        touched=passes * problem.dense_bytes + problem.packed_bytes(deepest),
     )
 
 

@@ -30,7 +30,7 @@ def cost(problem: Problem) -> Cost:
         nbytes=own,
         far_nbytes=outside,
         flops=problem.flops(problem.depth) * problem.share,
-        touched=problem.passes * problem.dense_bytes * problem.share,
+        touched=problem.passes * problem.dense_bytes * problem.share + problem.packed_bytes(problem.depth),
     )
 
 

@@ -72,6 +72,10 @@ class Problem:
         """Bytes of a K×D array."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
+    def packed_bytes(self, samples: int) -> int:
+        """Return the bytes of reading the factors of ``samples`` and packing them for a product."""
+        return 2 * samples * self.sample_bytes
+
     def flops(self, samples: int) -> float:
         """Return the flop of a product of K×``samples`` and ``samples``×D, in float64 counted twice."""
         return 2 * samples * self.shape[0] * self.shape[1] * self.dtype.itemsize / 4
