@@ -45,7 +45,8 @@ class Progress(AbstractContextManager["Progress"]):
         if self._active:
             c = self._config
             print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
-            if sys.stdout.isatty():
+            # Open MPI puts a terminal of its own between a rank's output and a file, but none before its input.
+            if sys.stdout.isatty() and sys.stdin.isatty():
                 self._bar = Bar(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
                 self._task = self._bar.add_task("step", total=None)
                 self._bar.start()
