@@ -38,9 +38,13 @@ code=0
 timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/single.0" 2>&1 </dev/null || code=$?
 report single "$code"
 
-# Every rank writes to a file of its own: four reports at once cannot be read.
+# Every rank writes to a file of its own, four reports at once cannot be read; and has temporary files of its own,
+# pytest clears away those of earlier runs.
 rank_to_file='rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}
-log=$1.$rank; shift; exec "$@" >"$log" 2>&1'
+log=$1.$rank; shift
+export PYTEST_DEBUG_TEMPROOT=$(dirname "$log")/tmp-$(basename "$log")
+mkdir "$PYTEST_DEBUG_TEMPROOT"
+exec "$@" >"$log" 2>&1'
 for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
     echo "== pytest under mpirun, $ranks ranks"
     code=0
