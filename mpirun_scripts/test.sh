@@ -42,7 +42,7 @@ report single "$code"
 # pytest clears away those of earlier runs.
 rank_to_file='rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}
 log=$1.$rank; shift
-export PYTEST_DEBUG_TEMPROOT=$(dirname "$log")/tmp-$(basename "$log")
+export PYTEST_DEBUG_TEMPROOT=$(dirname "$log")/tmp-$(basename "$log").d
 mkdir "$PYTEST_DEBUG_TEMPROOT"
 exec "$@" >"$log" 2>&1'
 for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
