@@ -264,7 +264,12 @@ class Comm(MPI.Intracomm):
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan
         if any(array is None for array in receiver.state):
-            receiver.prepare(np.zeros if block is None else self.shared)
+            error = None
+            try:
+                receiver.prepare(np.zeros if block is None else self.shared)
+            except Exception as caught:
+                error = caught
+            team.agree.check_result(call, error)
         return plan, receiver
 
     def _check_arguments(self, factors: Any, receiver: Receiver, op: MPI.Op, algorithm: str) -> None:
