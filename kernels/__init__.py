@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-__all__ = ["panel_height", "partition", "rebuild", "sgd", "sgd_dense", "warmup"]
+__all__ = ["panel_height", "partition", "rebuild", "reduce", "sgd", "sgd_dense", "warmup"]
 
 # Up to this depth, rows stream through the cache; above it, panels go through BLAS.
 STREAM_DEPTH = 2
@@ -54,23 +54,43 @@ def warmup() -> None:
     _compiled()
 
 
-def rebuild(u: np.ndarray, v: np.ndarray, g: np.ndarray, start: int = 0, stop: int | None = None) -> None:
+def rebuild(
+    u: np.ndarray, v: np.ndarray, g: np.ndarray, start: int = 0, stop: int | None = None, first: int = 0
+) -> None:
     """Set rows of g to those of uᵀv.
 
     Args:
-        u: m×K, C-contiguous float32 or float64; m may be 0.
+        u: m×K, C-contiguous float32 or float64; m may be 0. Or fewer columns of it, from ``first`` on.
         v: m×D, likewise.
         g: K×D, C-contiguous and writeable; shares no memory with u or v.
         start: First row, a multiple of the panel height.
-        stop: End of the rows; all by default.
+        stop: End of the rows; all that u has by default.
+        first: The row of g that column 0 of u belongs to, a multiple of the panel height.
 
     Raises:
         ValueError: Shapes that do not fit, or rows out of range.
         TypeError: Dtypes, orders or read-only arrays that the kernels do not take.
     """
-    stop = _check(u, v, g, start, stop)
+    stop = _check(u, v, g, start, stop, first)
     if g.shape[1]:
-        _compiled().rebuild(u, v, g, start, stop, panel_height(g.shape, g.itemsize, len(u)))
+        height = panel_height(g.shape, g.itemsize, len(u))
+        _compiled().rebuild(u, v, g[first:] if first else g, start - first, stop - first, height)
+
+
+def reduce(parts: np.ndarray, start: int, stop: int) -> None:
+    """Add elements ``start`` to ``stop`` of all rows of ``parts`` to those of its first row, in the order of rows.
+
+    Args:
+        parts: R×n, C-contiguous float32 or float64.
+        start: First element.
+        stop: End of the elements.
+
+    Raises:
+        ValueError: Elements out of range.
+    """
+    if parts.ndim != 2 or not 0 <= start <= stop <= parts.shape[1]:
+        raise ValueError(f"elements {start} to {stop} do not lie within the rows of {parts.shape}")
+    _compiled().reduce(parts, start, stop)
 
 
 def sgd(
@@ -80,6 +100,7 @@ def sgd(
     velocity: np.ndarray | None,
     start: int = 0,
     stop: int | None = None,
+    first: int = 0,
     *,
     lr: float,
     momentum: float = 0.0,
@@ -98,16 +119,19 @@ def sgd(
         velocity: K×D like w; None without momentum.
         start: First row, a multiple of the panel height.
         stop: End of the rows; all by default.
+        first: As in `rebuild`.
         lr: Learning rate.
         momentum: Factor of the velocity.
         weight_decay: Factor of w added to the gradient.
         nesterov: Look ahead along the velocity.
     """
-    stop = _check(u, v, w, start, stop)
+    stop = _check(u, v, w, start, stop, first)
     if w.shape[1]:
         height = panel_height(w.shape, w.itemsize, len(u))
         state = _velocity(velocity, w, momentum)
-        _compiled().sgd(u, v, w, state, start, stop, height, lr, momentum, weight_decay, nesterov)
+        if first:
+            w, state = w[first:], state[first:]
+        _compiled().sgd(u, v, w, state, start - first, stop - first, height, lr, momentum, weight_decay, nesterov)
 
 
 def sgd_dense(
@@ -116,31 +140,37 @@ def sgd_dense(
     velocity: np.ndarray | None,
     start: int = 0,
     stop: int | None = None,
+    first: int = 0,
     *,
     lr: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> None:
-    """Apply the step of `sgd` with a gradient g, K×D like w, that exists already."""
-    if g.shape != w.shape:
-        raise ValueError(f"the gradient must have the shape {w.shape} of the parameter, got {g.shape}")
-    stop = _check_rows(w, start, stop)
+    """Apply the step of `sgd` with a gradient g that exists already: K×D like w, or rows of it from ``first`` on."""
+    if g.shape[1] != w.shape[1]:
+        raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
+    stop = _check_rows(w, start, stop, first, g.shape[0])
     if w.shape[1]:
         state = _velocity(velocity, w, momentum)
-        _compiled().sgd_dense(w, state, g, start, stop, lr, momentum, weight_decay, nesterov)
+        if first:
+            w, state = w[first:], state[first:]
+        _compiled().sgd_dense(w, state, g, start - first, stop - first, lr, momentum, weight_decay, nesterov)
 
 
-def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None) -> int:
-    if u.shape[0] != v.shape[0] or out.shape != (u.shape[1], v.shape[1]):
+def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None, first: int) -> int:
+    if u.shape[0] != v.shape[0] or out.shape[1] != v.shape[1]:
         raise ValueError(f"expected u m×K, v m×D and K×D, got {u.shape}, {v.shape} and {out.shape}")
-    return _check_rows(out, start, stop)
+    return _check_rows(out, start, stop, first, u.shape[1])
 
 
-def _check_rows(out: np.ndarray, start: int, stop: int | None) -> int:
-    stop = out.shape[0] if stop is None else stop
-    if not 0 <= start <= stop <= out.shape[0]:
-        raise ValueError(f"rows {start} to {stop} do not lie within {out.shape[0]} rows")
+def _check_rows(out: np.ndarray, start: int, stop: int | None, first: int, given: int) -> int:
+    """Return ``stop``, after checking the rows against those of ``out`` and those given, ``first`` on."""
+    if first < 0 or first + given > out.shape[0] or (first == 0 and stop is None and given != out.shape[0]):
+        raise ValueError(f"rows {first} to {first + given} do not fit the {out.shape[0]} rows of the array")
+    stop = first + given if stop is None else stop
+    if not first <= start <= stop <= first + given:
+        raise ValueError(f"rows {start} to {stop} do not lie within rows {first} to {first + given}")
     return stop
 
 

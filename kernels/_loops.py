@@ -143,3 +143,14 @@ def sgd_dense(w, buffer, g, start, stop, lr, momentum, decay, nesterov):
     kept = 0 if momentum == 0 else 1
     for k in range(start, stop):
         _sgd_row(w[k], buffer[k * kept], g[k], lr, momentum, decay, nesterov)
+
+
+@njit(_signatures(lambda t: types.void(_output(t), types.int64, types.int64)), **_OPTIONS)
+def reduce(parts, start, stop):
+    for left in range(start, stop, _COLUMNS):
+        right = min(left + _COLUMNS, stop)
+        total = parts[0, left:right]
+        for r in range(1, parts.shape[0]):
+            term = parts[r, left:right]
+            for c in range(right - left):
+                total[c] += term[c]

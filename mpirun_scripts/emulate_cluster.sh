@@ -83,7 +83,7 @@ exec ip netns exec $tag-\$node unshare --uts --ipc sh -c "hostname node\$node; \
 LAUNCH
 chmod +x "$files/launch"
 
-echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $(nproc) cores for all" >&2
+echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $(getconf _NPROCESSORS_ONLN) cores for all" >&2
 mpirun="$SFB_VENV/bin/mpirun"
 run_mpi "${SFB_SECONDS:-600}" $((nodes * per_node)) \
     -localhost "$subnet.254" -launcher ssh -launcher-exec "$files/launch" -f "$files/hosts" "$@"

@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Agreement", "MismatchError"]
+from sfb.board import Board, Watch
+
+__all__ = ["Agreement", "Meeting", "MismatchError", "compare"]
 
 _FAILED = np.iinfo(np.int64).max  # above every digest: this rank's own arguments are wrong
+_PLAIN = 0  # below every digest: a plain array
+_TAGS = 32768  # what MPI guarantees
 
 
 class MismatchError(ValueError):
     """Ranks entered one collective with arguments that do not fit together."""
 
 
-class Agreement:
-    """One small Allreduce that compares what the ranks of a communicator are about to do.
+class Meeting:
+    """One call that the ranks are to agree on.
 
-    Args:
-        comm: The library's own communicator.
+    Attributes:
+        number: Of the call on its communicator, the same on all ranks.
+        uniform: Once settled, whether all ranks gave the same size.
+        counts: Once settled and not uniform, the sizes of all ranks.
+        elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm
-        self._header = np.zeros(4, np.int64)
-        self._spec = [self._header, 4, MPI.INT64_T]
+    __slots__ = ("call", "counts", "describe", "digest", "elapsed", "error", "number", "size", "uniform", "verdict")
+
+    def __init__(
+        self, call: str, number: int, digest: int, size: int, describe: Callable[[], str], error: Exception | None
+    ) -> None:
+        self.call = call
+        self.number = number
+        self.digest = digest
+        self.size = size
+        self.describe = describe
+        self.error = error
+        self.uniform = True
+        self.counts: np.ndarray | None = None
+        self.elapsed = 0
+        self.verdict = 0
+
+
+class Agreement:
+    """Compares what the ranks of a communicator are about to do, by the node's memory and, between nodes, messages.
+
+    Every rank shows a header, its digest of the call, a size and a time, to its node. The first rank
+    of each node exchanges them with those of other nodes by Bruck's allgather (Bruck et al., IEEE TPDS
+    1997, section 4), and announces the outcome. Messages carry the number of their call as tag.
+
+    Args:
+        world: The library's own communicator.
+        board: That of this rank's node.
+        node_of: For each rank of the world, the number of its node.
+    """
+
+    def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
+        from sfb.kernels import sync
+
+        self._world = world
+        self._board = board
+        self._sync = sync
+        self._number = 0
         self._digests: dict[object, int] = {}
+        nodes = max(node_of) + 1
+        self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
+        self._home = node_of[world.rank]
+        # In the order in which Bruck's algorithm gathers them: from this rank's node on.
+        self._order = [self._members[(self._home + i) % nodes] for i in range(nodes)]
+        self._largest = max(len(members) for members in self._members)
 
     def check(
         self,
@@ -39,36 +86,128 @@ class Agreement:
         *,
         size: int = 0,
         error: Exception | None = None,
-    ) -> tuple[int, int]:
-        """Compare ``signature`` with every other rank's; collective.
+    ) -> Meeting:
+        """Compare ``signature`` with every other rank's; collective. `open` says what the arguments are."""
+        meeting = self.open(call, signature, describe, size=size, error=error, wait=True)
+        for step in self.steps(meeting):
+            step.Wait()
+        return meeting
+
+    def check_plain(self, call: str, describe: Callable[[], str], error: Exception | None = None) -> None:
+        """Compare a call of plain arrays with those of the other ranks of this node only."""
+        self._number += 1
+        digest = _PLAIN if error is None else _FAILED
+        verdict = self._board.meet(self._number, digest, 0, 0, wait=True)
+        if verdict == self._sync.AGREED and error is None:
+            return
+        meeting = Meeting(call, self._number, digest, 0, describe, error)
+        meeting.verdict = verdict
+        for step in self._on_node(meeting):
+            step.Wait()
+        if meeting.verdict == self._sync.DIFFERENT or error is not None:
+            self._raise(meeting)
+
+    def open(
+        self,
+        call: str,
+        signature: object,
+        describe: Callable[[], str],
+        *,
+        size: int = 0,
+        elapsed: int = 0,
+        error: Exception | None = None,
+        wait: bool = False,
+    ) -> Meeting:
+        """Show the other ranks what this one is about to do, without waiting for them.
 
         Args:
             call: The user's call, for the message.
             signature: What has to be equal on all ranks; its repr is compared.
             describe: What this rank passed, in words; called only when something is wrong.
             size: A number ≥ 0 that may differ, the samples of this rank.
+            elapsed: Nanoseconds of the call before, for the choice of algorithms.
             error: What is wrong with this rank's own arguments, if anything.
+            wait: Look for the others a while, as `steps` is going to be waited for at once.
+        """
+        self._number += 1
+        digest = self._digest((call, signature)) if error is None else _FAILED
+        meeting = Meeting(call, self._number, digest, size, describe, error)
+        meeting.verdict = self._board.meet(self._number, digest, size, elapsed, wait=wait)
+        return meeting
 
-        Returns:
-            The largest and the smallest ``size`` of all ranks.
+    def steps(self, meeting: Meeting, *, timed: bool = False) -> Iterator[Any]:
+        """Yield what is to be waited for until the ranks agree.
+
+        Args:
+            meeting: To be settled.
+            timed: Find the largest ``elapsed``, too.
 
         Raises:
             MismatchError: Signatures differ; every rank raises, naming all of them.
             Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
         """
-        digest = self._digest((call, signature)) if error is None else _FAILED
-        header = self._header
-        header[:] = digest, -digest, size, -size
-        self._comm.Allreduce(MPI.IN_PLACE, self._spec, MPI.MAX)
-        largest, smallest, most, least = header.tolist()
-        if largest == -smallest and largest != _FAILED:
-            return most, -least
-        self._raise(call, describe, error)
-        raise AssertionError("unreachable")  # pragma: no cover
+        sync, board = self._sync, self._board
+        if meeting.verdict == sync.PENDING:
+            yield from self._on_node(meeting)
+        if meeting.verdict == sync.DIFFERENT and len(self._members) > 1:
+            headers = board.headers(meeting.number)
+            if (headers[:, 0] == _PLAIN).any():
+                self._raise(meeting)  # the ranks with plain arrays meet nobody outside this node
+        if len(self._members) == 1:
+            if meeting.verdict == sync.DIFFERENT or meeting.digest == _FAILED:
+                self._raise(meeting)
+            if meeting.verdict == sync.UNEVEN:
+                meeting.uniform = False
+                meeting.counts = board.headers(meeting.number)[:, 1].copy()
+            if timed:
+                meeting.elapsed = int(board.headers(meeting.number)[:, 2].max())
+            return
+        if board.me == 0:
+            yield from self._between_nodes(meeting)
+        elif not board.was_announced(meeting.number, wait=False):
+            yield _Announcement(board, meeting)
+        verdict, _, meeting.elapsed = board.announced(meeting.number)
+        if verdict == sync.DIFFERENT:
+            self._raise(meeting)
+        if verdict == sync.UNEVEN:
+            meeting.uniform = False
+            meeting.counts = self._counts(meeting)
 
-    def check_result(self, call: str, error: Exception | None) -> None:
-        """Raise on every rank if a step that can fail, such as an allocation, failed on one; collective."""
-        self.check(call, "result", lambda: "success", error=error)
+    def _on_node(self, meeting: Meeting) -> Iterator[Any]:
+        arrival = _Arrival(self._board, meeting)
+        if not arrival.Test():
+            yield arrival
+
+    def _between_nodes(self, meeting: Meeting) -> Iterator[Any]:
+        """Gather the headers of all nodes, on the first rank of each, and announce what they say."""
+        nodes, world = len(self._members), self._world
+        headers = np.zeros((nodes, self._largest, 3), np.int64)
+        headers[0, : self._board.ranks] = self._board.headers(meeting.number)
+        known = 1
+        tag = meeting.number % _TAGS
+        while known < nodes:
+            take = min(known, nodes - known)
+            source = self._members[(self._home + known) % nodes][0]
+            target = self._members[(self._home - known) % nodes][0]
+            received = world.Irecv(headers[known : known + take], source, tag)
+            sent = world.Isend(headers[:take], target, tag)
+            lacking = [rank for members in self._order[known : known + take] for rank in members]
+            yield _Messages(self._board, [received, sent], lacking, meeting.call)
+            known += take
+        rows = np.concatenate([headers[i, : len(members)] for i, members in enumerate(self._order)])
+        digests, sizes = rows[:, 0], rows[:, 1]
+        if (digests != digests[0]).any() or digests[0] == _FAILED:
+            verdict = self._sync.DIFFERENT
+        elif (sizes != sizes[0]).any():
+            verdict = self._sync.UNEVEN
+        else:
+            verdict = self._sync.AGREED
+        self._board.announce(meeting.number, (verdict, 0, int(rows[:, 2].max())))
+
+    def _counts(self, meeting: Meeting) -> np.ndarray:
+        counts = np.empty(self._world.size, np.int64)
+        self._world.Allgather(np.array([meeting.size], np.int64), counts)
+        return counts
 
     def _digest(self, signature: object) -> int:
         digest = self._digests.get(signature)
@@ -76,17 +215,98 @@ class Agreement:
             if len(self._digests) >= 4096:
                 self._digests.clear()
             bits = int.from_bytes(blake2b(repr(signature).encode(), digest_size=8).digest(), "big")
-            digest = self._digests[signature] = bits >> 2
+            digest = self._digests[signature] = (bits >> 2) + 1
         return digest
 
-    def _raise(self, call: str, describe: Callable[[], str], error: Exception | None) -> None:
-        mine = ("", f"{call} with {describe()}") if error is None else (type(error).__name__, str(error) or repr(error))
-        reports = self._comm.allgather(mine)
-        failures = [(rank, report) for rank, report in enumerate(reports) if report[0]]
-        if failures:
-            kind = _KINDS.get(failures[0][1][0], RuntimeError)
-            raise kind(f"{call}: {_by_rank(failures)}") from error
-        raise MismatchError(f"ranks disagree: {_by_rank(list(enumerate(reports)))}")
+    def _raise(self, meeting: Meeting) -> None:
+        """Gather what the ranks passed, of this node where ranks with plain arrays are among them, and raise."""
+        error = meeting.error
+        if error is None:
+            mine = ("", f"{meeting.call} with {meeting.describe()}")
+        else:
+            mine = _report(error)
+        headers = self._board.headers(meeting.number)
+        if len(self._members) > 1 and ((headers[:, 0] == _PLAIN).any() or meeting.digest == _PLAIN):
+            reports = self._board.gather(mine)
+            members: Sequence[int] = self._board.members
+        else:
+            reports, members = self._world.allgather(mine), range(self._world.size)
+        _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)
+
+
+class _Arrival:
+    """The moment when every rank of the node has shown its header."""
+
+    def __init__(self, board: Board, meeting: Meeting) -> None:
+        self._board = board
+        self._meeting = meeting
+
+    def Test(self, wait: bool = False) -> bool:
+        self._meeting.verdict = self._board.look(self._meeting.number, wait=wait)
+        return self._meeting.verdict != 0
+
+    def Wait(self) -> None:
+        meeting = self._meeting
+        self._board.wait(lambda: self.Test(True), lambda: self._board.missing(meeting.number, 1), meeting.call)
+
+
+class _Announcement:
+    """The moment when the first rank of the node has said what the nodes agree on."""
+
+    def __init__(self, board: Board, meeting: Meeting) -> None:
+        self._board = board
+        self._meeting = meeting
+
+    def Test(self, wait: bool = False) -> bool:
+        return self._board.was_announced(self._meeting.number, wait=wait)
+
+    def Wait(self) -> None:
+        # Its first rank knows whom it waits for, unless it is missing itself.
+        meeting, board = self._meeting, self._board
+        board.wait(lambda: self.Test(True), lambda: board.missing(meeting.number, 1), meeting.call)
+
+
+class _Messages:
+    """Messages between the first ranks of nodes."""
+
+    def __init__(self, board: Board, requests: list[MPI.Request], lacking: list[int], call: str) -> None:
+        self._board = board
+        self._requests = requests
+        self._lacking = lacking
+        self._call = call
+
+    def Test(self) -> bool:
+        return MPI.Request.Testall(self._requests)
+
+    def Wait(self) -> None:
+        if self._board.stall > 0:
+            self._board.wait(self.Test, lambda: self._lacking, self._call)
+        else:
+            MPI.Request.Waitall(self._requests)
+
+
+def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:
+    """Raise on every rank if one has an error, or if their texts differ; collective, for what is done rarely.
+
+    Raises:
+        MismatchError: The texts differ.
+        Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
+    """
+    reports = comm.allgather(("", text) if error is None else _report(error))
+    if any(report != ("", text) for report in reports):
+        _raise_first(call, list(enumerate(reports)), error)
+
+
+def _report(error: Exception) -> tuple[str, str]:
+    return type(error).__name__, str(error) or repr(error)
+
+
+def _raise_first(call: str, reports: list[tuple[int, tuple[str, str]]], error: Exception | None) -> None:
+    failures = [(rank, report) for rank, report in reports if report[0]]
+    if failures:
+        kind = _KINDS.get(failures[0][1][0], RuntimeError)
+        raise kind(f"{call}: {_by_rank(failures)}") from error
+    raise MismatchError(f"ranks disagree: {_by_rank(reports)}")
 
 
 _KINDS: dict[str, type[Exception]] = {k.__name__: k for k in (TypeError, ValueError, MemoryError, MismatchError)}

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from operator import index
+from os import PathLike
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb.collectives import ALGORITHMS, Problem
+from sfb.agreement import Meeting, compare
+from sfb.calibrate import profile_for
+from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
+from sfb.collectives.call import ALONE, Call
 from sfb.factors import Factors
+from sfb.persistent import Persistent
 from sfb.plan import AUTO, Plan, check_algorithm, choose
+from sfb.profile import Profile
+from sfb.progress import PolledRequest, Queue, Request, Ticker, run
 from sfb.receiver import Assign, Receiver
 from sfb.shared import Block, find
-from sfb.team import Team
+from sfb.team import STALL, Team
 
 __all__ = ["Comm", "Exchange"]
 
 _PLANS = 256  # plans kept; S may change from call to call
+_TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
 
 @dataclass(frozen=True)
@@ -50,41 +60,77 @@ class Comm(MPI.Intracomm):
 
     Args:
         comm: The intracommunicator to use, `MPI.COMM_WORLD` for instance.
-        check: Let `Allreduce` of plain arrays, too, find out first that all ranks pass plain arrays.
-            It costs one 32-byte Allreduce a call; without it a rank that passes an array where
-            another passes `Factors` hangs. Calls with `Factors` are always checked.
+        check: Let `Allreduce` of plain arrays, too, find out first that the ranks of the node pass plain arrays.
+            It costs about a microsecond; without it a rank that passes an array where another passes
+            `Factors` hangs. Calls with `Factors` are always checked, on all ranks.
         node: Communicator of the ranks that share memory with this one, if it is not to be all
             ranks of the host: those of a NUMA domain, say. Giving it makes the call collective.
+        profile: What the machine can do: a `Profile`, or the file of one that ``sfb tune`` wrote. By default that
+            of the environment variable SFB_PROFILE, or else of the user's cache, or else the first choice of an
+            algorithm measures for up to half a second.
+        reproducible: Choose algorithms by the profile given, or by stated rates, and never by measuring, so that the
+            same program on the same ranks gives the same bits in every run.
+        max_bytes: Ceiling of a rank's buffers for the factors of one exchange; beyond it they travel and are applied
+            in blocks.
+        progress: "thread" for a thread that takes `Iallreduce` forward, "poll" to do so only inside calls of
+            this library.
+        stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
 
     Raises:
         TypeError: ``comm`` is not an intracommunicator.
-        ValueError: The ranks of ``node`` lie on different hosts; raised on every rank.
+        ValueError: An option is out of range; or the ranks of ``node`` lie on different hosts, on every rank.
+        ProfileError: The profile cannot be read.
     """
 
     def __new__(
-        cls, comm: MPI.Intracomm | None = None, *, check: bool = True, node: MPI.Intracomm | None = None
+        cls,
+        comm: MPI.Intracomm | None = None,
+        *,
+        check: bool = True,
+        node: MPI.Intracomm | None = None,
+        profile: Profile | str | PathLike[str] | None = None,
+        reproducible: bool = False,
+        max_bytes: int = MAX_BYTES,
+        progress: str = "thread",
+        stall: float = STALL,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate."""
         if comm is not None and not isinstance(comm, MPI.Intracomm):
             what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
             raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
+        if progress not in ("thread", "poll"):
+            raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
+        if not max_bytes > 0:
+            raise ValueError(f"max_bytes must be > 0, got {max_bytes!r}")
+        if not stall > 0:
+            raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
+        if profile is not None and not isinstance(profile, Profile):
+            profile = Profile.load(profile)
         self = super().__new__(cls, comm)
-        self._check = check
         self._owner = comm is None
+        self._options = _Options(check, profile, reproducible, max_bytes, progress, stall)
         self._team_or_none = None
+        self._profile_or_none = None
         self._plans = {}
+        self._timed = None
         self._last = None
+        self._queue = Queue()
+        self._ticker = None
         self._placed = node is not None
         if node is not None:
-            self._team_or_none = Team(self, node)
+            self._team_or_none = Team(self, node, stall=stall)
         return self
 
-    _check: bool
     _owner: bool
+    _options: _Options
     _placed: bool
     _team_or_none: Team | None
+    _profile_or_none: Profile | None
     _plans: dict[object, Plan]
+    _timed: tuple[Plan, str, int] | None
     _last: Exchange | None
+    _queue: Queue
+    _ticker: Ticker | None
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> None:
         """Reduce to all ranks: arrays as `MPI.Intracomm.Allreduce` does, factors exactly and cheaper.
@@ -99,8 +145,8 @@ class Comm(MPI.Intracomm):
                 of `sfb.optim`, which applies G without forming it. An array, or an optimizer's
                 parameter, from `Comm.shared` is worked by the ranks of a node together.
             op: `MPI.SUM` with factors.
-            algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast" or "dense"
-                forces one (docs/algorithms.md). For factors only.
+            algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "dense" or
+                "sharded" forces one (docs/algorithms.md). For factors only.
 
         Raises:
             MismatchError: Ranks disagree on shape, dtype, receiver or algorithm, or on whether they
@@ -108,16 +154,61 @@ class Comm(MPI.Intracomm):
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
         """
         if isinstance(sendbuf, Factors) or isinstance(recvbuf, Receiver):
-            self._reduce_factors(sendbuf, recvbuf, op, algorithm)
+            if self._queue.busy:
+                self._queue.drain()
+            self._last = run(self._exchange("Allreduce", sendbuf, recvbuf, op, algorithm, blocking=True))
             return
-        if self._check:
-            error: Exception | None = None
-            if algorithm != AUTO:
-                error = ValueError(f"algorithm={algorithm!r} is for Factors; plain arrays take {AUTO!r}")
-            elif isinstance(recvbuf, Factors):
-                error = TypeError("Factors cannot receive; pass an array or an optimizer as recvbuf")
-            self._team.agree.check("Allreduce", "plain", lambda: "a plain buffer, not Factors", error=error)
+        if self._options.check:
+            error = _plain_error(recvbuf, algorithm)
+            if self._queue.busy:
+                self._queue.drain()
+            self._team.agree.check_plain("Allreduce", _describe_plain, error)
         super().Allreduce(sendbuf, recvbuf, op)
+
+    def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
+        """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.
+
+        Until then neither the factors nor the receiver may be used or changed. Several exchanges may be under
+        way at once; all ranks begin them in the same order, and wait in any. What is wrong with the arguments, on
+        this or another rank, is raised by Wait or Test.
+
+        Returns:
+            With factors a `Request` of this library, which is also an `MPI.Request` if the communicator's
+            ``progress`` is "thread"; mpi4py's own for plain arrays.
+        """
+        if not (isinstance(sendbuf, Factors) or isinstance(recvbuf, Receiver)):
+            error = _plain_error(recvbuf, algorithm)
+            if error is not None:
+                raise error
+            return super().Iallreduce(sendbuf, recvbuf, op)
+        return self._request(self._exchange("Iallreduce", sendbuf, recvbuf, op, algorithm, blocking=False))
+
+    def Allreduce_init(
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
+    ) -> Any:
+        """Prepare an `Allreduce` of these very arrays, to be done many times; collective.
+
+        The algorithm is chosen and everything is allocated now. Start and Wait of what is returned do the
+        exchange, with the values that factors, receiver and its settings hold at Start.
+
+        Returns:
+            With factors a `Persistent`, mpi4py's own `MPI.Prequest` for plain arrays.
+
+        Raises:
+            MismatchError, TypeError, ValueError: As `Allreduce` does.
+        """
+        if not (isinstance(sendbuf, Factors) or isinstance(recvbuf, Receiver)):
+            error = _plain_error(recvbuf, algorithm)
+            if error is not None:
+                raise error
+            return super().Allreduce_init(sendbuf, recvbuf, op, info)
+        plan, receiver, meeting = self._make("Allreduce_init", sendbuf, recvbuf, op, algorithm)
+        samples = len(sendbuf)
+
+        def start() -> Any:
+            return self._request(self._repeat(plan, meeting.number, samples, sendbuf, receiver))
+
+        return Persistent(plan, start)
 
     def shared(self, shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray:
         """Return a zeroed array with one copy per node, in an MPI-3 shared window; collective.
@@ -147,6 +238,7 @@ class Comm(MPI.Intracomm):
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         wanted = f"{sizes} of {kind.str}"
+        self._queue.drain()
         self._team.agree.check("shared", wanted, lambda: wanted, error=error)
         return self._team.share(sizes, kind)
 
@@ -169,7 +261,18 @@ class Comm(MPI.Intracomm):
         Raises:
             MismatchError, TypeError, ValueError: As `Allreduce` does.
         """
-        return self._plan("plan", sendbuf, recvbuf, MPI.SUM, algorithm)[0]
+        return self._make("plan", sendbuf, recvbuf, MPI.SUM, algorithm)[0]
+
+    @property
+    def profile(self) -> Profile:
+        """What the choice of algorithms rests on; the first use is collective and may measure."""
+        if self._profile_or_none is None:
+            options = self._options
+            if options.reproducible:
+                self._profile_or_none = options.profile or Profile()
+            else:
+                self._profile_or_none = profile_for(self, self._team, options.profile)
+        return self._profile_or_none
 
     def free(self) -> None:
         """Give back what this object owns; collective, and harmless when repeated.
@@ -183,18 +286,19 @@ class Comm(MPI.Intracomm):
             super().free()
 
     def Dup(self, info: MPI.Info | None = None) -> Comm:
-        """Duplicate the communicator, as `MPI.Comm.Dup` does; with the same ``check`` and ``node``."""
+        """Duplicate the communicator, as `MPI.Comm.Dup` does; with the same options."""
         return self._like(super().Dup(info))
 
     def Clone(self) -> Comm:
-        """Clone the communicator, as `MPI.Comm.Clone` does; with the same ``check`` and ``node``."""
+        """Clone the communicator, as `MPI.Comm.Clone` does; with the same options."""
         return self._like(super().Clone())
 
     def _like(self, copy: Comm) -> Comm:
-        copy._check = self._check
+        copy._options = self._options
+        copy._profile_or_none = self._profile_or_none
         copy._placed = self._placed
         if self._placed and self._team_or_none is not None:
-            copy._team_or_none = Team(copy, self.node)
+            copy._team_or_none = Team(copy, self.node, stall=self._options.stall)
         return copy
 
     def Free(self) -> None:
@@ -203,8 +307,13 @@ class Comm(MPI.Intracomm):
         super().Free()
 
     def _release(self) -> None:
+        self._queue.drain()
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
         team, self._team_or_none = self._team_or_none, None
         self._plans.clear()
+        self._timed = None
         if team is not None:
             team.free()
 
@@ -221,18 +330,70 @@ class Comm(MPI.Intracomm):
     @property
     def _team(self) -> Team:
         if self._team_or_none is None:
-            self._team_or_none = Team(self)
+            self._team_or_none = Team(self, stall=self._options.stall)
         return self._team_or_none
 
-    def _reduce_factors(self, factors: Any, receiver: Any, op: MPI.Op, algorithm: str) -> None:
-        plan, receiver = self._plan("Allreduce", factors, receiver, op, algorithm)
-        team = self._team
-        module = ALGORITHMS[plan.algorithm]
-        timing = module.run(plan.problem, team, factors, receiver)
-        self._last = Exchange(plan.algorithm, module.wire_bytes(plan.problem, team), *timing)
+    def _request(self, steps: Iterator[Any]) -> Any:
+        """Begin an exchange that does not block."""
+        exchange = self._queue.begin(steps)
+        if self._options.progress == "poll" or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            return PolledRequest(self._queue, exchange)
+        if self._ticker is None:
+            self._ticker = Ticker(self._queue, _TICK)
+        self._ticker.wake()
+        return Request(self._queue, exchange)
 
-    def _plan(self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str) -> tuple[Plan, Receiver]:
-        """Check the arguments on all ranks, and return the plan with everything it needs in place."""
+    def _make(
+        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str
+    ) -> tuple[Plan, Receiver, Meeting]:
+        """Check the arguments on all ranks, and return the plan with everything it needs in place; collective."""
+        self._queue.drain()
+        return run(self._prepared(call, factors, receiver, op, algorithm))
+
+    def _exchange(
+        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str, *, blocking: bool
+    ) -> Iterator[Any]:
+        """Do one exchange in steps; the first of them shows the other ranks what is to come."""
+        plan, receiver, meeting = yield from self._prepared(call, factors, receiver, op, algorithm)
+        return (yield from self._run(plan, meeting, factors, receiver, blocking))
+
+    def _repeat(
+        self, plan: Plan, number: int, samples: int, factors: Factors, receiver: Receiver
+    ) -> Iterator[Any]:
+        """Do the exchange of a persistent plan, the one prepared by call ``number``, in steps."""
+        agree = self._team.agree
+        error: Exception | None = None
+        signature: tuple[object, ...] = ()
+        try:
+            self._check_arguments(factors, receiver, MPI.SUM, AUTO)
+            if factors.shape != plan.problem.shape or len(factors) != samples:
+                raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
+            signature = (number, receiver.settings)
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            error = caught
+        meeting = agree.open("Start", signature, lambda: _describe(factors, receiver, plan.algorithm), error=error)
+        yield None
+        yield from agree.steps(meeting)
+        return (yield from self._run(plan, meeting, factors, receiver, False))
+
+    def _run(
+        self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver, blocking: bool
+    ) -> Iterator[Any]:
+        name = plan.algorithm if plan.trial is None or not blocking else plan.trial.next
+        began = perf_counter()
+        call = Call(self._team, meeting.number, meeting.call, blocking=blocking)
+        yield from ALGORITHMS[name].run(plan.problem, call, factors, receiver)
+        call.finish()
+        seconds = perf_counter() - began
+        if plan.trial is not None and blocking:
+            self._timed = plan, name, round(seconds * 1e9)
+        wire = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
+        return Exchange(name, wire, seconds - call.rebuild_seconds, call.rebuild_seconds)
+
+    def _prepared(
+        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str
+    ) -> Generator[Any, None, tuple[Plan, Receiver, Meeting]]:
+        """Check the arguments on all ranks, in steps, and return the plan with everything it needs in place."""
         team = self._team
         passed = receiver
         error: Exception | None = None
@@ -244,33 +405,47 @@ class Comm(MPI.Intracomm):
             receiver = receiver if isinstance(receiver, Receiver) else Assign(receiver)
             self._check_arguments(factors, receiver, op, algorithm)
             block = find(receiver.array)
-            key = (factors.shape, factors.dtype.str, receiver.passes, None if block is None else block.name, algorithm)
+            name = None if block is None else block.name
+            key = (factors.shape, factors.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
             places = tuple(_place(array) for array in (receiver.array, *receiver.state))
-            signature = (key, type(receiver).__name__, receiver.settings, places)
+            signature = (key, receiver.settings, places, self._options.max_bytes)
             size = len(factors)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        most, least = team.agree.check(
-            call, signature, lambda: _describe(factors, passed, algorithm), size=size, error=error
+        timed, self._timed = self._timed, None
+        meeting = team.agree.open(
+            call,
+            signature,
+            lambda: _describe(factors, passed, algorithm),
+            size=size,
+            elapsed=0 if timed is None else timed[2],
+            error=error,
+            wait=True,
         )
-        counts = np.full(team.size, size, np.int64)
-        if most != least:
-            team.world.Allgather(np.array([size], np.int64), counts)
-        key = (*key, size if most == least else counts.tobytes())
+        yield None
+        yield from team.agree.steps(meeting, timed=timed is not None)
+        if timed is not None:
+            timed[0].note(timed[1], meeting.elapsed * 1e-9)
+        counts = meeting.counts
+        key = (*key, size if counts is None else counts.tobytes())
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._make_plan(call, factors, receiver, block, algorithm, counts)
+            yield ALONE
+            plan = self._new_plan(
+                call, factors, receiver, block, algorithm, np.full(team.size, size, np.int64) if counts is None else counts
+            )
             if len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan
         if any(array is None for array in receiver.state):
+            yield ALONE
             error = None
             try:
-                receiver.prepare(np.zeros if block is None else self.shared)
+                receiver.prepare(np.zeros if block is None else team.share)
             except Exception as caught:
                 error = caught
-            team.agree.check_result(call, error)
-        return plan, receiver
+            compare(team.world, call, error=error)
+        return plan, receiver, meeting
 
     def _check_arguments(self, factors: Any, receiver: Receiver, op: MPI.Op, algorithm: str) -> None:
         if not isinstance(factors, Factors):
@@ -297,7 +472,7 @@ class Comm(MPI.Intracomm):
             if (block is None) != (find(receiver.array) is None):
                 raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
 
-    def _make_plan(
+    def _new_plan(
         self,
         call: str,
         factors: Factors,
@@ -312,24 +487,57 @@ class Comm(MPI.Intracomm):
             shape=factors.shape,
             dtype=factors.dtype,
             counts=counts,
-            ranks=team.size,
-            ranks_per_node=team.ranks_per_node,
-            nodes=team.nodes,
+            node_of=team.node_of,
             passes=receiver.passes,
             sharing=team.sharing,
             shared=block is not None,
-            block=block,
+            assigns=isinstance(receiver, Assign),
+            max_bytes=self._options.max_bytes,
         )
-        plan = choose(problem, algorithm)
+        _together(team, call, team.load_kernels)
+        if algorithm == AUTO:
+            plan = choose(problem, AUTO, self.profile, trials=not self._options.reproducible)
+        else:
+            plan = choose(problem, algorithm, self._profile_or_none or self._options.profile)
         # Each step is collective and can fail on one rank: agree on it before the next.
-        for step in (team.load_kernels, lambda: ALGORITHMS[plan.algorithm].prepare(problem, team)):
-            error: Exception | None = None
-            try:
-                step()
-            except Exception as caught:
-                error = caught
-            team.agree.check_result(call, error)
+        for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
+            _together(team, call, partial(ALGORITHMS[name].prepare, problem, team))
         return plan
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a `Comm` was made with."""
+
+    check: bool = True
+    profile: Profile | None = None
+    reproducible: bool = False
+    max_bytes: int = MAX_BYTES
+    progress: str = "thread"
+    stall: float = STALL
+
+
+def _together(team: Team, call: str, step: Callable[[], None]) -> None:
+    """Do a collective step that can fail on one rank; then every rank raises."""
+    error: Exception | None = None
+    try:
+        step()
+    except Exception as caught:
+        error = caught
+    compare(team.world, call, error=error)
+
+
+def _plain_error(recvbuf: Any, algorithm: str) -> Exception | None:
+    """Return what is wrong with a call of plain arrays before MPI sees it."""
+    if algorithm != AUTO:
+        return ValueError(f"algorithm={algorithm!r} is for Factors; plain arrays take {AUTO!r}")
+    if isinstance(recvbuf, Factors):
+        return TypeError("Factors cannot receive; pass an array or an optimizer as recvbuf")
+    return None
+
+
+def _describe_plain() -> str:
+    return "a plain buffer, not Factors"
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

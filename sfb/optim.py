@@ -103,13 +103,13 @@ class SGD(Receiver):
         self.prepare(np.zeros)
         self.update_dense(gradient, 0, self.shape[0])
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int) -> None:
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
         """Apply uᵀv to the rows, fused: the gradient is never stored."""
-        kernels.sgd(u, v, self.array, self.velocity, start, stop, **self._hyper)
+        kernels.sgd(u, v, self.array, self.velocity, start, stop, first, **self._hyper)
 
-    def update_dense(self, g: np.ndarray, start: int, stop: int) -> None:
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
         """Apply g to the rows."""
-        kernels.sgd_dense(g, self.array, self.velocity, start, stop, **self._hyper)
+        kernels.sgd_dense(g, self.array, self.velocity, start, stop, first, **self._hyper)
 
     @property
     def _hyper(self) -> dict[str, Any]:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sfb.collectives import ALGORITHMS, Problem
-from sfb.profile import DEFAULT, Profile
+from sfb.profile import EXCHANGES, Profile
 
-__all__ = ["AUTO", "Estimate", "Plan", "check_algorithm", "choose"]
+__all__ = ["AUTO", "Estimate", "Plan", "Trial", "check_algorithm", "choose"]
 
 AUTO = "auto"
+
+# The two best are timed where the second's estimate is within this factor of the first's; estimates of stated
+# rates are worth less than those of measured ones.
+_DOUBT, _DEEP_DOUBT = 1.6, 3.0
+# Calls by which each is timed; the first of them is not counted.
+_CALLS = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted seconds of one algorithm for one exchange."""
+    """Predicted seconds of one algorithm for one exchange, and the bytes that the busiest rank receives."""
 
     algorithm: str
     exchange: float
     rebuild: float
+    wire_bytes: int
 
     @property
     def total(self) -> float:
@@ -27,36 +34,97 @@ class Estimate:
         return self.exchange + self.rebuild
 
 
-@dataclass(frozen=True)
+@dataclass
+class Trial:
+    """Algorithms taken in turn by the first calls of a plan, until it is clear which is fastest.
+
+    Every rank keeps the same times, those of the slowest rank, and so comes to the same end.
+    """
+
+    algorithms: Sequence[str]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def next(self) -> str:
+        """The algorithm whose turn it is."""
+        return min(self.algorithms, key=lambda name: len(self.seconds.get(name, ())))
+
+    def add(self, algorithm: str, seconds: float) -> None:
+        """Note the seconds of a call."""
+        self.seconds.setdefault(algorithm, []).append(seconds)
+
+    @property
+    def over(self) -> bool:
+        """Whether every algorithm has been timed often enough."""
+        return all(len(self.seconds.get(name, ())) >= _CALLS for name in self.algorithms)
+
+    @property
+    def best(self) -> str:
+        """The fastest, by the best of its calls: what disturbs a call only makes it slower."""
+        return min(self.algorithms, key=lambda name: min(self.seconds[name][1:]))
+
+
+@dataclass
 class Plan:
     """The algorithm taken for a problem, with the estimates it was taken by.
 
     Attributes:
-        algorithm: Its name.
-        estimates: One of each algorithm, the cheapest first.
+        algorithm: Its name; of the estimates the cheapest, until a trial ends otherwise.
+        estimates: One of each algorithm that can be taken, the cheapest first.
         forced: Whether the user named the algorithm.
+        profile: What the estimates rest on.
+        trial: The contenders, while calls are timed to decide among them.
     """
 
     algorithm: str
     problem: Problem
     estimates: Sequence[Estimate]
     forced: bool
+    profile: Profile
+    trial: Trial | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def note(self, algorithm: str, seconds: float) -> None:
+        """Note the time of a call of the trial, and end it if that was the last."""
+        if self.trial is None:
+            return
+        self.trial.add(algorithm, seconds)
+        if self.trial.over:
+            self.algorithm = self.trial.best
+            self.measured = {name: min(taken[1:]) for name, taken in self.trial.seconds.items()}
+            self.trial = None
 
     def explain(self) -> str:
-        """Return a table of the estimates and the reason for the choice."""
-        rows, columns = self.problem.shape
+        """Return a table of the estimates, of times measured so far, and the reason for the choice."""
+        p = self.problem
+        rows, columns = p.shape
+        if self.profile.measured:
+            source = f"times measured on {self.profile.place.ranks} ranks, {self.profile.place.nodes} nodes"
+        else:
+            source = "stated rates, not measured (sfb tune measures them)"
         lines = [
-            f"K={rows} D={columns} {self.problem.dtype}, {self.problem.depth} samples of {self.problem.ranks} ranks "
-            f"on {self.problem.nodes} nodes, receiver {'shared by a node' if self.problem.shared else 'per rank'}",
-            f"{'algorithm':<10} {'exchange ms':>12} {'rebuild ms':>12} {'total ms':>12}",
+            f"K={rows} D={columns} {p.dtype}, {p.depth} samples of {p.place.ranks} ranks on {p.place.nodes} "
+            f"node{'s' if p.place.nodes > 1 else ''}, receiver {'shared by a node' if p.shared else 'per rank'}",
+            f"estimates by {source}",
+            f"{'algorithm':<10} {'exchange ms':>12} {'rebuild ms':>12} {'total ms':>12} {'received B':>12} "
+            f"{'measured ms':>12}",
         ]
-        lines += [
-            f"{e.algorithm:<10} {e.exchange * 1e3:12.3f} {e.rebuild * 1e3:12.3f} {e.total * 1e3:12.3f}"
-            for e in self.estimates
-        ]
-        reason = "named by the caller" if self.forced else "the cheapest estimate"
-        lines.append(f"taken: {self.algorithm}, {reason}")
+        for e in self.estimates:
+            seconds = self.measured.get(e.algorithm)
+            lines.append(
+                f"{e.algorithm:<10} {e.exchange * 1e3:12.3f} {e.rebuild * 1e3:12.3f} {e.total * 1e3:12.3f} "
+                f"{e.wire_bytes:12d} {'' if seconds is None else f'{seconds * 1e3:.3f}':>12}".rstrip()
+            )
+        lines.append(f"taken: {self.algorithm}, {self._reason}")
         return "\n".join(lines)
+
+    @property
+    def _reason(self) -> str:
+        if self.forced:
+            return "named by the caller"
+        if self.trial is not None:
+            return f"the cheapest estimate; the first calls time it against {', '.join(self.trial.algorithms[1:])}"
+        return "the fastest of those timed in the first calls" if self.measured else "the cheapest estimate"
 
 
 def check_algorithm(name: object) -> None:
@@ -65,21 +133,38 @@ def check_algorithm(name: object) -> None:
         raise ValueError(f"algorithm must be one of {', '.join([AUTO, *ALGORITHMS])}, got {name!r}")
 
 
-def choose(problem: Problem, algorithm: str = AUTO, profile: Profile = DEFAULT) -> Plan:
+def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = None, *, trials: bool = False) -> Plan:
     """Return the plan for ``problem``: the algorithm named, or the cheapest by the cost model.
 
     The same on every rank, as problem and profile are.
+
+    Args:
+        problem: The exchange.
+        algorithm: A name of `ALGORITHMS`, or "auto".
+        profile: Of the machine; stated rates by default.
+        trials: Let the first calls time the best two where their estimates are close.
     """
+    profile = profile or Profile()
     estimates = []
     for name, module in ALGORITHMS.items():
-        cost = module.cost(problem)
+        if name != algorithm and not module.suits(problem):
+            continue
+        uses = module.cost(problem)
+        seconds = [(use.kind in EXCHANGES, profile.seconds(use, problem.place)) for use in uses]
         estimates.append(
             Estimate(
                 name,
-                profile.exchange_seconds(cost, problem.sharing),
-                profile.rebuild_seconds(cost, problem.sharing),
+                profile.overhead(name) + sum(s for exchange, s in seconds if exchange),
+                sum(s for exchange, s in seconds if not exchange),
+                module.wire_bytes(problem),
             )
         )
     estimates.sort(key=lambda estimate: estimate.total)
-    forced = algorithm != AUTO
-    return Plan(algorithm if forced else estimates[0].algorithm, problem, tuple(estimates), forced)
+    if algorithm != AUTO:
+        return Plan(algorithm, problem, tuple(estimates), True, profile)
+    plan = Plan(estimates[0].algorithm, problem, tuple(estimates), False, profile)
+    limit = estimates[0].total * (_DOUBT if profile.measured else _DEEP_DOUBT)
+    contenders = [e.algorithm for e in estimates[:3] if e.total <= limit]
+    if trials and len(contenders) > 1:
+        plan.trial = Trial(contenders)
+    return plan

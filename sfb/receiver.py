@@ -71,22 +71,21 @@ class Receiver(ABC):
         """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
 
     @abstractmethod
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int) -> None:
-        """Take uᵀv in rows ``start`` to ``stop``, whole panels of the grid."""
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+        """Take uᵀv, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``, panels of the grid."""
 
     @abstractmethod
-    def update_dense(self, g: np.ndarray, start: int, stop: int) -> None:
-        """Take g, K×D, in rows ``start`` to ``stop``."""
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+        """Take g, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
 
 
 class Assign(Receiver):
     """An array that is set to the sum."""
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int) -> None:
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
         """Rebuild the rows."""
-        kernels.rebuild(u, v, self.array, start, stop)
+        kernels.rebuild(u, v, self.array, start, stop, first)
 
-    def update_dense(self, g: np.ndarray, start: int, stop: int) -> None:
-        """Copy the rows, unless g is the array itself."""
-        if g is not self.array:
-            self.array[start:stop] = g[start:stop]
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+        """Copy the rows."""
+        self.array[start:stop] = g[start - first : stop - first]

@@ -10,13 +10,22 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from mpi4py import MPI
+from mpi4py.util.dtlib import from_numpy_dtype
 
-from sfb.agreement import Agreement
+import sfb.kernels as kernels
+from sfb.agreement import Agreement, compare
+from sfb.board import Board
 from sfb.shared import Block, fence, reap
 from sfb.threads import BlasLimit, cores
-from sfb.warmup import warmup
+from sfb.warmup import once_per_node
 
-__all__ = ["Team"]
+__all__ = ["STALL", "Team"]
+
+STALL = 60.0  # seconds that a rank waits for others before it says so
+
+
+def _import_sync() -> None:
+    import sfb.kernels.sync  # noqa: F401 - compiles it
 
 
 class Team:
@@ -27,27 +36,34 @@ class Team:
     Args:
         comm: The user's communicator.
         node: The user's communicator of the ranks that share memory; found by MPI if None.
+        stall: Seconds after which a waiting rank says whom it waits for.
 
     Attributes:
         world: All ranks, in the user's order.
-        agree: The agreement check over them.
+        rank: This one.
+        size: Number of ranks.
         node: The ranks that share memory with this one.
         node_of: For each rank of the world, the number of its node.
         slot_of: For each rank of the world, its rank on its node.
         nodes: Number of nodes.
-        ranks_per_node: Ranks of the fullest node.
         sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
+        threads: Of BLAS, this rank's share of the cores.
+        board: What the ranks of the node show each other.
+        agree: The agreement check over all ranks.
+        in_place: MPI.IN_PLACE.
     """
 
-    def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None) -> None:
+    in_place = MPI.IN_PLACE
+
+    def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None, *, stall: float = STALL) -> None:
         self.world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
         self.rank = self.world.rank
         self.size = self.world.size
-        self.agree = Agreement(self.world)
         host = MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
         self.node = self._split(host, node)
-        self._buffers: dict[str, np.ndarray] = {}
+        self._free: list[np.ndarray] = []
         self._staging: Block | None = None
+        self._staged_by = 0
         self._blas: BlasLimit | None = None
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
@@ -57,17 +73,26 @@ class Team:
         self.node_of = [numbers[home] for home, _ in homes]
         self.slot_of = [slot for _, slot in homes]
         self.nodes = len(numbers)
-        self.ranks_per_node = max(self.slot_of) + 1
         available = cores(self.node)
         self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
-        self._threads = max(1, available // self.node.size)
+        self.threads = max(1, available // self.node.size)
+        error: Exception | None = None
+        try:
+            once_per_node(self.node, _import_sync)
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            error = caught
+        compare(self.world, "Comm", error=error)
+        members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
+        crowded = self.sharing > 1
+        self.board = Board(self.world, self.node, members, crowded=crowded, stall=stall)
+        self.agree = Agreement(self.world, self.board, self.node_of)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
         """Return the ranks of ``host``, or of the user's ``node`` after checking that they can share memory."""
         error: Exception | None = None
         if node is not None and not isinstance(node, MPI.Intracomm):
             error = TypeError(f"node must be an MPI.Intracomm, got {type(node).__name__}")
-        self.agree.check("Comm", node is None, lambda: "node=None" if node is None else "node given", error=error)
+        compare(self.world, "Comm", "Comm with " + ("node=None" if node is None else "node given"), error)
         if node is None:
             return host
         mine, theirs = host.Get_group(), node.Get_group()
@@ -77,7 +102,7 @@ class Team:
         host.Free()
         if MPI.UNDEFINED in inside:
             error = ValueError("node must hold ranks of the communicator that share a host, and no others")
-        self.agree.check_result("Comm", error)
+        compare(self.world, "Comm", error=error)
         return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
 
     def across(self) -> list[tuple[int, MPI.Intracomm]]:
@@ -90,7 +115,7 @@ class Team:
         node = self.node
         if self._across is None:
             self._across = []
-            for slot in range(self.ranks_per_node):
+            for slot in range(max(self.slot_of) + 1):
                 mine = slot % node.size == node.rank
                 comm = MPI.Intracomm(self.world.Split(0 if mine else MPI.UNDEFINED, self.node_of[self.rank]))
                 if mine:
@@ -104,28 +129,59 @@ class Team:
             Exception: Whatever kept this rank from it; only after the collective part.
         """
         if self._blas is None:
-            warmup(self.node)
+            once_per_node(self.node, kernels.warmup)
             self._blas = BlasLimit()
 
     def blas_limit(self, threads: int | None = None) -> AbstractContextManager[Any]:
         """Return a context that holds BLAS to ``threads``, by default this rank's share of the cores."""
         assert self._blas is not None
-        return self._blas(threads or self._threads)
+        return self._blas(threads or self.threads)
 
-    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return an array over the private buffer ``name``, which grows to the largest size asked for."""
+    @staticmethod
+    def datatype(dtype: np.dtype[Any]) -> MPI.Datatype:
+        """Return MPI's type of an element."""
+        return from_numpy_dtype(dtype)
+
+    def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return an array, and the memory it lies in, to be given back; of what is free, the smallest that will do."""
         nbytes = prod(shape) * dtype.itemsize
-        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
-            self._buffers.pop(name, None)
-            self._buffers[name] = np.empty(nbytes, np.uint8)
-        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
+        free = self._free
+        best = min((i for i, memory in enumerate(free) if memory.nbytes >= nbytes), key=lambda i: len(free[i]), default=-1)
+        if best < 0:
+            if free:  # grow one rather than keep both
+                del free[max(range(len(free)), key=lambda i: len(free[i]))]
+            memory = np.empty(max(nbytes, 1), np.uint8)
+        else:
+            memory = free.pop(best)
+        return memory[:nbytes].view(dtype).reshape(shape), memory
 
-    def staging(self, nbytes: int) -> Block:
-        """Return memory that the node shares for one exchange; collective over the node where it grows."""
+    def give_back(self, memory: np.ndarray) -> None:
+        """Let others lease ``memory``."""
+        self._free.append(memory)
+
+    def reserve(self, *sizes: int) -> None:
+        """Have room for leases of these numbers of bytes at once."""
+        for memory in [self.lease((nbytes,), np.dtype(np.uint8))[1] for nbytes in sizes]:
+            self.give_back(memory)
+
+    def staging(self, nbytes: int, user: int | None = None) -> tuple[Block, int]:
+        """Return memory that the node shares for one exchange, and the call that used it last; takes it for ``user``.
+
+        Collective over the node where it grows.
+        """
+        self.grow_staging(nbytes)
+        assert self._staging is not None
+        last = self._staged_by
+        if user is not None:
+            self._staged_by = user
+        return self._staging, last
+
+    def grow_staging(self, nbytes: int) -> None:
+        """Have at least ``nbytes`` of staging memory; nobody may be using it; collective over the node."""
         if self._staging is None or self._staging.bytes.nbytes < nbytes:
             self._drop_staging()
             self._staging = Block(self.node, nbytes)
-        return self._staging
+            self._staged_by = 0
 
     def _drop_staging(self) -> None:
         staging, self._staging = self._staging, None
@@ -168,7 +224,8 @@ class Team:
         Shared arrays that any rank of the node still holds stay valid.
         """
         self._drop_staging()
-        self._buffers.clear()
+        self._free.clear()
+        self.board.free()
         reap(self.node, self._blocks, abandon=True)
         for _, comm in self._across or ():
             comm.Free()

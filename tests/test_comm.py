@@ -192,7 +192,7 @@ def test_a_duplicate_keeps_the_settings(world):
     comm = sfb.Comm(world, check=False, node=alone)
     for copy in (comm.Dup(), comm.Clone()):
         assert copy.node.size == 1
-        assert not copy._check
+        assert not copy._options.check
         copy.Free()
     comm.free()
     alone.Free()

@@ -2,10 +2,12 @@
 
 A module of this package defines
 
-- ``cost(problem) -> Cost``: what the busiest rank spends;
-- ``wire_bytes(problem, team) -> int``: bytes that this rank receives from other ranks, through memory or network;
+- ``suits(problem) -> bool``: whether "auto" may take it;
+- ``cost(problem) -> list[Use]``: what the busiest rank does;
+- ``wire_bytes(problem, rank) -> int``: bytes that the rank receives from other ranks, through memory or network;
 - ``prepare(problem, team) -> None``: allocate buffers; collective, may raise MemoryError on any rank;
-- ``run(problem, team, factors, receiver) -> Timing``: exchange the factors and update the receiver; collective.
+- ``run(problem, call, factors, receiver) -> Iterator``: exchange the factors and update the receiver, a generator
+  of things to wait for (`sfb.collectives.call`); collective.
 
 Adding an algorithm is adding a module and its name below.
 """
@@ -14,10 +16,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sfb.collectives import broadcast, dense, node
-from sfb.collectives.problem import Problem, Timing
+from sfb.collectives import broadcast, dense, node, sharded
+from sfb.collectives.problem import MAX_BYTES, Problem, spread
 
-__all__ = ["ALGORITHMS", "Problem", "Timing"]
+__all__ = ["ALGORITHMS", "MAX_BYTES", "Problem", "spread"]
 
 # In the order in which ties are decided.
-ALGORITHMS: dict[str, ModuleType] = {"node": node, "broadcast": broadcast, "dense": dense}
+ALGORITHMS: dict[str, ModuleType] = {"node": node, "broadcast": broadcast, "dense": dense, "sharded": sharded}

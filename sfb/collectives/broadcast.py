@@ -2,70 +2,103 @@
 
 from __future__ import annotations
 
-from math import log2
-from time import perf_counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfb.collectives.problem import Problem, Timing, settle, update
+from sfb.collectives.call import Call
+from sfb.collectives.problem import Problem
+from sfb.collectives.update import blocks, posted
 from sfb.factors import Factors
-from sfb.profile import Cost
+from sfb.profile import Use
 from sfb.receiver import Receiver
-from sfb.team import Team
 
-__all__ = ["cost", "prepare", "run", "wire_bytes"]
+if TYPE_CHECKING:
+    from sfb.team import Team
+
+__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+
+# Bytes of a rank's factors up to which u and v travel as one message: latency is dearer than copying.
+_PACKED = 1 << 15
 
 
-def cost(problem: Problem) -> Cost:
+def suits(problem: Problem) -> bool:
+    """Return whether "auto" may take it."""
+    return True
+
+
+def cost(problem: Problem) -> list[Use]:
     """Price (P−1)S(K+D) elements received and 2PSKD flop rebuilt (Xie et al., UAI 2016, section 3)."""
-    gathered = problem.depth * problem.sample_bytes
-    inside = gathered * (problem.ranks_per_node - 1) / problem.ranks
-    outside = gathered * (problem.ranks - problem.ranks_per_node) / problem.ranks
-    return Cost(
-        hops=2 * log2(problem.ranks_per_node),
-        far_hops=2 * log2(problem.nodes),
-        nbytes=inside,
-        far_nbytes=outside * problem.ranks_per_node,  # every rank of a node pulls them through its link
-        flops=problem.flops(problem.depth) * problem.share,
-        touched=problem.passes * problem.dense_bytes * problem.share + problem.packed_bytes(problem.depth),
-    )
+    samples = problem.depth / problem.ranks
+    if problem.ranks == 1:
+        gathers = []
+    elif _packed(problem):
+        gathers = [Use("allgather", samples * problem.sample_bytes)]
+    else:
+        gathers = [Use("allgather", samples * n * problem.itemsize) for n in problem.shape]
+    return [*gathers, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share)]
 
 
-def wire_bytes(problem: Problem, team: Team) -> int:
+def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of the other ranks' factors."""
-    return int(problem.depth - problem.counts[team.rank]) * problem.sample_bytes
+    again = len(problem.row_blocks) - 1 if problem.sample_blocks > 1 else 0
+    samples = problem.depth - int(problem.counts[rank])
+    return samples * (problem.sample_bytes + again * problem.shape[1] * problem.itemsize)
 
 
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate room for everybody's factors."""
-    if problem.ranks > 1:
-        _gathered(problem, team)
+    if problem.ranks > 1 and problem.fits:
+        team.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
 
 
-def run(problem: Problem, team: Team, factors: Factors, receiver: Receiver) -> Timing:
+def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Gather u and v in the order of ranks, and update with one deep product."""
-    began = perf_counter()
-    if problem.ranks == 1:
-        u, v = factors.u, factors.v
+    rank, world = call.team.rank, call.team.world
+    kept: np.ndarray | None = None
+
+    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Iterator[Any]:
+        nonlocal kept
+        mine = slice(int(first[rank]), int(last[rank]))
+        if problem.ranks == 1:
+            return factors.u[mine, columns], factors.v[mine]
+        if _packed(problem):
+            return (yield from _gather_packed(problem, call, factors))
+        counts = last - first
+        depth = int(counts.sum())
+        offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        own = np.ascontiguousarray(factors.u[mine, columns])
+        u = call.buffer((depth, own.shape[1]), problem.dtype)
+        requests = call.allgather(world, own, u, counts, offsets)
+        if kept is None or problem.sample_blocks > 1:
+            kept = call.buffer((depth, problem.shape[1]), problem.dtype)
+            requests += call.allgather(world, factors.v[mine], kept, counts, offsets)
+        yield from posted(requests, final)
+        return u, kept
+
+    yield from blocks(problem, call, receiver, gather)
+    if problem.shared:
+        yield from call.wait_all()
+
+
+def _packed(problem: Problem) -> bool:
+    return problem.uniform and problem.counts[0] * problem.sample_bytes <= _PACKED and problem.fits
+
+
+def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Iterator[Any]:
+    """Gather u and v as one message of each rank."""
+    (rows, columns), samples, ranks = problem.shape, len(factors), problem.ranks
+    mine = call.buffer((samples * (rows + columns),), problem.dtype)
+    messages = call.buffer((ranks, mine.size), problem.dtype)
+    mine[: samples * rows] = factors.u.reshape(-1)
+    mine[samples * rows :] = factors.v.reshape(-1)
+    if call.blocking:
+        call.team.world.Allgather(mine, messages)
     else:
-        u, v = _gathered(problem, team)
-        for mine, all_ranks in ((factors.u, u), (factors.v, v)):
-            if problem.uniform:
-                team.world.Allgather(mine, all_ranks)
-            else:
-                width = mine.shape[1]
-                team.world.Allgatherv(mine, [all_ranks, (problem.counts * width, problem.offsets * width)])
-    gathered = perf_counter()
-    update(problem, team, receiver, u, v)
-    updated = perf_counter()
-    settle(problem, team)
-    waited = perf_counter() - updated
-    return Timing(gathered - began + waited, updated - gathered)
-
-
-def _gathered(problem: Problem, team: Team) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = problem.shape
-    return (
-        team.buffer("u", (problem.depth, rows), problem.dtype),
-        team.buffer("v", (problem.depth, columns), problem.dtype),
-    )
+        yield from posted([call.team.world.Iallgather(mine, messages)], True)
+    u = call.buffer((ranks, samples * rows), problem.dtype)
+    v = call.buffer((ranks, samples * columns), problem.dtype)
+    u[...] = messages[:, : samples * rows]
+    v[...] = messages[:, samples * rows :]
+    return u.reshape(ranks * samples, rows), v.reshape(ranks * samples, columns)

@@ -1,63 +1,133 @@
-"""Dense: MPI's own Allreduce of the local product."""
+"""Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce."""
 
 from __future__ import annotations
 
-from math import log2
-from time import perf_counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mpi4py import MPI
 
-from sfb.collectives.problem import Problem, Timing, rows, settle
+import sfb.kernels as kernels
+from sfb.collectives.call import Call
+from sfb.collectives.problem import Problem
+from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
-from sfb.profile import Cost
+from sfb.profile import Use
 from sfb.receiver import Assign, Receiver
-from sfb.team import Team
 
-__all__ = ["cost", "prepare", "run", "wire_bytes"]
+if TYPE_CHECKING:
+    from sfb.team import Team
+
+__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+
+# Bytes of a rank's slab of the node's memory: its product goes through in pieces that stay in cache.
+_SLAB = 1 << 20
+_ALIGN = 64
 
 
-def cost(problem: Problem) -> Cost:
+def suits(problem: Problem) -> bool:
+    """Return whether "auto" may take it."""
+    return True
+
+
+def cost(problem: Problem) -> list[Use]:
     """Price 2KD(P−1)/P elements on the wire and 2SKD flop (Thakur et al., IJHPCA 2005, section 4.4)."""
-    ring = 2 * problem.dense_bytes * (problem.ranks - 1) / problem.ranks
-    far = 2 * problem.dense_bytes * (problem.nodes - 1) / problem.nodes
-    deepest = int(problem.counts.max(initial=0))
-    # Written by the product, summed, then read by the receiver, of which a rank works its rows.
-    passes = 2 + (problem.passes + 1) * problem.share
-    return Cost(
-        hops=2 * log2(problem.ranks),
-        far_hops=2 * log2(problem.nodes),
-        nbytes=ring if problem.ranks_per_node > 1 else 0,
-        far_nbytes=far,
-        flops=problem.flops(deepest),
-        touched=passes * problem.dense_bytes + problem.packed_bytes(deepest),
-    )
+    elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
+    product = Use("product", elements, problem.deepest)
+    passes = problem.passes - problem.assigns
+    if problem.place.nodes > 1 or problem.ranks == 1:
+        own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
+        reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
+        return [product, reduced, Use("sync", times=problem.shared), Use("pass", own)]
+    parts = problem.place.ranks_per_node
+    applied = (1 + problem.passes) * (1 / parts if problem.shared else 1)
+    return [
+        product,
+        Use("sync", times=len(_pieces(problem)) * (1 if problem.shared else 2)),
+        Use("pass", (1 + 1 / parts + applied) * problem.dense_bytes),
+    ]
 
 
-def wire_bytes(problem: Problem, team: Team) -> int:
-    """Return the bytes of a ring: each rank receives 2KD(P−1)/P elements."""
+def wire_bytes(problem: Problem, rank: int = 0) -> int:
+    """Return the bytes of a ring, which are also those read and written in the memory of a node: 2KD(P−1)/P."""
     return 2 * problem.dense_bytes * (problem.ranks - 1) // problem.ranks
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate the local product."""
-    team.buffer("product", problem.shape, problem.dtype)
+    """Allocate the slabs, or the local product."""
+    if team.nodes == 1 and team.size > 1:
+        team.grow_staging(2 * team.size * _slab_bytes(problem))
+    elif not (problem.assigns and not problem.shared):
+        team.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
 
 
-def run(problem: Problem, team: Team, factors: Factors, receiver: Receiver) -> Timing:
+def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Form the local product, reduce it, give it to the receiver."""
-    began = perf_counter()
-    if isinstance(receiver, Assign) and not problem.shared:
-        product = receiver.array
+    if call.team.nodes == 1 and call.team.size > 1:
+        yield from _on_node(problem, call, factors, receiver)
     else:
-        product = team.buffer("product", problem.shape, problem.dtype)
-    with team.blas_limit():
-        np.matmul(factors.u.T, factors.v, out=product)
-    formed = perf_counter()
-    team.world.Allreduce(MPI.IN_PLACE, product, MPI.SUM)
-    reduced = perf_counter()
-    receiver.update_dense(product, *rows(problem, team))
-    updated = perf_counter()
-    settle(problem, team)
-    waited = perf_counter() - updated
-    return Timing(reduced - formed + waited, formed - began + updated - reduced)
+        yield from _between_nodes(problem, call, factors, receiver)
+
+
+def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    in_place = isinstance(receiver, Assign) and not problem.shared
+    rows, columns = problem.shape
+    high = _network_rows(problem)
+    product = None if in_place else call.buffer((min(high, rows), columns), problem.dtype)
+    for low in range(0, rows, high):
+        end = min(low + high, rows)
+        piece = receiver.array[low:end] if product is None else product[: end - low]
+        with call, call.team.blas_limit():
+            np.matmul(factors.u[:, low:end].T, factors.v, out=piece)
+        if problem.ranks > 1:
+            yield from posted(call.allreduce(call.team.world, piece), end == rows)
+        if not in_place:
+            with call:
+                receiver.update_dense(piece, *own_rows(problem, call, low, end), low)
+    if problem.shared:
+        yield from call.wait_all()
+
+
+def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    """Sum in the order of ranks, each rank its share of a piece's rows; two sets of slabs take turns."""
+    board, columns = call.team.board, problem.shape[1]
+    size = _slab_bytes(problem)
+    block = yield from call.staging(2 * board.ranks * size)
+    for turn, (low, high) in enumerate(_pieces(problem)):
+        first = turn % 2 * board.ranks * size
+        slabs = block.array((board.ranks, size // problem.itemsize), problem.dtype, first)
+        parts = slabs[:, : (high - low) * columns]
+        with call, call.team.blas_limit():
+            np.matmul(factors.u[:, low:high].T, factors.v, out=parts[board.me].reshape(high - low, columns))
+        yield from call.meet()
+        start, stop = ((high - low) * (board.me + i) // board.ranks for i in (0, 1))
+        with call:
+            kernels.reduce(slabs, start * columns, stop * columns)
+        total = parts[0].reshape(high - low, columns)
+        if problem.shared:
+            with call:
+                receiver.update_dense(total, low + start, low + stop, low)
+        else:
+            yield from call.meet()
+            with call:
+                receiver.update_dense(total, low, high, low)
+    if problem.shared:
+        yield from call.wait_all()
+
+
+def _pieces(problem: Problem) -> list[tuple[int, int]]:
+    rows = problem.shape[0]
+    high = max(1, _SLAB // max(1, problem.shape[1] * problem.itemsize))
+    high = -(-rows // max(1, round(rows / high)))  # of even size
+    return [(low, min(low + high, rows)) for low in range(0, rows, high)] if rows else []
+
+
+def _slab_bytes(problem: Problem) -> int:
+    rows = max((high - low for low, high in _pieces(problem)), default=0)
+    return -(-rows * problem.shape[1] * problem.itemsize // _ALIGN) * _ALIGN
+
+
+def _network_rows(problem: Problem) -> int:
+    """Return the rows that are reduced at once."""
+    width = max(1, problem.shape[1] * problem.itemsize)
+    return max(1, min(problem.shape[0], problem.max_bytes // width))

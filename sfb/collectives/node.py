@@ -2,96 +2,109 @@
 
 from __future__ import annotations
 
-from math import log2
-from time import perf_counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mpi4py import MPI
 
-from sfb.collectives.problem import Problem, Timing, update
+from sfb.collectives.call import Call, counts_by_node
+from sfb.collectives.problem import Problem
+from sfb.collectives.update import blocks, posted
 from sfb.factors import Factors
-from sfb.profile import Cost
+from sfb.profile import Use
 from sfb.receiver import Receiver
-from sfb.shared import Block
-from sfb.team import Team
 
-__all__ = ["cost", "prepare", "run", "wire_bytes"]
+if TYPE_CHECKING:
+    from sfb.team import Team
+
+__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
 _ALIGN = 64  # v begins on a cache line
 
 
-def cost(problem: Problem) -> Cost:
+def suits(problem: Problem) -> bool:
+    """Return whether "auto" may take it: with one rank a node it is `broadcast` with more to do."""
+    return problem.place.ranks_per_node > 1 or problem.ranks == 1
+
+
+def cost(problem: Problem) -> list[Use]:
     """Price S(K+D) elements written inside the node, each sample once into a node, 2PSKD/R flop."""
-    own = problem.depth / problem.ranks * problem.sample_bytes
-    outside = problem.depth * problem.sample_bytes * (problem.nodes - 1) / problem.nodes
-    return Cost(
-        hops=2 * log2(problem.ranks_per_node),
-        far_hops=2 * log2(problem.nodes),
-        nbytes=own,
-        far_nbytes=outside,
-        flops=problem.flops(problem.depth) * problem.share,
-        touched=problem.passes * problem.dense_bytes * problem.share + problem.packed_bytes(problem.depth),
-    )
+    samples = problem.depth / problem.ranks
+    across = [Use("across", samples * n * problem.itemsize) for n in problem.shape] if problem.place.nodes > 1 else []
+    return [
+        Use("copy", samples * problem.sample_bytes),
+        *across,
+        Use("sync", times=1 + problem.shared),
+        *problem.rebuild_cost(problem.depth, problem.share),
+    ]
 
 
-def wire_bytes(problem: Problem, team: Team) -> int:
+def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes that this rank reads from its node's other ranks and receives from other nodes."""
-    node = team.node_of[team.rank]
-    slots = {slot for slot, _ in team.across()} if problem.nodes > 1 else set()
+    node_of = problem.node_of
+    home = node_of[rank]
+    slots = np.zeros(len(node_of), np.int64)
+    seen: dict[int, int] = {}
+    for other, node in enumerate(node_of):
+        slots[other] = seen.get(node, 0)
+        seen[node] = int(slots[other]) + 1
+    served = {slot for slot in range(max(seen.values())) if slot % seen[home] == slots[rank]}
     samples = sum(
         int(count)
-        for rank, count in enumerate(problem.counts)
-        if rank != team.rank and (team.node_of[rank] == node or team.slot_of[rank] in slots)
+        for other, count in enumerate(problem.counts)
+        if other != rank and (node_of[other] == home or int(slots[other]) in served)
     )
     return samples * problem.sample_bytes
 
 
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate the node's room for everybody's factors."""
-    if problem.nodes > 1:
+    if problem.place.nodes > 1:
         team.across()
-    _staged(problem, team)
+    if problem.fits:
+        team.grow_staging(_second(problem.depth, problem.shape[0], problem)[1])
 
 
-def run(problem: Problem, team: Team, factors: Factors, receiver: Receiver) -> Timing:
+def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
-    began = perf_counter()
-    block, u, v = _staged(problem, team)
-    low = int(problem.offsets[team.rank])
-    u[low : low + len(factors)] = factors.u
-    v[low : low + len(factors)] = factors.v
-    if problem.nodes > 1:
-        _exchange(problem, team, u, v)
-    team.fence(block)
-    staged = perf_counter()
-    update(problem, team, receiver, u, v)
-    updated = perf_counter()
-    # The next exchange may overwrite the staging memory only when every rank of the node has read it.
-    team.fence(problem.block)
-    waited = perf_counter() - updated
-    return Timing(staged - began + waited, updated - staged)
+    team = call.team
+    first_block = True
+
+    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Iterator[Any]:
+        nonlocal first_block
+        counts = last - first
+        depth = int(counts.sum())
+        offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        width = columns.stop - columns.start
+        second, nbytes = _second(depth, width, problem)
+        if first_block:
+            block = yield from call.staging(nbytes)
+            first_block = False
+        else:
+            yield from call.meet()  # every rank has read what is now overwritten
+            block, _ = team.staging(nbytes)
+        u = block.array((depth, width), problem.dtype)
+        v = block.array((depth, problem.shape[1]), problem.dtype, second)
+        mine = slice(int(first[team.rank]), int(last[team.rank]))
+        low = int(offsets[team.rank])
+        u[low : low + mine.stop - mine.start] = factors.u[mine, columns]
+        v[low : low + mine.stop - mine.start] = factors.v[mine]
+        if team.nodes > 1:
+            requests = []
+            for slot, comm in team.across():
+                its_counts, its_offsets = counts_by_node(counts, team, slot), counts_by_node(offsets, team, slot)
+                for gathered in (u, v):
+                    requests += call.allgather(comm, team.in_place, gathered, its_counts, its_offsets)
+            yield from posted(requests, final)
+        yield from call.meet()
+        return u, v
+
+    yield from blocks(problem, call, receiver, gather)
+    if problem.shared:
+        yield from call.wait_all()
 
 
-def _exchange(problem: Problem, team: Team, u: np.ndarray, v: np.ndarray) -> None:
-    """Bring each slot's samples to every node, straight into the memory that its ranks share."""
-    for slot, comm in team.across():
-        counts = np.zeros(comm.size, np.int64)
-        offsets = np.zeros(comm.size, np.int64)
-        for rank, (node, its_slot) in enumerate(zip(team.node_of, team.slot_of, strict=True)):
-            if its_slot == slot:
-                counts[node], offsets[node] = problem.counts[rank], problem.offsets[rank]
-        for gathered in (u, v):
-            width = gathered.shape[1]
-            comm.Allgatherv(MPI.IN_PLACE, [gathered, (counts * width, offsets * width)])
-
-
-def _staged(problem: Problem, team: Team) -> tuple[Block, np.ndarray, np.ndarray]:
-    rows, columns = problem.shape
-    itemsize = problem.dtype.itemsize
-    second = -(-problem.depth * rows * itemsize // _ALIGN) * _ALIGN
-    block = team.staging(second + problem.depth * columns * itemsize)
-    return (
-        block,
-        block.array((problem.depth, rows), problem.dtype),
-        block.array((problem.depth, columns), problem.dtype, second),
-    )
+def _second(depth: int, width: int, problem: Problem) -> tuple[int, int]:
+    """Return where v begins behind a u of ``width`` columns, and the bytes of both."""
+    second = -(-depth * width * problem.itemsize // _ALIGN) * _ALIGN
+    return second, second + depth * problem.shape[1] * problem.itemsize

@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.receiver import Receiver
-from sfb.shared import Block
-from sfb.team import Team
+from sfb.profile import Place, Use
 
-__all__ = ["Problem", "Timing", "settle", "update"]
+__all__ = ["MAX_BYTES", "Problem", "spread"]
+
+# Default ceiling of a rank's buffers for one exchange.
+MAX_BYTES = 1 << 30
 
 
-class Timing(NamedTuple):
-    """Seconds that one exchange took on this rank: communication, and rebuild with update."""
-
-    exchange: float
-    rebuild: float
+def spread(ranks: int, nodes: int) -> list[int]:
+    """Return the node of each of ``ranks`` ranks that fill ``nodes`` nodes in turn, as evenly as can be."""
+    return [rank * nodes // ranks for rank in range(ranks)]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Shapes and places of one exchange of factors; equal on all ranks but for ``block``.
+    """Shapes and places of one exchange of factors; equal on all ranks.
 
     Attributes:
         shape: (K, D).
         dtype: Of factors and receiver.
         counts: S of each rank, int64.
-        ranks: P.
-        ranks_per_node: R, of the fullest node.
-        nodes: Number of nodes.
+        node_of: The node of each rank.
         passes: Reads and writes of a K×D array by the receiver.
         sharing: Ranks per core where ranks outnumber cores.
         shared: Whether the receiver has one copy per node, rather than one per rank.
-        block: The shared memory that it lies in then.
+        assigns: Whether the receiver is an array that is set to the sum.
+        max_bytes: Ceiling of a rank's buffers.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     counts: np.ndarray = field(repr=False)
-    ranks: int
-    ranks_per_node: int
-    nodes: int
+    node_of: Sequence[int] = field(repr=False)
     passes: int
     sharing: float = 1.0
     shared: bool = False
-    block: Block | None = field(default=None, repr=False)
+    assigns: bool = True
+    max_bytes: int = MAX_BYTES
+
+    @cached_property
+    def place(self) -> Place:
+        """How the ranks lie."""
+        nodes = max(self.node_of) + 1
+        fullest = int(np.bincount(self.node_of).max())
+        return Place(len(self.node_of), fullest, nodes, self.sharing)
+
+    @property
+    def ranks(self) -> int:
+        """P."""
+        return len(self.node_of)
 
     @cached_property
     def depth(self) -> int:
         """Samples of all ranks together."""
         return int(self.counts.sum())
+
+    @cached_property
+    def deepest(self) -> int:
+        """Samples of the rank that has most."""
+        return int(self.counts.max(initial=0))
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -68,55 +82,75 @@ class Problem:
         return bool((self.counts == self.counts[0]).all())
 
     @property
+    def by_columns(self) -> bool:
+        """Whether `sharded` divides columns rather than rows: the longer side."""
+        return self.shape[1] > self.shape[0]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    @cached_property
     def dense_bytes(self) -> int:
         """Bytes of a K×D array."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+        return self.shape[0] * self.shape[1] * self.itemsize
 
-    def packed_bytes(self, samples: int) -> int:
-        """Return the bytes of reading the factors of ``samples`` and packing them for a product."""
-        return 2 * samples * self.sample_bytes
-
-    def flops(self, samples: int) -> float:
-        """Return the flop of a product of K×``samples`` and ``samples``×D, in float64 counted twice."""
-        return 2 * samples * self.shape[0] * self.shape[1] * self.dtype.itemsize / 4
-
-    @property
+    @cached_property
     def sample_bytes(self) -> int:
         """Bytes of one sample's factors."""
-        return sum(self.shape) * self.dtype.itemsize
+        return sum(self.shape) * self.itemsize
 
-    @property
+    @cached_property
     def panel_height(self) -> int:
         """Rows of a panel of the receiver's grid."""
-        return kernels.panel_height(self.shape, self.dtype.itemsize, self.depth)
+        return kernels.panel_height(self.shape, self.itemsize, self.depth)
 
     @cached_property
     def share(self) -> float:
         """Part of the receiver's rows that the busiest rank works: all, or its panels of a node's copy."""
-        rows = self.shape[0]
+        rows, parts = self.shape[0], self.place.ranks_per_node
         if not self.shared or rows == 0:
             return 1.0
-        ranges = [
-            kernels.partition(rows, self.panel_height, self.ranks_per_node, r) for r in range(self.ranks_per_node)
-        ]
+        ranges = [kernels.partition(rows, self.panel_height, parts, part) for part in range(parts)]
         return max(stop - start for start, stop in ranges) / rows
 
+    @cached_property
+    def row_blocks(self) -> list[tuple[int, int]]:
+        """Rows whose factors travel and are applied together: all, unless the ceiling is in the way."""
+        rows = self.shape[0]
+        if self.fits:
+            return [(0, rows)]
+        height = self.panel_height
+        if self.sample_blocks == 1:
+            room = self.max_bytes - self.depth * self.shape[1] * self.itemsize
+            high = room // (self.depth * self.itemsize)
+        else:
+            high = self._panel_rows
+        high = max(height, high // height * height)
+        return [(low, min(low + high, rows)) for low in range(0, rows, high)]
 
-def rows(problem: Problem, team: Team) -> tuple[int, int]:
-    """Return the rows of the receiver that this rank works: all, or its share of the node's copy."""
-    if not problem.shared:
-        return 0, problem.shape[0]
-    return kernels.partition(problem.shape[0], problem.panel_height, team.node.size, team.node.rank)
+    @cached_property
+    def sample_blocks(self) -> int:
+        """Parts into which each rank's samples are cut: 1, unless v of all ranks is beyond half the ceiling."""
+        gathered = self.depth * self.shape[1] * self.itemsize
+        if self.fits or gathered <= self.max_bytes // 2:
+            return 1
+        block = self.depth * (self._panel_rows + self.shape[1]) * self.itemsize
+        return max(1, min(self.deepest, -(-block // (self.max_bytes // 2))))
 
+    @property
+    def fits(self) -> bool:
+        """Whether the factors of all ranks stay below the ceiling."""
+        return self.depth * self.sample_bytes <= self.max_bytes
 
-def update(problem: Problem, team: Team, receiver: Receiver, u: np.ndarray, v: np.ndarray) -> None:
-    """Let the receiver take uᵀv in this rank's rows."""
-    # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
-    with team.blas_limit(1) if problem.panel_height > 1 else nullcontext():
-        receiver.update(u, v, *rows(problem, team))
+    @property
+    def _panel_rows(self) -> int:
+        """Rows of a sum that is put together from several parts of the samples."""
+        return min(self.shape[0], max(1, self.max_bytes // 4 // max(1, self.shape[1] * self.itemsize)))
 
-
-def settle(problem: Problem, team: Team) -> None:
-    """Wait until the node's copy of the receiver is whole; collective over the node if it is shared."""
-    if problem.block is not None:
-        team.fence(problem.block)
+    def rebuild_cost(self, depth: float, part: float = 1.0) -> list[Use]:
+        """Return the work of rebuilding ``part`` of the receiver's rows at a depth, and updating them."""
+        doubled = self.itemsize / 4
+        elements = self.shape[0] * self.shape[1] * doubled * part
+        return [Use("rebuild", elements, depth), Use("pass", (self.passes - 1) * self.dense_bytes * part)]

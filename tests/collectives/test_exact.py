@@ -71,13 +71,15 @@ def test_sum_into_an_optimizer(any_comm, world, rng, trial, dtype, shared):
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
-def test_same_bits_twice(comm, world, rng, algorithm):
+def test_same_bits_twice(world, rng, algorithm):
+    comm = sfb.Comm(world, reproducible=True)
     parts = oracle.draw(rng, [7] * world.size, (130, 90), np.float32)
     results = []
     for _ in range(2):
         g = np.empty((130, 90), np.float32)
         comm.Allreduce(sfb.Factors(*parts[world.rank]), g, algorithm=algorithm)
         results.append(g.tobytes())
+    comm.free()
     assert results[0] == results[1]
 
 

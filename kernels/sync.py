@@ -1,0 +1,123 @@
+"""What the processes of a node show each other in shared memory: numbered calls, their headers and phases.
+
+A board is an int64 array that all of them map. Each process has `RING` slots on it, and the call with
+number n uses slot n mod RING: three words of header, then a state, 2²⁰·n + phase. A state only ever
+grows, and is stored after what it announces, with release semantics.
+
+Importing this module imports Numba and compiles, or loads from its cache.
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+__all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
+__all__ += ["look", "meet", "reach", "reached"]
+
+RING = 64
+WORDS = 4
+
+# The first and the last phase of a call; an algorithm counts its own between them.
+_PHASES = 1 << 20
+ARRIVED, DONE = 1, _PHASES - 1
+
+# What `look` sees: processes missing; equal digests and sizes; equal digests; different digests.
+PENDING, AGREED, UNEVEN, DIFFERENT = 0, 1, 2, 3
+
+
+def _address(context, builder, array_type, array, index):
+    return builder.gep(make_array(array_type)(context, builder, array).data, [index])
+
+
+@intrinsic
+def _load(typing_context, array, index):
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], *arguments)
+        return builder.load_atomic(pointer, ordering="acquire", align=8)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing_context, array, index, value):
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, signature.args[0], arguments[0], arguments[1])
+        builder.store_atomic(arguments[2], pointer, ordering="release", align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def _yield(typing_context):
+    def generate(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"
+        )
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_BOARD = types.Array(types.int64, 1, "C")
+_INT = types.int64
+_OPTIONS = {"cache": True, "nogil": True}
+
+
+@njit(**_OPTIONS)
+def _await(board, index, state, spins, patience):
+    """Spin until the word is at least ``state``, or ``spins`` times; yield the core after ``patience``."""
+    tries = 0
+    while _load(board, index) < state:
+        tries += 1
+        if tries > spins:
+            return False
+        if tries > patience and tries % 8 == 0:
+            _yield()
+    return True
+
+
+@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+def look(board, processes, me, call, spins, patience):
+    """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived."""
+    slot = call % RING
+    mine = (me * RING + slot) * WORDS
+    verdict = AGREED
+    for process in range(processes):
+        theirs = (process * RING + slot) * WORDS
+        if not _await(board, theirs + 3, _PHASES * call + ARRIVED, spins, patience):
+            return PENDING
+        if board[theirs] != board[mine]:
+            verdict = DIFFERENT
+        elif board[theirs + 1] != board[mine + 1] and verdict == AGREED:
+            verdict = UNEVEN
+    return verdict
+
+
+@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+def meet(board, processes, me, call, digest, size, elapsed, spins, patience):
+    """Show this process's header for ``call``, then `look` at those of the others."""
+    mine = (me * RING + call % RING) * WORDS
+    board[mine] = digest
+    board[mine + 1] = size
+    board[mine + 2] = elapsed
+    _store(board, mine + 3, _PHASES * call + ARRIVED)
+    return look(board, processes, me, call, spins, patience)
+
+
+@njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)
+def reach(board, me, call, phase):
+    """Announce that this process has reached a phase of a call."""
+    _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)
+
+
+@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+def reached(board, first, last, call, phase, spins, patience):
+    """Return whether processes ``first`` to ``last`` − 1 have reached a phase of a call, after ``spins`` looks each."""
+    for process in range(first, last):
+        if not _await(board, (process * RING + call % RING) * WORDS + 3, _PHASES * call + phase, spins, patience):
+            return False
+    return True

@@ -1,0 +1,280 @@
+"""Measuring a profile on the ranks it is for, and finding one that was measured before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mpi4py import MPI
+
+import sfb.kernels as kernels
+from sfb._version import __version__
+from sfb.agreement import compare
+from sfb.collectives import ALGORITHMS, Problem
+from sfb.collectives.call import Call
+from sfb.factors import Factors
+from sfb.profile import LARGE, SMALL, Place, Profile, ProfileError, Use
+from sfb.progress import run
+from sfb.team import Team
+
+if TYPE_CHECKING:
+    from sfb.comm import Comm
+
+__all__ = ["cache_file", "identity", "measure", "profile_for"]
+
+# Seconds that the first choice of an algorithm may measure for.
+_FIRST_USE = 0.4
+_DEPTHS = (1, 2, 4, 16, 64, 256)
+_SIZES = tuple(1 << bits for bits in (8, 12, 15, 17, 20, 22, 24, 26))
+# Shapes of the matrices that work is measured on, of SMALL and of LARGE elements.
+_SHAPES = {"small": (32, SMALL // 32), "large": (2048, LARGE // 2048)}
+_log = logging.getLogger("sfb")
+_measured: dict[str, str] = {}  # in this process, by identity
+
+
+def profile_for(comm: Comm, team: Team, given: Profile | None) -> Profile:
+    """Return the profile given, or that of SFB_PROFILE or the user's cache, or measure one; collective.
+
+    Raises:
+        ProfileError: The file of SFB_PROFILE is no profile; raised on every rank.
+    """
+    who = identity(team)
+    text: str | None = None
+    error: Exception | None = None
+    if team.rank == 0:
+        try:
+            text = _find(given, who)
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            error = caught
+    compare(team.world, "Comm", error=error)
+    text = team.world.bcast(text)
+    if text is None:
+        text = measure(comm, team, _FIRST_USE).to_json()
+        if team.rank == 0:
+            _measured[_key(who)] = text
+    return Profile.from_json(text)
+
+
+def identity(team: Team) -> dict[str, Any]:
+    """Return what a profile depends on; collective."""
+    hosts = team.world.allgather(MPI.Get_processor_name())
+    by_node = np.bincount(team.node_of).tolist()
+    return {
+        "hosts": sorted(set(hosts)),
+        "ranks_per_node": by_node,
+        "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].strip().rstrip("\0"),
+        "threads": team.threads,
+        "sfb": __version__,
+    }
+
+
+def cache_file(who: dict[str, Any]) -> Path:
+    """Return where the profile of ranks with this identity is kept for the user."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("sfb")) / f"profile-{_key(who)}.json"
+
+
+def _key(who: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(who, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
+    named = os.environ.get("SFB_PROFILE")
+    if given is not None:
+        profile, name = given, "the profile"
+    elif named:
+        profile, name = Profile.load(named), named
+    elif (text := _measured.get(_key(who))) is not None:
+        return text
+    else:
+        path = cache_file(who)
+        if not path.is_file():
+            return None
+        try:
+            return Profile.load(path).to_json()
+        except ProfileError as error:
+            _log.warning("ignoring a damaged profile: %s; measure it again with sfb tune", error)
+            return None
+    foreign = [key for key, value in who.items() if profile.identity and profile.identity.get(key) != value]
+    if foreign:
+        said = "; ".join(f"{key} {profile.identity.get(key)}, here {who[key]}" for key in foreign)
+        _log.warning("%s was measured elsewhere (%s); sfb tune measures here", name, said)
+    return profile.to_json()
+
+
+def measure(comm: Comm, team: Team, seconds: float) -> Profile:
+    """Measure a profile on the ranks of ``team`` in about ``seconds``; collective, kernels loaded."""
+    began = perf_counter()
+
+    def left() -> bool:
+        return team.world.bcast(perf_counter() - began < seconds)
+
+    place = Problem((1, 1), np.dtype("f4"), np.ones(team.size, np.int64), team.node_of, 1, team.sharing).place
+    tables: dict[str, list[tuple[float, float]]] = {}
+    memory = np.ones(LARGE // 2, np.float32)
+    other = np.empty_like(memory)
+    memory_rate = 2 * memory.nbytes / _time(team, lambda: np.copyto(other, memory), 3) * team.sharing
+    if place.ranks_per_node > 1:
+        tables["sync"] = [(0.0, _sync(comm, team))]
+    for kind, table in _work(team, left):
+        tables[kind] = table
+    # One size of every collective at a time, so that all are known to about the same size when time is up.
+    candidates = _exchanges(team)
+    for size in _SIZES:
+        for kind, make in candidates.items():
+            if tables.get(kind) and not left():
+                continue
+            once = make(size)
+            repetitions = 5 if size <= 1 << 15 else 2
+            tables.setdefault(kind, []).append((float(size), _time(team, once, repetitions)))
+        if not left():
+            break
+    profile = Profile(
+        memory_rate=memory_rate, place=place, tables=tables, identity=identity(team)
+    )
+    gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
+    profile = replace(profile, gemm_rate=gemm, overheads=_overheads(comm, team, profile))
+    return Profile.from_json(team.world.bcast(profile.to_json()))
+
+
+def _time(team: Team, once: Callable[[], Any], repetitions: int) -> float:
+    """Return the least seconds of the slowest rank; the first call is not counted."""
+    once()
+    taken = np.empty(repetitions)
+    for i in range(repetitions):
+        team.world.Barrier()
+        began = perf_counter()
+        once()
+        taken[i] = perf_counter() - began
+    team.world.Allreduce(MPI.IN_PLACE, taken, MPI.MAX)
+    return float(max(np.min(taken) if repetitions < 5 else np.median(taken), 1e-9))
+
+
+def _sync(comm: Comm, team: Team) -> float:
+    meeting = team.agree.check("calibrate", "sync", str)
+    call = Call(team, meeting.number, "calibrate", blocking=True)
+    repetitions = 50
+
+    def meet() -> None:
+        for _ in range(repetitions):
+            for step in call.meet():
+                step.Wait()
+
+    seconds = _time(team, meet, 3) / repetitions
+    call.finish()
+    return seconds
+
+
+def _work(team: Team, left: Callable[[], bool]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Yield seconds of an element by depth, of products and rebuilds, all ranks working at once."""
+    for size, (rows, columns) in _SHAPES.items():
+        out = np.empty((rows, columns), np.float32)
+        tables: dict[str, list[tuple[float, float]]] = {"product": [], "rebuild": []}
+        for depth in _DEPTHS:
+            u, v = np.ones((depth, rows), np.float32), np.ones((depth, columns), np.float32)
+            repetitions = 5 if size == "small" else 1 if depth > 16 else 2
+
+            def product(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
+                with team.blas_limit():
+                    np.matmul(u.T, v, out=out)
+
+            def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
+                with team.blas_limit(1):
+                    kernels.rebuild(u, v, out)
+
+            for name, once in (("product", product), ("rebuild", rebuild)):
+                tables[name].append((float(depth), _time(team, once, repetitions) / out.size))
+        for name, table in tables.items():
+            yield f"{name}/{size}", table
+
+
+def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
+    """Return, by kind, what makes a collective of a number of bytes."""
+    world, ranks = team.world, team.size
+
+    def gather(comm: MPI.Intracomm, nbytes: int) -> Callable[[], Any]:
+        mine, everybody = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4 * comm.size, np.float32)
+        return lambda: comm.Allgather(mine, everybody)
+
+    def across(nbytes: int) -> Callable[[], Any]:
+        calls = [gather(comm, nbytes) for _, comm in team.across()]
+        return lambda: [call() for call in calls]
+
+    def alltoall(nbytes: int) -> Callable[[], Any]:
+        mine = np.zeros((ranks, max(1, nbytes // 4 // ranks)), np.float32)
+        theirs = np.empty_like(mine)
+        return lambda: world.Alltoall(mine, theirs)
+
+    def allreduce(nbytes: int) -> Callable[[], Any]:
+        array = np.zeros(nbytes // 4, np.float32)
+        return lambda: world.Allreduce(MPI.IN_PLACE, array)
+
+    def copy(nbytes: int) -> Callable[[], Any]:
+        source, target = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
+        return lambda: np.copyto(target, source)
+
+    found: dict[str, Callable[[int], Callable[[], Any]]] = {"copy": copy}
+    if ranks > 1:
+        found["allgather"] = lambda nbytes: gather(world, nbytes)
+    if team.nodes > 1:
+        found |= {"allreduce": allreduce, "alltoall": alltoall}
+        if team.nodes < ranks:
+            found["across"] = across
+    return found
+
+
+def _overheads(comm: Comm, team: Team, profile: Profile) -> dict[str, float]:
+    """Return what an exchange of next to nothing takes beyond its price."""
+    rows, columns = 8, 8
+    factors = Factors(np.ones((1, rows), np.float32), np.ones((1, columns), np.float32))
+    g = np.empty((rows, columns), np.float32)
+    problem = Problem(
+        g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing
+    )
+    found = {}
+    for name, module in ALGORITHMS.items():
+        if not module.suits(problem):
+            continue
+
+        def once(name: str = name) -> None:
+            run(comm._exchange("calibrate", factors, g, MPI.SUM, name, blocking=True))
+
+        priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
+        found[name] = max(0.0, _time(team, once, 7) - priced)
+    return found
+
+
+def describe(profile: Profile) -> list[str]:
+    """Return a profile in words and tables, line by line."""
+    p = profile.place
+    lines = [
+        f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, {p.sharing:g} to a core",
+        f"memory {profile.memory_rate / 1e9:.1f} GB/s a core, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s a core",
+    ]
+    for kind, table in profile.tables.items():
+        if "/" in kind:
+            cells = [f"{depth:g}: {1e9 * seconds:.3f}" for depth, seconds in table]
+            lines.append(f"{kind:<14} ns an element by depth   " + "  ".join(cells))
+        else:
+            cells = [f"{_bytes(n)}: {1e6 * seconds:.1f}" for n, seconds in table]
+            lines.append(f"{kind:<14} µs by bytes             " + "  ".join(cells))
+    cells = [f"{name}: {1e6 * seconds:.1f}" for name, seconds in profile.overheads.items()]
+    lines.append(f"{'overhead':<14} µs of an empty exchange " + "  ".join(cells))
+    return lines
+
+
+def _bytes(number: float) -> str:
+    for unit in ("", "K", "M"):
+        if number < 1024:
+            return f"{number:g}{unit}"
+        number /= 1024
+    return f"{number:g}G"

@@ -1,0 +1,150 @@
+"""One exchange under way on this rank: what it waits for, and the collectives it waits with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from sfb.team import Team
+
+__all__ = ["ALONE", "POSTED", "Call", "counts_by_node"]
+
+# What an exchange yields beside things to wait for: the wish to be the oldest under way, and the news that
+# it will post no more collectives, so that later ones may post theirs.
+ALONE, POSTED = object(), object()
+
+# Most elements of a message: what a C int counts, where MPI has no larger counts.
+LIMIT = np.iinfo(np.int32).max
+
+
+class Call:
+    """One call of an algorithm.
+
+    A collective returns what there is to wait for: nothing where the call blocks. Waiting is by `Test`
+    and `Wait`, as of MPI's requests.
+
+    Args:
+        team: The ranks.
+        number: Of the call, the same on all ranks.
+        name: The user's call, for messages.
+        blocking: Wait inside the collectives.
+
+    Attributes:
+        rebuild_seconds: Time spent in forming and applying the sum so far.
+    """
+
+    def __init__(self, team: Team, number: int, name: str, *, blocking: bool) -> None:
+        self.team = team
+        self.number = number
+        self.blocking = blocking
+        self.rebuild_seconds = 0.0
+        self._name = name
+        self._phase = 1
+        self._leases: list[np.ndarray] = []
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        """Begin a part of the rebuild."""
+        self._began = perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.rebuild_seconds += perf_counter() - self._began
+
+    def meet(self) -> Iterator[Any]:
+        """Wait for the ranks of the node; what they wrote before is seen after."""
+        board = self.team.board
+        if board.ranks > 1:
+            self._phase += 1
+            board.reach(self.number, self._phase)
+            yield board.phase(self.number, self._phase, self._name)
+
+    def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Return an array that is this call's own until its end."""
+        array, memory = self.team.lease(shape, dtype)
+        self._leases.append(memory)
+        return array
+
+    def staging(self, nbytes: int) -> Iterator[Any]:
+        """Wait until the node's staging memory is free, and return its block."""
+        board = self.team.board
+        block, user = self.team.staging(nbytes, self.number)
+        if user and board.ranks > 1:
+            yield board.phase(user, board.last_phase, self._name)
+        return block
+
+    def finish(self) -> None:
+        """Give back buffers, and let the others see that this rank is done with shared memory."""
+        self.team.board.reach(self.number, self.team.board.last_phase)
+        while self._leases:
+            self.team.give_back(self._leases.pop())
+
+    def wait_all(self) -> Iterator[Any]:
+        """Wait until every rank of the node has finished its part; the last thing an algorithm does."""
+        board = self.team.board
+        board.reach(self.number, board.last_phase)
+        if board.ranks > 1:
+            yield board.phase(self.number, board.last_phase, self._name)
+
+    def allgather(
+        self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray
+    ) -> list[Any]:
+        """Gather rows: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix."""
+        width = gathered.shape[1]
+        if gathered.size > LIMIT:
+            row, send = self._rows(mine, gathered)
+            spec: Any = [gathered, (counts, offsets), row]
+        else:
+            row, send, spec = None, mine, [gathered, (counts * width, offsets * width)]
+        if self.blocking:
+            comm.Allgatherv(send, spec)
+            requests = []
+        else:
+            requests = [comm.Iallgatherv(send, spec)]
+        if row is not None:
+            row.Free()
+        return requests
+
+    def alltoall(
+        self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray
+    ) -> list[Any]:
+        """Send ``sent`` elements of ``mine`` to each rank, one after the other, and receive ``taken`` of each."""
+        send = [mine, (sent, np.concatenate(([0], np.cumsum(sent)[:-1])))]
+        receive = [received, (taken, np.concatenate(([0], np.cumsum(taken)[:-1])))]
+        if max(mine.size, received.size) > LIMIT:
+            raise ValueError("sharded takes factors of at most 2³¹ elements; name another algorithm")
+        if self.blocking:
+            comm.Alltoallv(send, receive)
+            return []
+        return [comm.Ialltoallv(send, receive)]
+
+    def allreduce(self, comm: MPI.Intracomm, array: np.ndarray) -> list[Any]:
+        """Sum a contiguous array over the ranks, in place."""
+        flat = array.reshape(-1)
+        requests = []
+        for low in range(0, flat.size, LIMIT):
+            piece = flat[low : low + LIMIT]
+            if self.blocking:
+                comm.Allreduce(self.team.in_place, piece)
+            else:
+                requests.append(comm.Iallreduce(self.team.in_place, piece))
+        return requests
+
+    def _rows(self, mine: Any, gathered: np.ndarray) -> tuple[MPI.Datatype, Any]:
+        """Return a datatype of a row, and what is sent counted in it."""
+        row = self.team.datatype(gathered.dtype).Create_contiguous(gathered.shape[1]).Commit()
+        return row, mine if mine is self.team.in_place else [mine, len(mine), row]
+
+
+def counts_by_node(values: Sequence[int], team: Team, slot: int) -> np.ndarray:
+    """Return the value of each node's rank that has ``slot``, 0 where a node has none."""
+    result = np.zeros(team.nodes, np.int64)
+    for value, node, its in zip(values, team.node_of, team.slot_of, strict=True):
+        if its == slot:
+            result[node] = value
+    return result

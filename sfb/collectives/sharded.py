@@ -1,0 +1,171 @@
+"""Sharded: each rank rebuilds a part of the sum from the factors of all ranks, and the parts are gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import sfb.kernels as kernels
+from sfb.collectives.call import Call, counts_by_node
+from sfb.collectives.problem import Problem
+from sfb.collectives.update import own_rows, posted
+from sfb.factors import Factors
+from sfb.profile import Use
+from sfb.receiver import Assign, Receiver
+
+if TYPE_CHECKING:
+    from sfb.team import Team
+
+__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+
+
+def suits(problem: Problem) -> bool:
+    """Return whether "auto" may take it: on a single node `node` does the same without the exchange."""
+    return problem.place.nodes > 1 and problem.depth * problem.sample_bytes + problem.dense_bytes <= problem.max_bytes
+
+
+def cost(problem: Problem) -> list[Use]:
+    """Price the smaller factor gathered, the larger sent in parts, 2SKD flop, and KD(P−1)/P elements gathered."""
+    samples = problem.depth / problem.ranks
+    small, large = sorted(problem.shape)
+    part = 1 / problem.ranks
+    elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
+    passes = (problem.passes + 1) * problem.share if not problem.assigns else problem.by_columns * 2
+    gathered = "across" if problem.shared else "allgather"
+    return [
+        Use("allgather", samples * small * problem.itemsize),
+        Use("alltoall", samples * large * problem.itemsize),
+        Use("rebuild", elements * part, problem.depth),
+        Use(gathered, problem.dense_bytes * part),
+        Use("sync", times=2 * problem.shared),
+        Use("pass", passes * problem.dense_bytes),
+    ]
+
+
+def wire_bytes(problem: Problem, rank: int = 0) -> int:
+    """Return the bytes of the smaller factor of all ranks, this rank's part of the larger, and the others' parts."""
+    small, large = sorted(problem.shape)
+    samples = problem.depth - int(problem.counts[rank])
+    others = (problem.ranks - 1) / problem.ranks
+    return int(samples * (small + large / problem.ranks) * problem.itemsize + others * problem.dense_bytes)
+
+
+def prepare(problem: Problem, team: Team) -> None:
+    """Allocate room for the factors and the parts."""
+    if problem.shared:
+        team.across()
+        team.grow_staging(problem.dense_bytes)
+
+
+def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    """Exchange so that each rank has one side whole and its part of the other, rebuild, gather."""
+    if problem.by_columns:
+        whole, split = factors.u, factors.v
+    else:
+        whole, split = factors.v, factors.u
+    team, rank = call.team, call.team.rank
+    ranges = _ranges(problem)
+    widths = np.array([stop - start for start, stop in ranges])
+    counts, offsets = problem.counts, problem.offsets
+    gathered = call.buffer((problem.depth, whole.shape[1]), problem.dtype)
+    requests = call.allgather(team.world, whole, gathered, counts, offsets)
+    outgoing = call.buffer((split.size,), problem.dtype)
+    at = 0
+    for start, stop in ranges:
+        outgoing[at : at + len(split) * (stop - start)].reshape(len(split), stop - start)[...] = split[:, start:stop]
+        at += len(split) * (stop - start)
+    part = call.buffer((problem.depth, int(widths[rank])), problem.dtype)
+    requests += call.alltoall(
+        team.world, outgoing, len(split) * widths, part.reshape(-1), counts * int(widths[rank])
+    )
+    yield from requests
+    yield from (_by_columns if problem.by_columns else _by_rows)(problem, call, receiver, gathered, part, ranges)
+
+
+def _by_rows(
+    problem: Problem, call: Call, receiver: Receiver, v: np.ndarray, u: np.ndarray, ranges: list[tuple[int, int]]
+) -> Iterator[Any]:
+    """Rebuild rows in the sum itself, and gather the other ranks' rows around them."""
+    team = call.team
+    start, stop = ranges[team.rank]
+    assigned = isinstance(receiver, Assign)
+    if assigned:
+        total = receiver.array
+    elif problem.shared:
+        block = yield from call.staging(problem.dense_bytes)
+        total = block.array(problem.shape, problem.dtype)
+    else:
+        total = call.buffer(problem.shape, problem.dtype)
+    with call, team.blas_limit(1):
+        kernels.rebuild(u, v, total, start, stop, start)
+    rows = np.array([high - low for low, high in ranges])
+    firsts = np.array([low for low, _ in ranges])
+    requests = []
+    if problem.shared:
+        for slot, comm in team.across():
+            its_rows, its_firsts = counts_by_node(rows, team, slot), counts_by_node(firsts, team, slot)
+            requests += call.allgather(comm, team.in_place, total, its_rows, its_firsts)
+    else:
+        requests = call.allgather(team.world, team.in_place, total, rows, firsts)
+    yield from posted(requests, True)
+    yield from _apply(problem, call, receiver, total, assigned)
+
+
+def _by_columns(
+    problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, ranges: list[tuple[int, int]]
+) -> Iterator[Any]:
+    """Rebuild columns as a block of their own, gather the blocks, and put them beside each other."""
+    team = call.team
+    rows = problem.shape[0]
+    if problem.shared:
+        block = yield from call.staging(problem.dense_bytes)
+        blocks = block.array((problem.shape[0] * problem.shape[1], 1), problem.dtype)
+    else:
+        blocks = call.buffer((problem.shape[0] * problem.shape[1], 1), problem.dtype)
+    sizes = np.array([rows * (high - low) for low, high in ranges])
+    firsts = np.array([rows * low for low, _ in ranges])
+    start, stop = ranges[team.rank]
+    mine = blocks[rows * start : rows * stop].reshape(rows, stop - start)
+    with call, team.blas_limit(1):
+        kernels.rebuild(u, v, mine)
+    requests = []
+    if problem.shared:
+        for slot, comm in team.across():
+            its_sizes, its_firsts = counts_by_node(sizes, team, slot), counts_by_node(firsts, team, slot)
+            requests += call.allgather(comm, team.in_place, blocks, its_sizes, its_firsts)
+    else:
+        requests = call.allgather(team.world, team.in_place, blocks, sizes, firsts)
+    yield from posted(requests, True)
+    if problem.shared:
+        yield from call.meet()
+    low, high = own_rows(problem, call, 0, rows)
+    assigned = isinstance(receiver, Assign)
+    total = receiver.array if assigned else call.buffer((high - low, problem.shape[1]), problem.dtype)
+    part = total[low:high] if assigned else total
+    with call:
+        for left, right in ranges:
+            part[:, left:right] = blocks[rows * left : rows * right].reshape(rows, right - left)[low:high]
+        if not assigned:
+            receiver.update_dense(total, low, high, low)
+    if problem.shared:
+        yield from call.wait_all()
+
+
+def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, assigned: bool) -> Iterator[Any]:
+    if problem.shared:
+        yield from call.meet()
+    if not assigned:
+        with call:
+            receiver.update_dense(total, *own_rows(problem, call, 0, problem.shape[0]), 0)
+    if problem.shared:
+        yield from call.wait_all()
+
+
+def _ranges(problem: Problem) -> list[tuple[int, int]]:
+    """Return each rank's part: panels of rows, or columns."""
+    ranks = problem.ranks
+    if problem.by_columns:
+        return [(problem.shape[1] * r // ranks, problem.shape[1] * (r + 1) // ranks) for r in range(ranks)]
+    return [kernels.partition(problem.shape[0], problem.panel_height, ranks, r) for r in range(ranks)]

@@ -1,0 +1,74 @@
+"""What every algorithm does with the factors once it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+import sfb.kernels as kernels
+from sfb.collectives.call import POSTED, Call
+from sfb.collectives.problem import Problem
+from sfb.receiver import Receiver
+
+__all__ = ["blocks", "own_rows", "posted", "update"]
+
+Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Iterator[Any]]
+
+
+def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, int]:
+    """Return the rows from ``low`` to ``high`` that this rank works: all, or its share of the node's copy."""
+    if not problem.shared:
+        return low, high
+    board = call.team.board
+    start, stop = kernels.partition(high - low, problem.panel_height, board.ranks, board.me)
+    return low + start, low + stop
+
+
+def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, low: int, high: int) -> None:
+    """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in those that this rank works."""
+    start, stop = own_rows(problem, call, low, high)
+    # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
+    with call, call.team.blas_limit(1) if problem.panel_height > 1 else nullcontext():
+        receiver.update(u, v, start, stop, low)
+
+
+def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> Iterator[Any]:
+    """Gather and apply the factors, in blocks of rows and of samples where they are beyond the ceiling.
+
+    Args:
+        problem: The exchange.
+        call: Under way.
+        receiver: To be updated.
+        gather: From the columns of u, and the first and the last sample of each rank, to the factors of all
+            ranks, as what is to be waited for and then returned; last, whether it posts no more collectives.
+    """
+    parts = problem.sample_blocks
+    edges = [problem.counts * part // parts for part in range(parts + 1)]
+    last = len(problem.row_blocks) - 1
+    for i, (low, high) in enumerate(problem.row_blocks):
+        if parts == 1:
+            u, v = yield from gather(slice(low, high), edges[0], edges[1], i == last)
+            update(problem, call, receiver, u, v, low, high)
+            continue
+        start, stop = own_rows(problem, call, low, high)
+        total = call.buffer((stop - start, problem.shape[1]), problem.dtype)
+        total[...] = 0
+        term = call.buffer(total.shape, problem.dtype)
+        for part in range(parts):
+            final = i == last and part == parts - 1
+            u, v = yield from gather(slice(low, high), edges[part], edges[part + 1], final)
+            with call, call.team.blas_limit(1):
+                np.matmul(u[:, start - low : stop - low].T, v, out=term)
+                total += term
+        with call:
+            receiver.update_dense(total, start, stop, start)
+
+
+def posted(requests: list[Any], last: bool) -> Iterator[Any]:
+    """Say so if these are the last collectives, and wait for them."""
+    if last:
+        yield POSTED
+    yield from requests
