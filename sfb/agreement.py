@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
+from time import monotonic
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb.board import Board, Watch
+from sfb.board import Board
 
 __all__ = ["Agreement", "Meeting", "MismatchError", "compare"]
 
 _FAILED = np.iinfo(np.int64).max  # above every digest: this rank's own arguments are wrong
 _PLAIN = 0  # below every digest: a plain array
 _TAGS = 32768  # what MPI guarantees
+_PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
 
 
 class MismatchError(ValueError):
@@ -105,7 +107,8 @@ class Agreement:
         for step in self._on_node(meeting):
             step.Wait()
         if meeting.verdict == self._sync.DIFFERENT or error is not None:
-            self._raise(meeting)
+            for step in self._fail(meeting):
+                step.Wait()
 
     def open(
         self,
@@ -149,37 +152,51 @@ class Agreement:
         sync, board = self._sync, self._board
         if meeting.verdict == sync.PENDING:
             yield from self._on_node(meeting)
-        if meeting.verdict == sync.DIFFERENT and len(self._members) > 1:
-            headers = board.headers(meeting.number)
-            if (headers[:, 0] == _PLAIN).any():
-                self._raise(meeting)  # the ranks with plain arrays meet nobody outside this node
         if len(self._members) == 1:
             if meeting.verdict == sync.DIFFERENT or meeting.digest == _FAILED:
-                self._raise(meeting)
+                self._raise(meeting, True)
             if meeting.verdict == sync.UNEVEN:
                 meeting.uniform = False
                 meeting.counts = board.headers(meeting.number)[:, 1].copy()
             if timed:
                 meeting.elapsed = int(board.headers(meeting.number)[:, 2].max())
             return
+        if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] == _PLAIN).any():
+            yield from self._fail(meeting)
         if board.me == 0:
             yield from self._between_nodes(meeting)
         elif not board.was_announced(meeting.number, wait=False):
             yield _Announcement(board, meeting)
         verdict, _, meeting.elapsed = board.announced(meeting.number)
         if verdict == sync.DIFFERENT:
-            self._raise(meeting)
+            self._raise(meeting, True)
         if verdict == sync.UNEVEN:
             meeting.uniform = False
             meeting.counts = self._counts(meeting)
+
+    def _fail(self, meeting: Meeting) -> Iterator[Any]:
+        """Raise on all ranks, or on those of this node alone if others pass plain arrays and listen to nobody."""
+        everybody = True
+        if len(self._members) > 1:
+            if self._board.me == 0:
+                yield from self._between_nodes(meeting, _PLAIN_PATIENCE)
+            elif not self._board.was_announced(meeting.number, wait=False):
+                yield _Announcement(self._board, meeting)
+            everybody = bool(self._board.announced(meeting.number)[1])
+        self._raise(meeting, everybody)
 
     def _on_node(self, meeting: Meeting) -> Iterator[Any]:
         arrival = _Arrival(self._board, meeting)
         if not arrival.Test():
             yield arrival
 
-    def _between_nodes(self, meeting: Meeting) -> Iterator[Any]:
-        """Gather the headers of all nodes, on the first rank of each, and announce what they say."""
+    def _between_nodes(self, meeting: Meeting, patience: float | None = None) -> Iterator[Any]:
+        """Gather the headers of all nodes, on the first rank of each, and announce what they say.
+
+        Args:
+            meeting: To be settled.
+            patience: Seconds after which to give up, if that is allowed: this node disagrees within itself.
+        """
         nodes, world = len(self._members), self._world
         headers = np.zeros((nodes, self._largest, 3), np.int64)
         headers[0, : self._board.ranks] = self._board.headers(meeting.number)
@@ -192,7 +209,12 @@ class Agreement:
             received = world.Irecv(headers[known : known + take], source, tag)
             sent = world.Isend(headers[:take], target, tag)
             lacking = [rank for members in self._order[known : known + take] for rank in members]
-            yield _Messages(self._board, [received, sent], lacking, meeting.call)
+            messages = _Messages(self._board, [received, sent], lacking, meeting.call)
+            if patience is None:
+                yield messages
+            elif not messages.wait_until(monotonic() + patience):
+                self._board.announce(meeting.number, (self._sync.DIFFERENT, 0, 0))
+                return
             known += take
         rows = np.concatenate([headers[i, : len(members)] for i, members in enumerate(self._order)])
         digests, sizes = rows[:, 0], rows[:, 1]
@@ -202,7 +224,7 @@ class Agreement:
             verdict = self._sync.UNEVEN
         else:
             verdict = self._sync.AGREED
-        self._board.announce(meeting.number, (verdict, 0, int(rows[:, 2].max())))
+        self._board.announce(meeting.number, (verdict, 1, int(rows[:, 2].max())))
 
     def _counts(self, meeting: Meeting) -> np.ndarray:
         counts = np.empty(self._world.size, np.int64)
@@ -218,19 +240,15 @@ class Agreement:
             digest = self._digests[signature] = (bits >> 2) + 1
         return digest
 
-    def _raise(self, meeting: Meeting) -> None:
-        """Gather what the ranks passed, of this node where ranks with plain arrays are among them, and raise."""
+    def _raise(self, meeting: Meeting, everybody: bool) -> None:
+        """Gather what the ranks passed, of all or of this node, and raise."""
         error = meeting.error
         if error is None:
             mine = ("", f"{meeting.call} with {meeting.describe()}")
         else:
             mine = _report(error)
-        headers = self._board.headers(meeting.number)
-        if len(self._members) > 1 and ((headers[:, 0] == _PLAIN).any() or meeting.digest == _PLAIN):
-            reports = self._board.gather(mine)
-            members: Sequence[int] = self._board.members
-        else:
-            reports, members = self._world.allgather(mine), range(self._world.size)
+        reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
+        members = range(self._world.size) if everybody else self._board.members
         _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)
 
 
@@ -278,11 +296,17 @@ class _Messages:
     def Test(self) -> bool:
         return MPI.Request.Testall(self._requests)
 
+    def wait_until(self, end: float) -> bool:
+        while not self.Test():
+            if monotonic() > end:
+                for request in self._requests:
+                    request.Cancel()
+                MPI.Request.Waitall(self._requests)
+                return False
+        return True
+
     def Wait(self) -> None:
-        if self._board.stall > 0:
-            self._board.wait(self.Test, lambda: self._lacking, self._call)
-        else:
-            MPI.Request.Waitall(self._requests)
+        self._board.wait(self.Test, lambda: self._lacking, self._call)
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:

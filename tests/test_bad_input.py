@@ -100,6 +100,8 @@ def several(world):
 )
 def test_ranks_that_disagree(comm, world, odd):
     several(world)
+    if not isinstance(odd()[0], sfb.Factors) and comm.node.size == 1:
+        pytest.skip("plain arrays are compared within a node only")
     sendbuf, recvbuf, algorithm = odd() if world.rank == 1 else (good(), np.zeros((4, 3)), "auto")
     text = refuse(
         world, lambda: comm.Allreduce(sendbuf, recvbuf, algorithm=algorithm), sfb.MismatchError, "ranks disagree"
