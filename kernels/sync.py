@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += ["look", "meet", "reach", "reached"]
+__all__ += ["join", "look", "meet", "reach", "reached"]
 
 RING = 64
 WORDS = 4
@@ -53,9 +53,7 @@ def _store(typing_context, array, index, value):
 @intrinsic
 def _yield(typing_context):
     def generate(context, builder, signature, arguments):
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"
-        )
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
         builder.call(function, [])
         return context.get_dummy_value()
 
@@ -121,3 +119,10 @@ def reached(board, first, last, call, phase, spins, patience):
         if not _await(board, (process * RING + call % RING) * WORDS + 3, _PHASES * call + phase, spins, patience):
             return False
     return True
+
+
+@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+def join(board, processes, me, call, phase, spins, patience):
+    """Announce a phase of a call, and return whether all processes have `reached` it."""
+    _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)
+    return reached(board, 0, processes, call, phase, spins, patience)

@@ -138,6 +138,10 @@ class Agreement:
         meeting.verdict = self._board.meet(self._number, digest, size, elapsed, wait=wait)
         return meeting
 
+    def settled(self, meeting: Meeting) -> bool:
+        """Return whether there is nothing more to find out: all ranks of a single node agree, sizes included."""
+        return meeting.verdict == 1 and len(self._members) == 1 and meeting.digest != _FAILED
+
     def steps(self, meeting: Meeting, *, timed: bool = False) -> Iterator[Any]:
         """Yield what is to be waited for until the ranks agree.
 

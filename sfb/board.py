@@ -88,6 +88,11 @@ class Board:
         spins = _SPINS if wait else 0
         return self._sync.reached(self.words, 0, self.ranks, call, phase, spins, self._patience)
 
+    def join(self, call: int, phase: int, *, wait: bool) -> bool:
+        """Let the others see that this rank has reached a phase, and return whether all have."""
+        spins = _SPINS if wait else 0
+        return self._sync.join(self.words, self.ranks, self.me, call, phase, spins, self._patience)
+
     def was_announced(self, call: int, *, wait: bool) -> bool:
         """Return whether the first rank has announced something for a call."""
         spins = _SPINS if wait else 0
@@ -169,6 +174,4 @@ class Phase:
         """Wait for it."""
         board, call, phase = self._board, self._call, self._phase
         if not board.reached(call, phase, wait=True):
-            board.wait(
-                lambda: board.reached(call, phase, wait=True), lambda: board.missing(call, phase), self._name
-            )
+            board.wait(lambda: board.reached(call, phase, wait=True), lambda: board.missing(call, phase), self._name)

@@ -21,7 +21,7 @@ from sfb.agreement import compare
 from sfb.collectives import ALGORITHMS, Problem
 from sfb.collectives.call import Call
 from sfb.factors import Factors
-from sfb.profile import LARGE, SMALL, Place, Profile, ProfileError, Use
+from sfb.profile import LARGE, SMALL, Profile, ProfileError
 from sfb.progress import run
 from sfb.team import Team
 
@@ -138,9 +138,7 @@ def measure(comm: Comm, team: Team, seconds: float) -> Profile:
             tables.setdefault(kind, []).append((float(size), _time(team, once, repetitions)))
         if not left():
             break
-    profile = Profile(
-        memory_rate=memory_rate, place=place, tables=tables, identity=identity(team)
-    )
+    profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
     gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
     profile = replace(profile, gemm_rate=gemm, overheads=_overheads(comm, team, profile))
     return Profile.from_json(team.world.bcast(profile.to_json()))
@@ -237,9 +235,7 @@ def _overheads(comm: Comm, team: Team, profile: Profile) -> dict[str, float]:
     rows, columns = 8, 8
     factors = Factors(np.ones((1, rows), np.float32), np.ones((1, columns), np.float32))
     g = np.empty((rows, columns), np.float32)
-    problem = Problem(
-        g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing
-    )
+    problem = Problem(g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing)
     found = {}
     for name, module in ALGORITHMS.items():
         if not module.suits(problem):

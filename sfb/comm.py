@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +11,14 @@ from operator import index
 from os import PathLike
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from sfb.agreement import Meeting, compare
 from sfb.calibrate import profile_for
+from sfb.checks import is_matrix
 from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
 from sfb.collectives.call import ALONE, Call
 from sfb.factors import Factors
@@ -34,8 +36,7 @@ _PLANS = 256  # plans kept; S may change from call to call
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """How the last `Comm.Allreduce` of factors went on this rank.
 
     Attributes:
@@ -112,6 +113,7 @@ class Comm(MPI.Intracomm):
         self._team_or_none = None
         self._profile_or_none = None
         self._plans = {}
+        self._seen = {}
         self._timed = None
         self._last = None
         self._queue = Queue()
@@ -127,6 +129,7 @@ class Comm(MPI.Intracomm):
     _team_or_none: Team | None
     _profile_or_none: Profile | None
     _plans: dict[object, Plan]
+    _seen: dict[int, _Seen]
     _timed: tuple[Plan, str, int] | None
     _last: Exchange | None
     _queue: Queue
@@ -206,7 +209,7 @@ class Comm(MPI.Intracomm):
         samples = len(sendbuf)
 
         def start() -> Any:
-            return self._request(self._repeat(plan, meeting.number, samples, sendbuf, receiver))
+            return self._request(self._repeat(plan, meeting.number, samples, sendbuf, recvbuf, receiver))
 
         return Persistent(plan, start)
 
@@ -313,6 +316,7 @@ class Comm(MPI.Intracomm):
             self._ticker = None
         team, self._team_or_none = self._team_or_none, None
         self._plans.clear()
+        self._seen.clear()
         self._timed = None
         if team is not None:
             team.free()
@@ -358,14 +362,16 @@ class Comm(MPI.Intracomm):
         return (yield from self._run(plan, meeting, factors, receiver, blocking))
 
     def _repeat(
-        self, plan: Plan, number: int, samples: int, factors: Factors, receiver: Receiver
+        self, plan: Plan, number: int, samples: int, factors: Factors, recvbuf: Any, receiver: Receiver
     ) -> Iterator[Any]:
         """Do the exchange of a persistent plan, the one prepared by call ``number``, in steps."""
         agree = self._team.agree
         error: Exception | None = None
         signature: tuple[object, ...] = ()
         try:
-            self._check_arguments(factors, receiver, MPI.SUM, AUTO)
+            seen = self._see(recvbuf)
+            self._check_factors(factors, seen, receiver, MPI.SUM)
+            seen.signature(AUTO, receiver)
             if factors.shape != plan.problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
             signature = (number, receiver.settings)
@@ -376,9 +382,7 @@ class Comm(MPI.Intracomm):
         yield from agree.steps(meeting)
         return (yield from self._run(plan, meeting, factors, receiver, False))
 
-    def _run(
-        self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver, blocking: bool
-    ) -> Iterator[Any]:
+    def _run(self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver, blocking: bool) -> Iterator[Any]:
         name = plan.algorithm if plan.trial is None or not blocking else plan.trial.next
         began = perf_counter()
         call = Call(self._team, meeting.number, meeting.call, blocking=blocking)
@@ -387,7 +391,9 @@ class Comm(MPI.Intracomm):
         seconds = perf_counter() - began
         if plan.trial is not None and blocking:
             self._timed = plan, name, round(seconds * 1e9)
-        wire = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
+        wire = plan.problem.memo.get(name)
+        if wire is None:
+            wire = plan.problem.memo[name] = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
         return Exchange(name, wire, seconds - call.rebuild_seconds, call.rebuild_seconds)
 
     def _prepared(
@@ -397,19 +403,16 @@ class Comm(MPI.Intracomm):
         team = self._team
         passed = receiver
         error: Exception | None = None
-        block: Block | None = None
-        key: tuple[object, ...] = ()
+        seen: _Seen | None = None
         signature: tuple[object, ...] = ()
         size = 0
         try:
-            receiver = receiver if isinstance(receiver, Receiver) else Assign(receiver)
-            self._check_arguments(factors, receiver, op, algorithm)
-            block = find(receiver.array)
-            name = None if block is None else block.name
-            key = (factors.shape, factors.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
-            places = tuple(_place(array) for array in (receiver.array, *receiver.state))
-            signature = (key, receiver.settings, places, self._options.max_bytes)
-            size = len(factors)
+            seen = self._see(receiver)
+            if not isinstance(receiver, Receiver):
+                receiver = seen.assign
+            self._check_factors(factors, seen, receiver, op)
+            signature = seen.signature(algorithm, receiver)
+            size = factors.u.shape[0]
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         timed, self._timed = self._timed, None
@@ -423,54 +426,77 @@ class Comm(MPI.Intracomm):
             wait=True,
         )
         yield None
-        yield from team.agree.steps(meeting, timed=timed is not None)
+        if timed is not None or not team.agree.settled(meeting):
+            yield from team.agree.steps(meeting, timed=timed is not None)
         if timed is not None:
             timed[0].note(timed[1], meeting.elapsed * 1e-9)
+        assert seen is not None
+        block = seen.block
         counts = meeting.counts
-        key = (*key, size if counts is None else counts.tobytes())
+        key = (signature[0], size if counts is None else counts.tobytes())
         plan = self._plans.get(key)
         if plan is None:
             yield ALONE
             plan = self._new_plan(
-                call, factors, receiver, block, algorithm, np.full(team.size, size, np.int64) if counts is None else counts
+                call,
+                factors,
+                receiver,
+                block,
+                algorithm,
+                np.full(team.size, size, np.int64) if counts is None else counts,
             )
             if len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[key] = plan
-        if any(array is None for array in receiver.state):
+        if not seen.complete:
             yield ALONE
             error = None
             try:
                 receiver.prepare(np.zeros if block is None else team.share)
             except Exception as caught:
                 error = caught
+            self._seen.pop(id(passed), None)
             compare(team.world, call, error=error)
         return plan, receiver, meeting
 
-    def _check_arguments(self, factors: Any, receiver: Receiver, op: MPI.Op, algorithm: str) -> None:
+    def _see(self, recvbuf: Any) -> _Seen:
+        """Return what is known of a receiver, after checking it if anything about it is new."""
+        seen = self._seen.get(id(recvbuf))
+        if seen is not None and seen.holds(recvbuf):
+            return seen
+        receiver = recvbuf if isinstance(recvbuf, Receiver) else Assign(recvbuf)
+        receiver.check()
+        block = find(receiver.array)
+        for array in (receiver.array, *receiver.state):
+            if array is None:
+                continue
+            if array is not receiver.array and np.may_share_memory(array, receiver.array):
+                raise ValueError("the receiver's state shares memory with its array")
+            its = find(array)
+            if its is not None and not self._team.owns(its):
+                raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
+            if (its is None) != (block is None):
+                raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
+        if len(self._seen) >= _PLANS:
+            self._seen.pop(next(iter(self._seen)))
+        seen = self._seen[id(recvbuf)] = _Seen(recvbuf, receiver, block, self._options.max_bytes)
+        return seen
+
+    def _check_factors(self, factors: Any, seen: _Seen, receiver: Receiver, op: MPI.Op) -> None:
         if not isinstance(factors, Factors):
             raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
-        if op != MPI.SUM:
+        if op is not MPI.SUM and op != MPI.SUM:
             raise ValueError("op must be MPI.SUM with Factors: other reductions of uᵀv need the dense matrix")
-        check_algorithm(algorithm)
         factors.check()
-        receiver.check()
         if receiver.shape != factors.shape:
             raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {receiver.shape}")
         if receiver.dtype != factors.dtype:
             raise ValueError(f"the receiver must have the dtype {factors.dtype} of the factors, got {receiver.dtype}")
-        state = [array for array in receiver.state if array is not None]
-        if any(np.may_share_memory(array, receiver.array) for array in state):
-            raise ValueError("the receiver's state shares memory with its array")
-        for array in (receiver.array, *state):
-            for name, factor in (("u", factors.u), ("v", factors.v)):
-                if np.may_share_memory(factor, array):
-                    raise ValueError(f"{name} shares memory with the receiver; copy it first")
-            block = find(array)
-            if block is not None and not self._team.owns(block):
-                raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
-            if (block is None) != (find(receiver.array) is None):
-                raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
+        for array in (receiver.array, *receiver.state):
+            if array is not None:
+                for name, factor in (("u", factors.u), ("v", factors.v)):
+                    if np.may_share_memory(factor, array):
+                        raise ValueError(f"{name} shares memory with the receiver; copy it first")
 
     def _new_plan(
         self,
@@ -503,6 +529,57 @@ class Comm(MPI.Intracomm):
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             _together(team, call, partial(ALGORITHMS[name].prepare, problem, team))
         return plan
+
+
+class _Seen:
+    """What was found out about a receiver, for as long as it stays the same.
+
+    Attributes:
+        assign: For an array, what sets it to a sum.
+        block: The shared memory that it lies in, if it does.
+        complete: Whether it has all its state.
+    """
+
+    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, max_bytes: int) -> None:
+        self._recvbuf = weakref.ref(recvbuf)
+        self._is_array = receiver is not recvbuf
+        self._arrays = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
+        self.complete = len(self._arrays) == 1 + len(receiver.state)
+        self.block = block
+        self._places = tuple(_place(array) for array in (receiver.array, *receiver.state)), max_bytes
+        self._shape = receiver.shape
+        self._signatures: dict[object, tuple[object, ...]] = {}
+
+    @property
+    def assign(self) -> Assign:
+        """What sets the array to a sum."""
+        assign = Assign.__new__(Assign)
+        assign.array = self._recvbuf()
+        return assign
+
+    def holds(self, recvbuf: Any) -> bool:
+        """Return whether this is about ``recvbuf``, with the arrays that it has now."""
+        if self._recvbuf() is not recvbuf or not self.complete:
+            return False
+        arrays = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
+        return len(arrays) == len(self._arrays) and all(
+            reference() is array and is_matrix(array) and array.shape == self._shape and array.flags.writeable
+            for reference, array in zip(self._arrays, arrays, strict=True)
+        )
+
+    def signature(self, algorithm: str, receiver: Receiver) -> tuple[object, ...]:
+        """Return what has to be equal on all ranks; of that the first is what a plan depends on."""
+        settings = receiver.settings
+        found = self._signatures.get((algorithm, settings))
+        if found is None:
+            check_algorithm(algorithm)
+            receiver.check()
+            name = None if self.block is None else self.block.name
+            key = (receiver.shape, receiver.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
+            if len(self._signatures) >= _PLANS:
+                self._signatures.clear()
+            found = self._signatures[algorithm, settings] = (key, settings, self._places)
+        return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.checks import check_matrix
+from sfb.checks import check_matrix, is_matrix
 
 __all__ = ["Factors"]
 
@@ -78,8 +78,9 @@ class Factors:
     def check(self) -> None:
         """Raise TypeError or ValueError, as the constructor does, if u and v are no longer factors of a matrix."""
         u, v = self.u, self.v
-        for name, array in (("u", u), ("v", v)):
-            check_matrix(name, array)
+        if not (is_matrix(u) and is_matrix(v)):
+            for name, array in (("u", u), ("v", v)):
+                check_matrix(name, array)
         if u.shape[0] != v.shape[0]:
             raise ValueError(f"u and v must have one row per sample each, got {u.shape[0]} and {v.shape[0]} rows")
         if u.dtype != v.dtype:

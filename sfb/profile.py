@@ -206,7 +206,9 @@ _SCHEMA: dict[str, Any] = {
         },
         "tables": {
             "type": "object",
-            "propertyNames": {"enum": [*EXCHANGES, *(f"{kind}/{size}" for kind in WORK for size in ("small", "large"))]},
+            "propertyNames": {
+                "enum": [*EXCHANGES, *(f"{kind}/{size}" for kind in WORK for size in ("small", "large"))]
+            },
             "additionalProperties": {
                 "type": "array",
                 "minItems": 1,

@@ -243,8 +243,9 @@ class _Waiting:
     @staticmethod
     def Testall(requests: Sequence[Any], statuses: Any = None) -> bool:
         """Return whether all ``requests``, of this library and of mpi4py, are complete; none is given up before."""
-        return all(request.is_complete() if isinstance(request, _Waiting) else request.Get_status() for request in
-                   requests) and _Waiting.Waitall(requests)
+        return all(
+            request.is_complete() if isinstance(request, _Waiting) else request.Get_status() for request in requests
+        ) and _Waiting.Waitall(requests)
 
     def is_complete(self) -> bool:
         """Return whether the exchange is complete, without giving the request up."""

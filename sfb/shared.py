@@ -41,10 +41,13 @@ class Block:
         nbytes = prod(shape) * dtype.itemsize
         return self.bytes[offset : offset + nbytes].view(dtype).reshape(shape)
 
-    def offset(self, array: np.ndarray) -> int | None:
-        """Return where ``array`` begins in the block, None if elsewhere."""
-        address = array.__array_interface__["data"][0]
-        return address - self._begin if self._begin <= address < self._end else None
+    def offset(self, array: np.ndarray) -> int:
+        """Return where ``array``, which `find` has found in the block, begins in it."""
+        return array.__array_interface__["data"][0] - self._begin
+
+    def holds(self, address: int) -> bool:
+        """Return whether ``address`` lies in the block."""
+        return self._begin <= address < self._end
 
     def release(self) -> None:
         """Drop the block's own array, so that only those of the user keep the memory in use."""
@@ -67,10 +70,8 @@ def find(array: np.ndarray) -> Block | None:
     """Return the block that ``array`` begins in, None where the array is this rank's own or empty."""
     if array.size == 0:
         return None
-    for block in _blocks:
-        if block.offset(array) is not None:
-            return block
-    return None
+    address = array.__array_interface__["data"][0]
+    return next((block for block in _blocks if block.holds(address)), None)
 
 
 def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> None:

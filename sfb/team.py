@@ -146,7 +146,9 @@ class Team:
         """Return an array, and the memory it lies in, to be given back; of what is free, the smallest that will do."""
         nbytes = prod(shape) * dtype.itemsize
         free = self._free
-        best = min((i for i, memory in enumerate(free) if memory.nbytes >= nbytes), key=lambda i: len(free[i]), default=-1)
+        best = min(
+            (i for i, memory in enumerate(free) if memory.nbytes >= nbytes), key=lambda i: len(free[i]), default=-1
+        )
         if best < 0:
             if free:  # grow one rather than keep both
                 del free[max(range(len(free)), key=lambda i: len(free[i]))]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import blocks, posted
+from sfb.collectives.update import blocks, posted, update
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Receiver
@@ -63,8 +63,6 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         mine = slice(int(first[rank]), int(last[rank]))
         if problem.ranks == 1:
             return factors.u[mine, columns], factors.v[mine]
-        if _packed(problem):
-            return (yield from _gather_packed(problem, call, factors))
         counts = last - first
         depth = int(counts.sum())
         offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
@@ -77,9 +75,15 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from posted(requests, final)
         return u, kept
 
-    yield from blocks(problem, call, receiver, gather)
+    if problem.ranks == 1 and problem.fits:
+        update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
+    elif _packed(problem):
+        u, v = yield from _gather_packed(problem, call, factors)
+        update(problem, call, receiver, u, v, 0, problem.shape[0])
+    else:
+        yield from blocks(problem, call, receiver, gather)
     if problem.shared:
-        yield from call.wait_all()
+        yield from call.meet(last=True)
 
 
 def _packed(problem: Problem) -> bool:
@@ -89,16 +93,15 @@ def _packed(problem: Problem) -> bool:
 def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Iterator[Any]:
     """Gather u and v as one message of each rank."""
     (rows, columns), samples, ranks = problem.shape, len(factors), problem.ranks
+    cut = samples * rows
     mine = call.buffer((samples * (rows + columns),), problem.dtype)
     messages = call.buffer((ranks, mine.size), problem.dtype)
-    mine[: samples * rows] = factors.u.reshape(-1)
-    mine[samples * rows :] = factors.v.reshape(-1)
+    mine[:cut] = factors.u.reshape(-1)
+    mine[cut:] = factors.v.reshape(-1)
     if call.blocking:
         call.team.world.Allgather(mine, messages)
     else:
         yield from posted([call.team.world.Iallgather(mine, messages)], True)
-    u = call.buffer((ranks, samples * rows), problem.dtype)
-    v = call.buffer((ranks, samples * columns), problem.dtype)
-    u[...] = messages[:, : samples * rows]
-    v[...] = messages[:, samples * rows :]
-    return u.reshape(ranks * samples, rows), v.reshape(ranks * samples, columns)
+    u = np.ascontiguousarray(messages[:, :cut]).reshape(ranks * samples, rows)
+    v = np.ascontiguousarray(messages[:, cut:]).reshape(ranks * samples, columns)
+    return u, v

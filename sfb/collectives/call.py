@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from sfb.shared import Block
     from sfb.team import Team
 
 __all__ = ["ALONE", "POSTED", "Call", "counts_by_node"]
@@ -18,6 +19,8 @@ __all__ = ["ALONE", "POSTED", "Call", "counts_by_node"]
 # What an exchange yields beside things to wait for: the wish to be the oldest under way, and the news that
 # it will post no more collectives, so that later ones may post theirs.
 ALONE, POSTED = object(), object()
+
+_NOTHING: list[Any] = []
 
 # Most elements of a message: what a C int counts, where MPI has no larger counts.
 LIMIT = np.iinfo(np.int32).max
@@ -39,6 +42,8 @@ class Call:
         rebuild_seconds: Time spent in forming and applying the sum so far.
     """
 
+    __slots__ = ("_began", "_leases", "_name", "_phase", "blocking", "number", "rebuild_seconds", "team")
+
     def __init__(self, team: Team, number: int, name: str, *, blocking: bool) -> None:
         self.team = team
         self.number = number
@@ -56,13 +61,19 @@ class Call:
     def __exit__(self, *exception: object) -> None:
         self.rebuild_seconds += perf_counter() - self._began
 
-    def meet(self) -> Iterator[Any]:
-        """Wait for the ranks of the node; what they wrote before is seen after."""
+    def meet(self, last: bool = False) -> list[Any]:
+        """Let the ranks of the node see what this one has written, and return what to wait for to see theirs.
+
+        Args:
+            last: This rank has finished its part.
+        """
         board = self.team.board
-        if board.ranks > 1:
-            self._phase += 1
-            board.reach(self.number, self._phase)
-            yield board.phase(self.number, self._phase, self._name)
+        if board.ranks == 1:
+            return _NOTHING
+        self._phase = board.last_phase if last else self._phase + 1
+        if board.join(self.number, self._phase, wait=self.blocking):
+            return _NOTHING
+        return [board.phase(self.number, self._phase, self._name)]
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """Return an array that is this call's own until its end."""
@@ -70,26 +81,20 @@ class Call:
         self._leases.append(memory)
         return array
 
-    def staging(self, nbytes: int) -> Iterator[Any]:
-        """Wait until the node's staging memory is free, and return its block."""
+    def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
+        """Return the node's staging memory, and what to wait for before it may be written."""
         board = self.team.board
         block, user = self.team.staging(nbytes, self.number)
-        if user and board.ranks > 1:
-            yield board.phase(user, board.last_phase, self._name)
-        return block
+        if not user or board.ranks == 1 or board.reached(user, board.last_phase):
+            return block, _NOTHING
+        return block, [board.phase(user, board.last_phase, self._name)]
 
     def finish(self) -> None:
         """Give back buffers, and let the others see that this rank is done with shared memory."""
-        self.team.board.reach(self.number, self.team.board.last_phase)
+        if self._phase != self.team.board.last_phase:
+            self.team.board.reach(self.number, self.team.board.last_phase)
         while self._leases:
             self.team.give_back(self._leases.pop())
-
-    def wait_all(self) -> Iterator[Any]:
-        """Wait until every rank of the node has finished its part; the last thing an algorithm does."""
-        board = self.team.board
-        board.reach(self.number, board.last_phase)
-        if board.ranks > 1:
-            yield board.phase(self.number, board.last_phase, self._name)
 
     def allgather(
         self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray

@@ -16,6 +16,7 @@ from sfb.profile import Use
 from sfb.receiver import Assign, Receiver
 
 if TYPE_CHECKING:
+    from sfb.shared import Block
     from sfb.team import Team
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
@@ -85,34 +86,46 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
             with call:
                 receiver.update_dense(piece, *own_rows(problem, call, low, end), low)
     if problem.shared:
-        yield from call.wait_all()
+        yield from call.meet(last=True)
 
 
 def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Sum in the order of ranks, each rank its share of a piece's rows; two sets of slabs take turns."""
-    board, columns = call.team.board, problem.shape[1]
-    size = _slab_bytes(problem)
-    block = yield from call.staging(2 * board.ranks * size)
-    for turn, (low, high) in enumerate(_pieces(problem)):
-        first = turn % 2 * board.ranks * size
-        slabs = block.array((board.ranks, size // problem.itemsize), problem.dtype, first)
-        parts = slabs[:, : (high - low) * columns]
-        with call, call.team.blas_limit():
-            np.matmul(factors.u[:, low:high].T, factors.v, out=parts[board.me].reshape(high - low, columns))
+    team = call.team
+    board = team.board
+    block, steps = call.staging(2 * board.ranks * _slab_bytes(problem))
+    yield from steps
+    memo = problem.memo.get("slabs")
+    if memo is None or memo[0] is not block:
+        memo = problem.memo["slabs"] = (
+            block,
+            [_slabs(problem, block, call, *piece) for piece in enumerate(_pieces(problem))],
+        )
+    for low, high, slabs, mine, total, (start, stop) in memo[1]:
+        with call, team.blas_limit():
+            np.matmul(factors.u[:, low:high].T, factors.v, out=mine)
         yield from call.meet()
-        start, stop = ((high - low) * (board.me + i) // board.ranks for i in (0, 1))
         with call:
-            kernels.reduce(slabs, start * columns, stop * columns)
-        total = parts[0].reshape(high - low, columns)
-        if problem.shared:
-            with call:
+            kernels.reduce(slabs, start * problem.shape[1], stop * problem.shape[1])
+            if problem.shared:
                 receiver.update_dense(total, low + start, low + stop, low)
-        else:
+        if not problem.shared:
             yield from call.meet()
             with call:
                 receiver.update_dense(total, low, high, low)
     if problem.shared:
-        yield from call.wait_all()
+        yield from call.meet(last=True)
+
+
+def _slabs(problem: Problem, block: Block, call: Call, turn: int, rows: tuple[int, int]) -> tuple[Any, ...]:
+    """Return a piece's rows, the slabs of its turn, this rank's product and the sum therein, and its rows of the sum."""
+    board, (low, high) = call.team.board, rows
+    size, shape = _slab_bytes(problem), (high - low, problem.shape[1])
+    elements = shape[0] * shape[1]
+    slabs = block.array((board.ranks, size // problem.itemsize), problem.dtype, turn % 2 * board.ranks * size)
+    mine, total = (slabs[i, :elements].reshape(shape) for i in (board.me, 0))
+    start, stop = ((high - low) * (board.me + i) // board.ranks for i in (0, 1))
+    return low, high, slabs, mine, total, (start, stop)
 
 
 def _pieces(problem: Problem) -> list[tuple[int, int]]:
@@ -123,8 +136,11 @@ def _pieces(problem: Problem) -> list[tuple[int, int]]:
 
 
 def _slab_bytes(problem: Problem) -> int:
-    rows = max((high - low for low, high in _pieces(problem)), default=0)
-    return -(-rows * problem.shape[1] * problem.itemsize // _ALIGN) * _ALIGN
+    nbytes = problem.memo.get("slab")
+    if nbytes is None:
+        rows = max((high - low for low, high in _pieces(problem)), default=0)
+        nbytes = problem.memo["slab"] = -(-rows * problem.shape[1] * problem.itemsize // _ALIGN) * _ALIGN
+    return nbytes
 
 
 def _network_rows(problem: Problem) -> int:

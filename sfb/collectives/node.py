@@ -9,7 +9,7 @@ import numpy as np
 
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import blocks, posted
+from sfb.collectives.update import blocks, posted, update
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Receiver
@@ -67,6 +67,38 @@ def prepare(problem: Problem, team: Team) -> None:
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
+    if problem.fits:
+        yield from _at_once(problem, call, factors, receiver)
+    else:
+        yield from _in_blocks(problem, call, factors, receiver)
+    if problem.shared:
+        yield from call.meet(last=True)
+
+
+def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    rows, columns = problem.shape
+    second, nbytes = problem.memo.get("bytes") or problem.memo.setdefault(
+        "bytes", _second(problem.depth, rows, problem)
+    )
+    block, steps = call.staging(nbytes)
+    yield from steps
+    views = problem.memo.get("views")
+    if views is None or views[0] is not block:
+        u = block.array((problem.depth, rows), problem.dtype)
+        v = block.array((problem.depth, columns), problem.dtype, second)
+        low = int(problem.offsets[call.team.rank])
+        high = low + len(factors)
+        views = problem.memo["views"] = block, u, v, u[low:high], v[low:high]
+    _, u, v, my_u, my_v = views
+    my_u[...] = factors.u
+    my_v[...] = factors.v
+    if problem.place.nodes > 1:
+        yield from posted(_across(call, problem.counts, problem.offsets, u, v), True)
+    yield from call.meet()
+    update(problem, call, receiver, u, v, 0, rows)
+
+
+def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     team = call.team
     first_block = True
 
@@ -78,7 +110,8 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         width = columns.stop - columns.start
         second, nbytes = _second(depth, width, problem)
         if first_block:
-            block = yield from call.staging(nbytes)
+            block, steps = call.staging(nbytes)
+            yield from steps
             first_block = False
         else:
             yield from call.meet()  # every rank has read what is now overwritten
@@ -89,19 +122,22 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         low = int(offsets[team.rank])
         u[low : low + mine.stop - mine.start] = factors.u[mine, columns]
         v[low : low + mine.stop - mine.start] = factors.v[mine]
-        if team.nodes > 1:
-            requests = []
-            for slot, comm in team.across():
-                its_counts, its_offsets = counts_by_node(counts, team, slot), counts_by_node(offsets, team, slot)
-                for gathered in (u, v):
-                    requests += call.allgather(comm, team.in_place, gathered, its_counts, its_offsets)
-            yield from posted(requests, final)
+        if problem.place.nodes > 1:
+            yield from posted(_across(call, counts, offsets, u, v), final)
         yield from call.meet()
         return u, v
 
     yield from blocks(problem, call, receiver, gather)
-    if problem.shared:
-        yield from call.wait_all()
+
+
+def _across(call: Call, counts: np.ndarray, offsets: np.ndarray, u: np.ndarray, v: np.ndarray) -> list[Any]:
+    """Bring each slot's samples to every node, straight into the memory that its ranks share."""
+    requests = []
+    for slot, comm in call.team.across():
+        its_counts, its_offsets = counts_by_node(counts, call.team, slot), counts_by_node(offsets, call.team, slot)
+        for gathered in (u, v):
+            requests += call.allgather(comm, call.team.in_place, gathered, its_counts, its_offsets)
+    return requests
 
 
 def _second(depth: int, width: int, problem: Problem) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class Problem:
         shared: Whether the receiver has one copy per node, rather than one per rank.
         assigns: Whether the receiver is an array that is set to the sum.
         max_bytes: Ceiling of a rank's buffers.
+        memo: Where algorithms keep what they would compute again in every call.
     """
 
     shape: tuple[int, int]
@@ -48,6 +49,7 @@ class Problem:
     shared: bool = False
     assigns: bool = True
     max_bytes: int = MAX_BYTES
+    memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def place(self) -> Place:
@@ -81,7 +83,7 @@ class Problem:
         """Whether all ranks have the same S."""
         return bool((self.counts == self.counts[0]).all())
 
-    @property
+    @cached_property
     def by_columns(self) -> bool:
         """Whether `sharded` divides columns rather than rows: the longer side."""
         return self.shape[1] > self.shape[0]
@@ -131,6 +133,11 @@ class Problem:
         return [(low, min(low + high, rows)) for low in range(0, rows, high)]
 
     @cached_property
+    def sample_edges(self) -> list[np.ndarray]:
+        """Where the parts of each rank's samples begin and end."""
+        return [self.counts * part // self.sample_blocks for part in range(self.sample_blocks + 1)]
+
+    @cached_property
     def sample_blocks(self) -> int:
         """Parts into which each rank's samples are cut: 1, unless v of all ranks is beyond half the ceiling."""
         gathered = self.depth * self.shape[1] * self.itemsize
@@ -139,7 +146,7 @@ class Problem:
         block = self.depth * (self._panel_rows + self.shape[1]) * self.itemsize
         return max(1, min(self.deepest, -(-block // (self.max_bytes // 2))))
 
-    @property
+    @cached_property
     def fits(self) -> bool:
         """Whether the factors of all ranks stay below the ceiling."""
         return self.depth * self.sample_bytes <= self.max_bytes

@@ -77,9 +77,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         outgoing[at : at + len(split) * (stop - start)].reshape(len(split), stop - start)[...] = split[:, start:stop]
         at += len(split) * (stop - start)
     part = call.buffer((problem.depth, int(widths[rank])), problem.dtype)
-    requests += call.alltoall(
-        team.world, outgoing, len(split) * widths, part.reshape(-1), counts * int(widths[rank])
-    )
+    requests += call.alltoall(team.world, outgoing, len(split) * widths, part.reshape(-1), counts * int(widths[rank]))
     yield from requests
     yield from (_by_columns if problem.by_columns else _by_rows)(problem, call, receiver, gathered, part, ranges)
 
@@ -94,7 +92,8 @@ def _by_rows(
     if assigned:
         total = receiver.array
     elif problem.shared:
-        block = yield from call.staging(problem.dense_bytes)
+        block, steps = call.staging(problem.dense_bytes)
+        yield from steps
         total = block.array(problem.shape, problem.dtype)
     else:
         total = call.buffer(problem.shape, problem.dtype)
@@ -120,7 +119,8 @@ def _by_columns(
     team = call.team
     rows = problem.shape[0]
     if problem.shared:
-        block = yield from call.staging(problem.dense_bytes)
+        block, steps = call.staging(problem.dense_bytes)
+        yield from steps
         blocks = block.array((problem.shape[0] * problem.shape[1], 1), problem.dtype)
     else:
         blocks = call.buffer((problem.shape[0] * problem.shape[1], 1), problem.dtype)
@@ -150,7 +150,7 @@ def _by_columns(
         if not assigned:
             receiver.update_dense(total, low, high, low)
     if problem.shared:
-        yield from call.wait_all()
+        yield from call.meet(last=True)
 
 
 def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, assigned: bool) -> Iterator[Any]:
@@ -160,7 +160,7 @@ def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, 
         with call:
             receiver.update_dense(total, *own_rows(problem, call, 0, problem.shape[0]), 0)
     if problem.shared:
-        yield from call.wait_all()
+        yield from call.meet(last=True)
 
 
 def _ranges(problem: Problem) -> list[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,24 @@ def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, in
     """Return the rows from ``low`` to ``high`` that this rank works: all, or its share of the node's copy."""
     if not problem.shared:
         return low, high
-    board = call.team.board
-    start, stop = kernels.partition(high - low, problem.panel_height, board.ranks, board.me)
-    return low + start, low + stop
+    rows = problem.memo.get((low, high))
+    if rows is None:
+        board = call.team.board
+        start, stop = kernels.partition(high - low, problem.panel_height, board.ranks, board.me)
+        rows = problem.memo[low, high] = low + start, low + stop
+    return rows
 
 
 def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, low: int, high: int) -> None:
     """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in those that this rank works."""
     start, stop = own_rows(problem, call, low, high)
-    # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
-    with call, call.team.blas_limit(1) if problem.panel_height > 1 else nullcontext():
-        receiver.update(u, v, start, stop, low)
+    with call:
+        if problem.panel_height == 1:
+            receiver.update(u, v, start, stop, low)
+        else:
+            # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
+            with call.team.blas_limit(1):
+                receiver.update(u, v, start, stop, low)
 
 
 def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> Iterator[Any]:
@@ -45,8 +51,7 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
         gather: From the columns of u, and the first and the last sample of each rank, to the factors of all
             ranks, as what is to be waited for and then returned; last, whether it posts no more collectives.
     """
-    parts = problem.sample_blocks
-    edges = [problem.counts * part // parts for part in range(parts + 1)]
+    parts, edges = problem.sample_blocks, problem.sample_edges
     last = len(problem.row_blocks) - 1
     for i, (low, high) in enumerate(problem.row_blocks):
         if parts == 1:
