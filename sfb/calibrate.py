@@ -22,7 +22,6 @@ from sfb.collectives import ALGORITHMS, Problem
 from sfb.collectives.call import Call
 from sfb.factors import Factors
 from sfb.profile import LARGE, SMALL, Profile, ProfileError
-from sfb.progress import run
 from sfb.team import Team
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def _overheads(comm: Comm, team: Team, profile: Profile) -> dict[str, float]:
             continue
 
         def once(name: str = name) -> None:
-            run(comm._exchange("calibrate", factors, g, MPI.SUM, name, blocking=True))
+            comm._reduce("calibrate", factors, g, MPI.SUM, name)
 
         priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
         found[name] = max(0.0, _time(team, once, 7) - priced)

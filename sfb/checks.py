@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FLOATS", "check_matrix", "check_receiver", "is_matrix"]
+__all__ = ["FLOATS", "check_matrix", "check_receiver", "is_matrix", "is_receiver"]
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _BEHAVED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
+_WRITEABLE = _BEHAVED | 0x0400
 
 
 def is_matrix(array: Any) -> bool:
@@ -20,6 +21,11 @@ def is_matrix(array: Any) -> bool:
         and (array.dtype is FLOATS[0] or array.dtype is FLOATS[1])
         and array.flags.num & _BEHAVED == _BEHAVED
     )
+
+
+def is_receiver(array: Any) -> bool:
+    """Return whether `check_receiver` has nothing to say, likewise."""
+    return is_matrix(array) and array.flags.num & _WRITEABLE == _WRITEABLE
 
 
 def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:

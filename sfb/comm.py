@@ -18,9 +18,9 @@ from mpi4py import MPI
 
 from sfb.agreement import Meeting, compare
 from sfb.calibrate import profile_for
-from sfb.checks import is_matrix
+from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
-from sfb.collectives.call import ALONE, Call
+from sfb.collectives.call import ALONE, POSTED, Call
 from sfb.factors import Factors
 from sfb.persistent import Persistent
 from sfb.plan import AUTO, Plan, check_algorithm, choose
@@ -159,7 +159,7 @@ class Comm(MPI.Intracomm):
         if isinstance(sendbuf, Factors) or isinstance(recvbuf, Receiver):
             if self._queue.busy:
                 self._queue.drain()
-            self._last = run(self._exchange("Allreduce", sendbuf, recvbuf, op, algorithm, blocking=True))
+            self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
         if self._options.check:
             error = _plain_error(recvbuf, algorithm)
@@ -184,7 +184,7 @@ class Comm(MPI.Intracomm):
             if error is not None:
                 raise error
             return super().Iallreduce(sendbuf, recvbuf, op)
-        return self._request(self._exchange("Iallreduce", sendbuf, recvbuf, op, algorithm, blocking=False))
+        return self._request(self._steps("Iallreduce", sendbuf, recvbuf, op, algorithm))
 
     def Allreduce_init(
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
@@ -352,14 +352,47 @@ class Comm(MPI.Intracomm):
     ) -> tuple[Plan, Receiver, Meeting]:
         """Check the arguments on all ranks, and return the plan with everything it needs in place; collective."""
         self._queue.drain()
-        return run(self._prepared(call, factors, receiver, op, algorithm))
+        opened = self._open(call, factors, receiver, op, algorithm)
+        return run(self._settle(opened)), opened.receiver, opened.meeting
 
-    def _exchange(
-        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str, *, blocking: bool
-    ) -> Iterator[Any]:
+    def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
+        """Do one exchange, waiting; what `_steps` does, with less ado."""
+        opened = self._open(call, factors, recvbuf, op, algorithm)
+        plan = self._plans.get(opened.key) if opened.settled else None
+        if plan is None:
+            plan = run(self._settle(opened))
+        name = plan.algorithm if plan.trial is None else plan.trial.next
+        began = perf_counter()
+        doing = Call(self._team, opened.meeting.number, call, blocking=True)
+        for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
+            if step is not POSTED:
+                step.Wait()
+        doing.finish()
+        seconds = perf_counter() - began
+        if plan.trial is not None:
+            self._timed = plan, name, round(seconds * 1e9)
+        return self._report(plan, name, seconds, doing)
+
+    def _steps(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Iterator[Any]:
         """Do one exchange in steps; the first of them shows the other ranks what is to come."""
-        plan, receiver, meeting = yield from self._prepared(call, factors, receiver, op, algorithm)
-        return (yield from self._run(plan, meeting, factors, receiver, blocking))
+        opened = self._open(call, factors, recvbuf, op, algorithm)
+        yield None
+        plan = yield from self._settle(opened)
+        return (yield from self._run(plan, opened.meeting, factors, opened.receiver))
+
+    def _run(self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+        """Run the algorithm of a plan, in steps."""
+        began = perf_counter()
+        call = Call(self._team, meeting.number, meeting.call, blocking=False)
+        yield from ALGORITHMS[plan.algorithm].run(plan.problem, call, factors, receiver)
+        call.finish()
+        return self._report(plan, plan.algorithm, perf_counter() - began, call)
+
+    def _report(self, plan: Plan, name: str, seconds: float, call: Call) -> Exchange:
+        wire = plan.problem.memo.get(name)
+        if wire is None:
+            wire = plan.problem.memo[name] = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
+        return Exchange(name, wire, seconds - call.rebuild_seconds, call.rebuild_seconds)
 
     def _repeat(
         self, plan: Plan, number: int, samples: int, factors: Factors, recvbuf: Any, receiver: Receiver
@@ -370,6 +403,7 @@ class Comm(MPI.Intracomm):
         signature: tuple[object, ...] = ()
         try:
             seen = self._see(recvbuf)
+            receiver = seen.receiver(recvbuf)
             self._check_factors(factors, seen, receiver, MPI.SUM)
             seen.signature(AUTO, receiver)
             if factors.shape != plan.problem.shape or len(factors) != samples:
@@ -380,84 +414,56 @@ class Comm(MPI.Intracomm):
         meeting = agree.open("Start", signature, lambda: _describe(factors, receiver, plan.algorithm), error=error)
         yield None
         yield from agree.steps(meeting)
-        return (yield from self._run(plan, meeting, factors, receiver, False))
+        return (yield from self._run(plan, meeting, factors, receiver))
 
-    def _run(self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver, blocking: bool) -> Iterator[Any]:
-        name = plan.algorithm if plan.trial is None or not blocking else plan.trial.next
-        began = perf_counter()
-        call = Call(self._team, meeting.number, meeting.call, blocking=blocking)
-        yield from ALGORITHMS[name].run(plan.problem, call, factors, receiver)
-        call.finish()
-        seconds = perf_counter() - began
-        if plan.trial is not None and blocking:
-            self._timed = plan, name, round(seconds * 1e9)
-        wire = plan.problem.memo.get(name)
-        if wire is None:
-            wire = plan.problem.memo[name] = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
-        return Exchange(name, wire, seconds - call.rebuild_seconds, call.rebuild_seconds)
-
-    def _prepared(
-        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str
-    ) -> Generator[Any, None, tuple[Plan, Receiver, Meeting]]:
-        """Check the arguments on all ranks, in steps, and return the plan with everything it needs in place."""
-        team = self._team
-        passed = receiver
+    def _open(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> _Opened:
+        """Check the arguments on this rank, and show the others what is to come; nothing waits."""
         error: Exception | None = None
         seen: _Seen | None = None
-        signature: tuple[object, ...] = ()
+        receiver = recvbuf
+        signature: tuple[Any, ...] = ()
         size = 0
         try:
-            seen = self._see(receiver)
-            if not isinstance(receiver, Receiver):
-                receiver = seen.assign
+            seen = self._see(recvbuf)
+            receiver = seen.receiver(recvbuf)
             self._check_factors(factors, seen, receiver, op)
             signature = seen.signature(algorithm, receiver)
-            size = factors.u.shape[0]
+            size = len(factors.u)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         timed, self._timed = self._timed, None
-        meeting = team.agree.open(
+        agree = self._team.agree
+        meeting = agree.open(
             call,
             signature,
-            lambda: _describe(factors, passed, algorithm),
+            lambda: _describe(factors, recvbuf, algorithm),
             size=size,
             elapsed=0 if timed is None else timed[2],
             error=error,
             wait=True,
         )
-        yield None
-        if timed is not None or not team.agree.settled(meeting):
-            yield from team.agree.steps(meeting, timed=timed is not None)
+        settled = timed is None and error is None and agree.settled(meeting)
+        return _Opened(meeting, seen, factors, receiver, algorithm, signature, timed, settled)
+
+    def _settle(self, opened: _Opened) -> Generator[Any, None, Plan]:
+        """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""
+        team, meeting, timed = self._team, opened.meeting, opened.timed
+        yield from team.agree.steps(meeting, timed=timed is not None)
         if timed is not None:
             timed[0].note(timed[1], meeting.elapsed * 1e-9)
-        assert seen is not None
-        block = seen.block
-        counts = meeting.counts
-        key = (signature[0], size if counts is None else counts.tobytes())
-        plan = self._plans.get(key)
+        assert opened.seen is not None
+        plan = self._plans.get(opened.key)
         if plan is None:
             yield ALONE
-            plan = self._new_plan(
-                call,
-                factors,
-                receiver,
-                block,
-                algorithm,
-                np.full(team.size, size, np.int64) if counts is None else counts,
-            )
+            plan = self._new_plan(opened)
             if len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = plan
-        if not seen.complete:
+            self._plans[opened.key] = plan
+        if not opened.seen.complete:
             yield ALONE
-            error = None
-            try:
-                receiver.prepare(np.zeros if block is None else team.share)
-            except Exception as caught:
-                error = caught
-            self._seen.pop(id(passed), None)
-            compare(team.world, call, error=error)
-        return plan, receiver, meeting
+            allocate = np.zeros if opened.seen.block is None else team.share
+            _together(team, meeting.call, lambda: opened.receiver.prepare(allocate))
+        return plan
 
     def _see(self, recvbuf: Any) -> _Seen:
         """Return what is known of a receiver, after checking it if anything about it is new."""
@@ -488,38 +494,33 @@ class Comm(MPI.Intracomm):
         if op is not MPI.SUM and op != MPI.SUM:
             raise ValueError("op must be MPI.SUM with Factors: other reductions of uᵀv need the dense matrix")
         factors.check()
-        if receiver.shape != factors.shape:
-            raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {receiver.shape}")
-        if receiver.dtype != factors.dtype:
-            raise ValueError(f"the receiver must have the dtype {factors.dtype} of the factors, got {receiver.dtype}")
+        u, v, shape = factors.u, factors.v, seen.shape
+        if (u.shape[1], v.shape[1]) != shape:
+            raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {shape}")
+        if u.dtype != seen.dtype:
+            raise ValueError(f"the receiver must have the dtype {u.dtype} of the factors, got {seen.dtype}")
         for array in (receiver.array, *receiver.state):
             if array is not None:
-                for name, factor in (("u", factors.u), ("v", factors.v)):
+                for name, factor in (("u", u), ("v", v)):
                     if np.may_share_memory(factor, array):
                         raise ValueError(f"{name} shares memory with the receiver; copy it first")
 
-    def _new_plan(
-        self,
-        call: str,
-        factors: Factors,
-        receiver: Receiver,
-        block: Block | None,
-        algorithm: str,
-        counts: np.ndarray,
-    ) -> Plan:
+    def _new_plan(self, opened: _Opened) -> Plan:
         """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
-        team = self._team
+        team, receiver, meeting = self._team, opened.receiver, opened.meeting
+        assert opened.seen is not None
         problem = Problem(
-            shape=factors.shape,
-            dtype=factors.dtype,
-            counts=counts,
+            shape=opened.seen.shape,
+            dtype=opened.seen.dtype,
+            counts=np.full(team.size, meeting.size, np.int64) if meeting.counts is None else meeting.counts,
             node_of=team.node_of,
             passes=receiver.passes,
             sharing=team.sharing,
-            shared=block is not None,
+            shared=opened.seen.block is not None,
             assigns=isinstance(receiver, Assign),
             max_bytes=self._options.max_bytes,
         )
+        call, algorithm = meeting.call, opened.algorithm
         _together(team, call, team.load_kernels)
         if algorithm == AUTO:
             plan = choose(problem, AUTO, self.profile, trials=not self._options.reproducible)
@@ -531,11 +532,42 @@ class Comm(MPI.Intracomm):
         return plan
 
 
+class _Opened(NamedTuple):
+    """A call that this rank has shown the others.
+
+    Attributes:
+        meeting: By which the ranks agree on it.
+        seen: What is known of the receiver; None if the arguments are wrong.
+        factors: To be exchanged.
+        receiver: To be updated.
+        algorithm: As the caller named it.
+        signature: What has to be equal on all ranks.
+        timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
+        settled: Whether all ranks are known to agree, S included.
+    """
+
+    meeting: Meeting
+    seen: _Seen | None
+    factors: Any
+    receiver: Any
+    algorithm: str
+    signature: tuple[Any, ...]
+    timed: tuple[Plan, str, int] | None
+    settled: bool
+
+    @property
+    def key(self) -> object:
+        """What a plan is kept by."""
+        counts = self.meeting.counts
+        return self.signature[0], self.meeting.size if counts is None else counts.tobytes()
+
+
 class _Seen:
     """What was found out about a receiver, for as long as it stays the same.
 
     Attributes:
-        assign: For an array, what sets it to a sum.
+        shape: (K, D).
+        dtype: Of its array.
         block: The shared memory that it lies in, if it does.
         complete: Whether it has all its state.
     """
@@ -547,14 +579,16 @@ class _Seen:
         self.complete = len(self._arrays) == 1 + len(receiver.state)
         self.block = block
         self._places = tuple(_place(array) for array in (receiver.array, *receiver.state)), max_bytes
-        self._shape = receiver.shape
+        self.shape = receiver.shape
+        self.dtype = receiver.dtype
         self._signatures: dict[object, tuple[object, ...]] = {}
 
-    @property
-    def assign(self) -> Assign:
-        """What sets the array to a sum."""
-        assign = Assign.__new__(Assign)
-        assign.array = self._recvbuf()
+    def receiver(self, recvbuf: Any) -> Receiver:
+        """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
+        if not self._is_array:
+            return recvbuf
+        assign = Assign.__new__(Assign)  # its array has been checked
+        assign.array = recvbuf
         return assign
 
     def holds(self, recvbuf: Any) -> bool:
@@ -562,10 +596,12 @@ class _Seen:
         if self._recvbuf() is not recvbuf or not self.complete:
             return False
         arrays = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
-        return len(arrays) == len(self._arrays) and all(
-            reference() is array and is_matrix(array) and array.shape == self._shape and array.flags.writeable
-            for reference, array in zip(self._arrays, arrays, strict=True)
-        )
+        if len(arrays) != len(self._arrays):
+            return False
+        for reference, array in zip(self._arrays, arrays, strict=True):
+            if reference() is not array or not is_receiver(array) or array.shape != self.shape:
+                return False
+        return True
 
     def signature(self, algorithm: str, receiver: Receiver) -> tuple[object, ...]:
         """Return what has to be equal on all ranks; of that the first is what a plan depends on."""

@@ -29,12 +29,17 @@ class BlasLimit:
 
     def __init__(self) -> None:
         self._blas = ThreadpoolController().select(user_api="blas")
+        self._threads = [library.get_num_threads for library in self._blas.lib_controllers]
 
     def __call__(self, threads: int) -> AbstractContextManager[Any]:
         """Return a context with the limit in force; it costs next to nothing where it already holds."""
-        if all(library.num_threads <= threads for library in self._blas.lib_controllers):
-            return nullcontext()
-        return self._blas.limit(limits=threads)
+        for current in self._threads:
+            if current() > threads:
+                return self._blas.limit(limits=threads)
+        return _NO_LIMIT
+
+
+_NO_LIMIT: AbstractContextManager[Any] = nullcontext()
 
 
 def limit_process(comm: MPI.Intracomm) -> int:

@@ -24,6 +24,8 @@ __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 # Bytes of a rank's slab of the node's memory: its product goes through in pieces that stay in cache.
 _SLAB = 1 << 20
 _ALIGN = 64
+# Multiplications up to which BLAS uses one thread of its own accord.
+_SMALL = 1 << 18
 
 
 def suits(problem: Problem) -> bool:
@@ -79,7 +81,7 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
         end = min(low + high, rows)
         piece = receiver.array[low:end] if product is None else product[: end - low]
         with call, call.team.blas_limit():
-            np.matmul(factors.u[:, low:end].T, factors.v, out=piece)
+            np.dot(factors.u[:, low:end].T, factors.v, out=piece)
         if problem.ranks > 1:
             yield from posted(call.allreduce(call.team.world, piece), end == rows)
         if not in_place:
@@ -102,8 +104,12 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
             [_slabs(problem, block, call, *piece) for piece in enumerate(_pieces(problem))],
         )
     for low, high, slabs, mine, total, (start, stop) in memo[1]:
-        with call, team.blas_limit():
-            np.matmul(factors.u[:, low:high].T, factors.v, out=mine)
+        with call:
+            if mine.size * problem.deepest < _SMALL:
+                np.dot(factors.u[:, low:high].T, factors.v, out=mine)
+            else:
+                with team.blas_limit():
+                    np.dot(factors.u[:, low:high].T, factors.v, out=mine)
         yield from call.meet()
         with call:
             kernels.reduce(slabs, start * problem.shape[1], stop * problem.shape[1])
