@@ -3,26 +3,44 @@
 `Comm` is imported, and with it MPI initialised, when it is first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sfb import optim
 from sfb._version import __version__
 from sfb.factors import Factors
+from sfb.profile import Profile, ProfileError
 
 if TYPE_CHECKING:
     from sfb.agreement import MismatchError
     from sfb.comm import Comm, Exchange
+    from sfb.persistent import Persistent
+    from sfb.progress import Request
 
-__all__ = ["Comm", "Exchange", "Factors", "MismatchError", "__version__", "optim"]
+__all__ = [
+    "Comm",
+    "Exchange",
+    "Factors",
+    "MismatchError",
+    "Persistent",
+    "Profile",
+    "ProfileError",
+    "Request",
+    "__version__",
+    "optim",
+]
+
+# Where the names are that need MPI.
+_NEED_MPI = {
+    "Comm": "sfb.comm",
+    "Exchange": "sfb.comm",
+    "MismatchError": "sfb.agreement",
+    "Persistent": "sfb.persistent",
+    "Request": "sfb.progress",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Comm", "Exchange"):
-        from sfb import comm
-
-        return getattr(comm, name)
-    if name == "MismatchError":
-        from sfb.agreement import MismatchError
-
-        return MismatchError
+    if name in _NEED_MPI:
+        return getattr(import_module(_NEED_MPI[name]), name)
     raise AttributeError(f"module 'sfb' has no attribute {name!r}")

@@ -247,10 +247,7 @@ class Agreement:
     def _raise(self, meeting: Meeting, everybody: bool) -> None:
         """Gather what the ranks passed, of all or of this node, and raise."""
         error = meeting.error
-        if error is None:
-            mine = ("", f"{meeting.call} with {meeting.describe()}")
-        else:
-            mine = _report(error)
+        mine = _report(error) if error is not None else ("", f"{meeting.call} with {meeting.describe()}")
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
         members = range(self._world.size) if everybody else self._board.members
         _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)

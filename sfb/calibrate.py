@@ -253,7 +253,7 @@ def describe(profile: Profile) -> list[str]:
     p = profile.place
     lines = [
         f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, {p.sharing:g} to a core",
-        f"memory {profile.memory_rate / 1e9:.1f} GB/s a core, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s a core",
+        f"a core: memory {profile.memory_rate / 1e9:.1f} GB/s, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s",
     ]
     for kind, table in profile.tables.items():
         if "/" in kind:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,21 @@ class Sizes(click.ParamType):
         return sizes
 
 
+class Shapes(click.ParamType):
+    """Matrices, as KxD,KxD."""
+
+    name = "KxD,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        try:
+            shapes = tuple(tuple(int(n) for n in shape.split("x")) for shape in value.split(","))
+        except ValueError:
+            shapes = ()
+        if not shapes or any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
+            self.fail(f"{value!r} is not a list of shapes such as 10x784,4096x4096", param, ctx)
+        return shapes
+
+
 class Output(click.Path):
     """A file to write, in a folder that can be written before hours of work go into it."""
 
@@ -194,7 +210,7 @@ def warmup() -> None:
 @cli.command()
 @click.argument("model", type=click.Choice(["mlp", "mlr"]))
 @click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
-@click.option("--comm", type=click.Choice(["auto", "dense", "broadcast", "node", "mpi"]), default="auto",
+@click.option("--comm", type=click.Choice(["auto", "dense", "broadcast", "node", "sharded", "mpi"]), default="auto",
               help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")
@@ -205,6 +221,9 @@ def warmup() -> None:
 @click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
               help="Part of the data held out.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, split and order.")
+@click.option("--overlap/--no-overlap", default=False,
+              help="Exchange a layer's gradient while backward goes on.")  # fmt: skip
+@click.option("--reproducible", is_flag=True, help="Choose algorithms without measuring: the same bits in every run.")
 @_json_option
 def train(json_file: Path | None, **options: Any) -> None:
     """Train a ready-made model, data-parallel.
@@ -254,13 +273,16 @@ def bench() -> None:
 @bench.command("allreduce")
 @click.option("-K", "rows", type=Sizes(1), default="4096", help="Rows of the gradient.")
 @click.option("-D", "columns", type=Sizes(1), default="4096", help="Columns of the gradient.")
+@click.option("--shapes", type=Shapes(), help="Rows and columns together, in place of -K and -D: 10x784,4096x4096.")
 @click.option("-S", "samples", type=Sizes(0), default="1,10,32,100", help="Samples of each rank.")
 @click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
-@click.option("-r", "--receiver", type=click.Choice(["array", "sgd"]), default="array", help="What takes the sum.")
+@click.option(
+    "-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array", help="What takes the sum."
+)
 @click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
               help="Receivers with one copy per node or per rank; mpi always has one per rank.")  # fmt: skip
 @click.option("-a", "--algorithm", "algorithms", multiple=True,
-              type=click.Choice(["dense", "broadcast", "node", "auto"]),
+              type=click.Choice(["dense", "broadcast", "node", "sharded", "auto"]),
               help="Only these beside mpi; may be repeated.  [default: all]")  # fmt: skip
 @click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
 @click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
@@ -278,6 +300,8 @@ def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **o
     world = _start()
     from sfb.bench import allreduce
 
+    rows, columns, shapes = (options.pop(name) for name in ("rows", "columns", "shapes"))
+    options["shapes"] = shapes or tuple(product(rows, columns))
     options["algorithms"] = options["algorithms"] or allreduce.CANDIDATES
     config = allreduce.Config(**options)
     rows = allreduce.run(world, config, json_file=json_file, as_csv=as_csv)

@@ -373,14 +373,18 @@ class Comm(MPI.Intracomm):
             self._timed = plan, name, round(seconds * 1e9)
         return self._report(plan, name, seconds, doing)
 
-    def _steps(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Iterator[Any]:
+    def _steps(
+        self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
+    ) -> Generator[Any, None, Exchange]:
         """Do one exchange in steps; the first of them shows the other ranks what is to come."""
         opened = self._open(call, factors, recvbuf, op, algorithm)
         yield None
         plan = yield from self._settle(opened)
         return (yield from self._run(plan, opened.meeting, factors, opened.receiver))
 
-    def _run(self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    def _run(
+        self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver
+    ) -> Generator[Any, None, Exchange]:
         """Run the algorithm of a plan, in steps."""
         began = perf_counter()
         call = Call(self._team, meeting.number, meeting.call, blocking=False)
@@ -396,7 +400,7 @@ class Comm(MPI.Intracomm):
 
     def _repeat(
         self, plan: Plan, number: int, samples: int, factors: Factors, recvbuf: Any, receiver: Receiver
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, Exchange]:
         """Do the exchange of a persistent plan, the one prepared by call ``number``, in steps."""
         agree = self._team.agree
         error: Exception | None = None
@@ -473,11 +477,10 @@ class Comm(MPI.Intracomm):
         receiver = recvbuf if isinstance(recvbuf, Receiver) else Assign(recvbuf)
         receiver.check()
         block = find(receiver.array)
-        for array in (receiver.array, *receiver.state):
-            if array is None:
-                continue
-            if array is not receiver.array and np.may_share_memory(array, receiver.array):
-                raise ValueError("the receiver's state shares memory with its array")
+        state = [array for array in receiver.state if array is not None]
+        if any(np.may_share_memory(array, receiver.array) for array in state):
+            raise ValueError("the receiver's state shares memory with its array")
+        for array in (receiver.array, *state):
             its = find(array)
             if its is not None and not self._team.owns(its):
                 raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
@@ -575,7 +578,7 @@ class _Seen:
     def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, max_bytes: int) -> None:
         self._recvbuf = weakref.ref(recvbuf)
         self._is_array = receiver is not recvbuf
-        self._arrays = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
+        self._arrays: list[Any] = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
         self.complete = len(self._arrays) == 1 + len(receiver.state)
         self.block = block
         self._places = tuple(_place(array) for array in (receiver.array, *receiver.state)), max_bytes
@@ -593,9 +596,9 @@ class _Seen:
 
     def holds(self, recvbuf: Any) -> bool:
         """Return whether this is about ``recvbuf``, with the arrays that it has now."""
-        if self._recvbuf() is not recvbuf or not self.complete:
+        if not self.complete or id(self._recvbuf()) != id(recvbuf):
             return False
-        arrays = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
+        arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
         if len(arrays) != len(self._arrays):
             return False
         for reference, array in zip(self._arrays, arrays, strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,13 +169,13 @@ class Profile:
             raise ProfileError(f"{name} is no profile of format 1: {at + ': ' if at else ''}{problems[0].message}")
         del data["format"]
         for key, table in data["tables"].items():
-            if any(a[0] >= b[0] for a, b in zip(table, table[1:], strict=False)):
+            if any(a[0] >= b[0] for a, b in itertools.pairwise(table)):
                 raise ProfileError(f"{name}: tables/{key} must rise")
             data["tables"][key] = tuple((float(n), float(s)) for n, s in table)
         return Profile(**{**data, "place": Place(**data["place"])})
 
     @staticmethod
-    def load(path: str | Path) -> Profile:
+    def load(path: str | PathLike[str]) -> Profile:
         """Return the profile in the file ``path``.
 
         Raises:
@@ -230,7 +232,7 @@ def _interpolate(table: Table, x: float) -> float:
     """Return the value at ``x``: constant below the table, between its points a power law, beyond it a line."""
     if x <= table[0][0] or len(table) == 1:
         return table[0][1]
-    for (x0, y0), (x1, y1) in zip(table, table[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(table):
         if x <= x1:
             return y0 * (y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0)) if x0 > 0 else y0 + (y1 - y0) * x / x1
     (x0, y0), (x1, y1) = table[-2:]
@@ -242,6 +244,6 @@ def _linear(table: Table, x: float) -> float:
     """Return the value at ``x``, by the line through the nearest two points."""
     if len(table) == 1:
         return table[0][1]
-    pairs = list(zip(table, table[1:], strict=False))
+    pairs = list(itertools.pairwise(table))
     (x0, y0), (x1, y1) = next((pair for pair in pairs if x <= pair[1][0]), pairs[-1])
     return max(y0 + (y1 - y0) * (x - x0) / (x1 - x0), 0.1 * min(y0, y1))

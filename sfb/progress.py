@@ -264,7 +264,7 @@ class PolledRequest(_Waiting):
         self._exchange = exchange
 
 
-class Request(_Waiting, MPI.Grequest):
+class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
     """An `Iallreduce` under way, which a thread takes forward; an `MPI.Request`."""
 
     def __new__(cls, queue: Queue, exchange: Exchange) -> Request:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,11 +32,10 @@ class Config:
     """What to measure.
 
     Attributes:
-        rows: K, each to be measured.
-        columns: D, likewise.
+        shapes: (K, D), each to be measured.
         samples: S of every rank, likewise.
         dtype: "float32" or "float64".
-        receiver: "array", set to the sum, or "sgd", SGD with momentum.
+        receiver: "array", set to the sum; "sgd", W ← W − lr·G; or "momentum", SGD with momentum 0.9.
         memory: "shared" for receivers with one copy per node, "private" for one per rank. MPI's own
             Allreduce always works on one per rank.
         algorithms: Candidates, of `CANDIDATES`; MPI's own is always measured.
@@ -47,8 +45,7 @@ class Config:
         check: Compare with an oracle.
     """
 
-    rows: Sequence[int]
-    columns: Sequence[int]
+    shapes: Sequence[tuple[int, int]]
     samples: Sequence[int]
     dtype: str = "float32"
     receiver: str = "array"
@@ -76,6 +73,7 @@ COLUMNS = [
     Column("p99", "p99", _us, 12),
     Column("exchange", "exch(us)", _us, 12),
     Column("rebuild", "rebuild(us)", _us, 12),
+    Column("predicted", "pred(us)", lambda seconds: "-" if seconds is None else _us(seconds), 12),
     Column("wire_bytes", "wire(B)", width=12),
     Column("algbw", "algbw(GB/s)", "{:.2f}".format, 12),
     Column("busbw", "busbw(GB/s)", "{:.2f}".format, 12),
@@ -96,16 +94,17 @@ def run(
             "sfb bench allreduce",
             *header(environment),
             f"receiver: {config.receiver}, {config.memory} memory, {config.dtype}; mpi: local GEMM, "
-            "Allreduce and update of a dense gradient per rank",
-            "time: median over iterations of the slowest rank; algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
+            "Allreduce of a dense gradient and update in NumPy, per rank",
+            "time: median over iterations of the slowest rank; pred: what the cost model says; "
+            "algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
         ]
     )
     printer.heading()
     results = []
     with sfb.Comm(world) as comm:
         warmup(comm.node)
-        for rows, columns in product(config.rows, config.columns):
-            case = _Case(comm, world, config, (rows, columns))
+        for shape in config.shapes:
+            case = _Case(comm, world, config, shape)
             for samples in config.samples:
                 for row in case.measure(samples):
                     printer.row(row)
@@ -127,16 +126,21 @@ class _Case:
         self._shape = shape
         dtype = np.dtype(config.dtype)
         self._gradient = np.zeros(shape, dtype)
-        self._private = np.zeros(shape, dtype) if config.receiver == "sgd" else self._gradient
+        self._private = self._gradient if config.receiver == "array" else np.zeros(shape, dtype)
         self._target = comm.shared(shape, dtype) if config.memory == "shared" else np.zeros(shape, dtype)
         self._receivers: dict[bool, Any] = {True: self._private, False: self._target}
-        if config.receiver == "sgd":
-            self._receivers = {own: sfb.optim.SGD(a, lr=_LR, momentum=0.9) for own, a in self._receivers.items()}
+        if config.receiver != "array":
+            momentum = 0.9 if config.receiver == "momentum" else 0.0
+            self._receivers = {
+                True: _NumpySGD(self._private, momentum),
+                False: sfb.optim.SGD(self._target, lr=_LR, momentum=momentum),
+            }
 
     def measure(self, samples: int) -> list[dict[str, Any]]:
         factors = self._factors(samples)
         names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
         taken: dict[str, tuple[str, int]] = {}
+        predicted = self._predict(factors, names)
         calls = {name: self._candidate(name, factors, taken) for name in names}
         times = measure(
             self._world,
@@ -149,7 +153,22 @@ class _Case:
         if self._config.check:
             oracle = _Oracle(self._world, factors)
             wrong = {name: self._wrong(name, factors, oracle) for name in names}
-        return [self._row(name, samples, times[name], times[MPI_OWN], taken[name], wrong[name]) for name in names]
+        return [
+            self._row(name, samples, times[name], times[MPI_OWN], taken[name], predicted.get(name), wrong[name])
+            for name in names
+        ]
+
+    def _predict(self, factors: sfb.Factors, names: Sequence[str]) -> dict[str, float | None]:
+        """Return the estimate of each algorithm, after letting "auto" time its contenders."""
+        receiver = self._receivers[False]
+        found: dict[str, float | None] = {}
+        for name in names:
+            if name == MPI_OWN:
+                continue
+            while (plan := self._comm.plan(factors, receiver, algorithm=name)).trial is not None:
+                self._comm.Allreduce(factors, receiver, algorithm=name)
+            found[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
+        return found
 
     def _factors(self, samples: int) -> sfb.Factors:
         rng = np.random.default_rng((samples, self._world.rank))
@@ -211,6 +230,7 @@ class _Case:
         times: Times,
         mpi: Times,
         taken: tuple[str, int],
+        predicted: float | None,
         wrong: int | None,
     ) -> dict[str, Any]:
         ranks = self._world.size
@@ -227,6 +247,7 @@ class _Case:
             "p99": times.p99,
             "exchange": times.exchange,
             "rebuild": times.rebuild,
+            "predicted": predicted,
             "iterations": times.iterations,
             "wire_bytes": self._world.allreduce(taken[1], MPI.MAX),
             "algbw": algbw,
@@ -234,6 +255,25 @@ class _Case:
             "speedup": mpi.median / times.median,
             "wrong": wrong,
         }
+
+
+class _NumpySGD:
+    """SGD as users write it in NumPy, without temporaries."""
+
+    def __init__(self, array: np.ndarray, momentum: float) -> None:
+        self.array = array
+        self.momentum = momentum
+        self.state = [np.zeros_like(array)] if momentum else []
+
+    def step(self, gradient: np.ndarray) -> None:
+        step = gradient
+        if self.momentum:
+            (velocity,) = self.state
+            velocity *= self.momentum
+            velocity += gradient
+            step = velocity
+        np.multiply(step, _LR, out=gradient)
+        np.subtract(self.array, gradient, out=self.array)
 
 
 class _Oracle:

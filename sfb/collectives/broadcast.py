@@ -9,7 +9,7 @@ import numpy as np
 
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import blocks, posted, update
+from sfb.collectives.update import Gathering, blocks, posted, update
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Receiver
@@ -58,7 +58,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     rank, world = call.team.rank, call.team.world
     kept: np.ndarray | None = None
 
-    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Iterator[Any]:
+    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Gathering:
         nonlocal kept
         mine = slice(int(first[rank]), int(last[rank]))
         if problem.ranks == 1:
@@ -90,7 +90,7 @@ def _packed(problem: Problem) -> bool:
     return problem.uniform and problem.counts[0] * problem.sample_bytes <= _PACKED and problem.fits
 
 
-def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Iterator[Any]:
+def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Gathering:
     """Gather u and v as one message of each rank."""
     (rows, columns), samples, ranks = problem.shape, len(factors), problem.ranks
     cut = samples * rows

@@ -146,7 +146,7 @@ class Call:
         return row, mine if mine is self.team.in_place else [mine, len(mine), row]
 
 
-def counts_by_node(values: Sequence[int], team: Team, slot: int) -> np.ndarray:
+def counts_by_node(values: Sequence[int] | np.ndarray, team: Team, slot: int) -> np.ndarray:
     """Return the value of each node's rank that has ``slot``, 0 where a node has none."""
     result = np.zeros(team.nodes, np.int64)
     for value, node, its in zip(values, team.node_of, team.slot_of, strict=True):

@@ -124,7 +124,7 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
 
 
 def _slabs(problem: Problem, block: Block, call: Call, turn: int, rows: tuple[int, int]) -> tuple[Any, ...]:
-    """Return a piece's rows, the slabs of its turn, this rank's product and the sum therein, and its rows of the sum."""
+    """Return a piece's rows, the slabs of its turn, this rank's product and the sum in them, and its rows of that."""
     board, (low, high) = call.team.board, rows
     size, shape = _slab_bytes(problem), (high - low, problem.shape[1])
     elements = shape[0] * shape[1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import blocks, posted, update
+from sfb.collectives.update import Gathering, blocks, posted, update
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Receiver
@@ -102,7 +102,7 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
     team = call.team
     first_block = True
 
-    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Iterator[Any]:
+    def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Gathering:
         nonlocal first_block
         counts = last - first
         depth = int(counts.sum())

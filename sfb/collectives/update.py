@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from sfb.collectives.call import POSTED, Call
 from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 
-__all__ = ["blocks", "own_rows", "posted", "update"]
+__all__ = ["Gathering", "blocks", "own_rows", "posted", "update"]
 
-Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Iterator[Any]]
+Gathering = Generator[Any, None, tuple[np.ndarray, np.ndarray]]
+Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Gathering]
 
 
 def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, int]:

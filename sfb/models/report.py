@@ -69,7 +69,8 @@ class Progress(AbstractContextManager["Progress"]):
             return
         line = (
             f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:.2%}  "
-            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {_bytes(epoch.wire_bytes)})"
+            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {_bytes(epoch.wire_bytes)}"
+            f"{f', overlap {epoch.overlap:.0%}' if self._config.overlap else ''})"
         )
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, soft_wrap=True)

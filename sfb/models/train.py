@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,11 +16,12 @@ from sfb.environment import describe
 from sfb.factors import Factors
 from sfb.models import MODELS, Network
 from sfb.models.data import Dataset, load
+from sfb.models.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
 from sfb.warmup import warmup
 
 __all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
 
-COMMS = ("auto", "dense", "broadcast", "node", "mpi")
+COMMS = ("auto", "dense", "broadcast", "node", "sharded", "mpi")
 # Forms of exchange that work on one copy of the weights per node.
 _SHARED = ("auto", "node")
 
@@ -46,6 +46,8 @@ class Config:
         hidden: Units of the hidden layers of "mlp".
         test_fraction: Part of the data held out.
         seed: Of weights, split and order.
+        overlap: Exchange a layer's gradient while the backward pass of the others goes on.
+        reproducible: Choose algorithms without measuring, so that the same run gives the same bits again.
     """
 
     model: str = "mlp"
@@ -59,6 +61,8 @@ class Config:
     hidden: tuple[int, ...] = (4096, 4096)
     test_fraction: float = 0.2
     seed: int = 0
+    overlap: bool = False
+    reproducible: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ class Epoch:
         loss: Mean cross-entropy of the training samples, as met.
         accuracy: On the held-out samples, 0 to 1.
         seconds: Of training, without the evaluation; of the slowest rank.
-        exchange_seconds: Part of it in communication, waiting included; largest of all ranks.
+        exchange_seconds: Part of it in communication, waiting included, and with overlap the rebuild done while
+            waiting; largest of all ranks.
+        overlap: Part of the time that exchanges were under way in which this rank did something else, 0 to 1; least
+            of all ranks.
         wire_bytes: Received by a rank from others; largest of all ranks.
     """
 
@@ -79,53 +86,8 @@ class Epoch:
     accuracy: float
     seconds: float
     exchange_seconds: float
+    overlap: float
     wire_bytes: int
-
-
-@dataclass
-class _Tally:
-    """What the exchange of one layer has cost this rank."""
-
-    algorithms: Counter[str] = field(default_factory=Counter)
-    wire_bytes: int = 0
-    exchange_seconds: float = 0.0
-
-    def add(self, algorithm: str, wire_bytes: int, exchange_seconds: float) -> None:
-        self.algorithms[algorithm] += 1
-        self.wire_bytes += wire_bytes
-        self.exchange_seconds += exchange_seconds
-
-
-class _FactorExchange:
-    """The gradient's factors through `sfb.Comm`, applied by the optimizer without forming K×D."""
-
-    def __init__(self, comm: sfb.Comm, algorithm: str) -> None:
-        self._comm = comm
-        self._algorithm = algorithm
-
-    def __call__(self, factors: Factors, optimizer: sfb.optim.SGD, tally: _Tally) -> None:
-        self._comm.Allreduce(factors, optimizer, algorithm=self._algorithm)
-        last = self._comm.last_exchange
-        assert last is not None
-        tally.add(last.algorithm, last.wire_bytes, last.exchange_seconds)
-
-
-class _MpiExchange:
-    """The dense gradient through MPI's Allreduce, as mpi4py users write it today."""
-
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm
-        self._gradients: dict[tuple[int, int], np.ndarray] = {}
-
-    def __call__(self, factors: Factors, optimizer: sfb.optim.SGD, tally: _Tally) -> None:
-        if factors.shape not in self._gradients:
-            self._gradients[factors.shape] = np.empty(factors.shape, factors.dtype)
-        gradient = factors.dense(out=self._gradients[factors.shape])
-        began = perf_counter()
-        self._comm.Allreduce(MPI.IN_PLACE, gradient)
-        seconds = perf_counter() - began
-        optimizer.step(gradient)
-        tally.add("mpi", _ring_bytes(gradient.nbytes, self._comm.size), seconds)
 
 
 def train(
@@ -151,7 +113,7 @@ def train(
         TrainingError: The loss is no longer finite.
     """
     dataset = load(world, config.data, test_fraction=config.test_fraction, seed=config.seed)
-    with sfb.Comm(world) as comm:
+    with sfb.Comm(world, reproducible=config.reproducible) as comm:
         trainer = _Trainer(comm, world, config, dataset)
         epochs = []
         for number in range(1, config.epochs + 1):
@@ -185,9 +147,13 @@ class _Trainer:
         }
         self._optimizers = {layer.name: sfb.optim.SGD(layer.weights, **rule) for layer in self._network.layers}
         self._biases = {layer.name: sfb.optim.SGD(layer.bias.reshape(1, -1), **rule) for layer in self._network.layers}
-        self._tallies = {layer.name: _Tally() for layer in self._network.layers}
-        self._bias_tally = _Tally()
-        self._exchange = _MpiExchange(world) if config.comm == "mpi" else _FactorExchange(comm, config.comm)
+        self._exchange: GradientExchange
+        if config.comm == "mpi":
+            self._exchange = MpiExchange(world, config.overlap)
+        else:
+            self._exchange = FactorExchange(comm, config.comm, config.overlap)
+        self._bias_tally = Tally()
+        self._bias_seconds = 0.0
         self._taken = 0
         warmup(comm.node)
         if config.comm != "mpi":
@@ -216,11 +182,21 @@ class _Trainer:
             tick(self.steps * self._config.epochs)
         seconds = perf_counter() - began
         after = self._totals()
-        slowest = self._world.allreduce(np.array([seconds, after[0] - before[0], after[1] - before[1]]), _maximum)
+        exchange, under_way, wire_bytes = (now - then for now, then in zip(after, before, strict=True))
+        hidden = 1 - exchange / under_way if self._config.overlap and under_way > 0 else 0.0
+        slowest = self._world.allreduce(np.array([seconds, exchange, wire_bytes, -hidden]), _maximum)
         loss = self._world.allreduce(loss) / len(self._data.train)
         if not np.isfinite(loss):
             raise TrainingError(f"the loss is {loss} after epoch {number}; try a smaller learning rate (--lr)")
-        return Epoch(number, loss, self._accuracy(), float(slowest[0]), float(slowest[1]), int(slowest[2]))
+        return Epoch(
+            number,
+            loss,
+            self._accuracy(),
+            float(slowest[0]),
+            float(slowest[1]),
+            max(0.0, float(-slowest[3])),
+            int(slowest[2]),
+        )
 
     def _batches(self, number: int) -> Iterator[tuple[np.ndarray, int]]:
         """Yield this rank's part of each batch, which may be empty, and the size of the whole."""
@@ -238,8 +214,9 @@ class _Trainer:
         gradients = {}
         for layer, factors in self._network.backward(activations, error):
             gradients[layer.name] = factors.u.sum(axis=0)
-            self._exchange(factors, self._optimizers[layer.name], self._tallies[layer.name])
+            self._exchange.begin(layer.name, factors, self._optimizers[layer.name])
         self._exchange_biases(gradients)
+        self._exchange.finish()
         self._taken += 1
         return loss
 
@@ -248,15 +225,19 @@ class _Trainer:
         packed = np.concatenate(list(gradients.values()))
         began = perf_counter()
         self._world.Allreduce(MPI.IN_PLACE, packed)
-        self._bias_tally.add("mpi", _ring_bytes(packed.nbytes, self._world.size), perf_counter() - began)
+        self._bias_seconds += perf_counter() - began
+        self._bias_tally.add("mpi", ring_bytes(packed.nbytes, self._world.size))
         start = 0
         for name, gradient in gradients.items():
             self._biases[name].step(packed[start : start + gradient.size].reshape(1, -1))
             start += gradient.size
 
-    def _totals(self) -> tuple[float, int]:
-        tallies = [*self._tallies.values(), self._bias_tally]
-        return sum(t.exchange_seconds for t in tallies), sum(t.wire_bytes for t in tallies)
+    def _totals(self) -> tuple[float, float, int]:
+        """Return the seconds spent in exchanges, those that exchanges were under way, and the bytes received."""
+        tallies = [*self._exchange.tallies.values(), self._bias_tally]
+        biases = self._bias_seconds
+        exchange = self._exchange
+        return exchange.seconds + biases, exchange.under_way + biases, sum(t.wire_bytes for t in tallies)
 
     def _accuracy(self) -> float:
         """Return the accuracy on the held-out samples, each rank predicting its share."""
@@ -271,7 +252,7 @@ class _Trainer:
         """Return each layer's shape, the algorithm taken most often, and the bytes of a step; collective."""
         rows = []
         for layer in self._network.layers:
-            tally = self._tallies[layer.name]
+            tally = self._exchange.tallies.get(layer.name, Tally())
             rows.append(
                 {
                     "name": layer.name,
@@ -295,11 +276,6 @@ class _Trainer:
 def _build(config: Config, dataset: Dataset, allocate: Callable[..., np.ndarray]) -> Network:
     options: dict[str, Any] = {"hidden": config.hidden} if config.model == "mlp" else {}
     return MODELS[config.model](dataset.x.shape[1], dataset.classes, allocate, seed=config.seed, **options)
-
-
-def _ring_bytes(nbytes: int, ranks: int) -> int:
-    """Return what a rank receives in a ring allreduce of ``nbytes``."""
-    return 2 * nbytes * (ranks - 1) // ranks
 
 
 def _maximum(a: np.ndarray, b: np.ndarray) -> np.ndarray:

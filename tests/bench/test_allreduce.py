@@ -7,10 +7,10 @@ from sfb.bench.engine import measure
 
 pytestmark = pytest.mark.mpi
 
-SMALL = {"rows": [40], "columns": [30], "samples": [0, 3], "iterations": 3, "warmups": 1}
+SMALL = {"shapes": [(40, 30)], "samples": [0, 3], "iterations": 3, "warmups": 1}
 
 
-@pytest.mark.parametrize("receiver", ["array", "sgd"])
+@pytest.mark.parametrize("receiver", ["array", "sgd", "momentum"])
 @pytest.mark.parametrize("memory", ["shared", "private"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_candidate_is_right(world, capfd, receiver, memory, dtype):
