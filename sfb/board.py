@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
@@ -109,8 +110,9 @@ class Board:
         return [rank for rank, there in zip(self.members, found, strict=True) if not there]
 
     def progress(self) -> None:
-        """Let MPI work on what other ranks may be waiting for: a message of the user's, say."""
+        """Let MPI work on what other ranks may be waiting for, such as a user's message, and other processes run."""
         self._world.Iprobe()
+        os.sched_yield()
 
     def wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
         """Wait until ``condition``, which does some waiting itself, holds."""
@@ -118,12 +120,16 @@ class Board:
         while not condition():
             self.progress()
             if watch is None:
-                watch = Watch(self.stall, self._world.rank)
+                watch = self.watch()
             watch.look(missing, what)
 
     def gather(self, item: Any) -> list[Any]:
         """Return every rank's item; collective over the node."""
         return self._node.allgather(item)
+
+    def watch(self) -> Watch:
+        """Return what says whom this rank waits for, from now on."""
+        return Watch(self.stall, self._world.rank)
 
     def free(self) -> None:
         """Give the memory back; collective over the node."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -27,14 +27,18 @@ from sfb.team import Team
 if TYPE_CHECKING:
     from sfb.comm import Comm
 
-__all__ = ["cache_file", "identity", "measure", "profile_for"]
+__all__ = ["cache_file", "describe", "identity", "measure", "profile_for", "tune"]
 
 # Seconds that the first choice of an algorithm may measure for.
 _FIRST_USE = 0.4
-_DEPTHS = (1, 2, 4, 16, 64, 256)
+_DEPTHS = (1, 4, 16, 64, 256)
+# Bytes up to which every collective is measured, however long it takes.
+_FIRST_SIZES = 1 << 17
 _SIZES = tuple(1 << bits for bits in (8, 12, 15, 17, 20, 22, 24, 26))
 # Shapes of the matrices that work is measured on, of SMALL and of LARGE elements.
 _SHAPES = {"small": (32, SMALL // 32), "large": (2048, LARGE // 2048)}
+# From this depth, work is bound by arithmetic, and a part of the large matrix will do.
+_DEEP = 64
 _log = logging.getLogger("sfb")
 _measured: dict[str, str] = {}  # in this process, by identity
 
@@ -75,14 +79,14 @@ def identity(team: Team) -> dict[str, Any]:
     }
 
 
-def cache_file(who: dict[str, Any]) -> Path:
+def cache_file(who: Mapping[str, Any]) -> Path:
     """Return where the profile of ranks with this identity is kept for the user."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("sfb")) / f"profile-{_key(who)}.json"
 
 
-def _key(who: dict[str, Any]) -> str:
+def _key(who: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(who, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -110,6 +114,13 @@ def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
     return profile.to_json()
 
 
+def tune(comm: Comm, seconds: float) -> Profile:
+    """Measure a profile of the ranks of ``comm`` in about ``seconds``, whatever is known already; collective."""
+    team = comm._team
+    team.load_kernels()
+    return measure(comm, team, seconds)
+
+
 def measure(comm: Comm, team: Team, seconds: float) -> Profile:
     """Measure a profile on the ranks of ``team`` in about ``seconds``; collective, kernels loaded."""
     began = perf_counter()
@@ -119,23 +130,20 @@ def measure(comm: Comm, team: Team, seconds: float) -> Profile:
 
     place = Problem((1, 1), np.dtype("f4"), np.ones(team.size, np.int64), team.node_of, 1, team.sharing).place
     tables: dict[str, list[tuple[float, float]]] = {}
-    memory = np.ones(LARGE // 2, np.float32)
-    other = np.empty_like(memory)
-    memory_rate = 2 * memory.nbytes / _time(team, lambda: np.copyto(other, memory), 3) * team.sharing
+    source, target = np.ones((2, LARGE // 2), np.float32)
+    memory_rate = 2 * source.nbytes / _time(team, lambda: np.copyto(target, source), 1, inner=1) * team.sharing
     if place.ranks_per_node > 1:
         tables["sync"] = [(0.0, _sync(comm, team))]
-    for kind, table in _work(team, left):
-        tables[kind] = table
-    # One size of every collective at a time, so that all are known to about the same size when time is up.
     candidates = _exchanges(team)
     for size in _SIZES:
+        if size > _FIRST_SIZES and "product/large" not in tables:
+            tables |= _work(team)
+        # One size of every collective at a time, so that all are known to about the same size when time is up.
         for kind, make in candidates.items():
-            if tables.get(kind) and not left():
+            if size > _FIRST_SIZES and not left():
                 continue
-            once = make(size)
-            repetitions = 5 if size <= 1 << 15 else 2
-            tables.setdefault(kind, []).append((float(size), _time(team, once, repetitions)))
-        if not left():
+            tables.setdefault(kind, []).append((float(size), _time(team, make(size), 7 if size <= 1 << 15 else 2)))
+        if size > _FIRST_SIZES and not left():
             break
     profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
     gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
@@ -143,17 +151,31 @@ def measure(comm: Comm, team: Team, seconds: float) -> Profile:
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
-def _time(team: Team, once: Callable[[], Any], repetitions: int) -> float:
-    """Return the least seconds of the slowest rank; the first call is not counted."""
+def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0) -> float:
+    """Return the median seconds of the slowest rank; the first call is not counted.
+
+    What is short is measured with cold caches: between two exchanges users compute.
+
+    Args:
+        team: The ranks, which begin together.
+        once: To be timed.
+        repetitions: How often.
+        inner: For what ranks do without waiting for each other: calls in a row, to the end of the last rank.
+    """
+    cold = np.ones(1 << 19) if repetitions > 2 and not inner else np.ones(1)
     once()
     taken = np.empty(repetitions)
     for i in range(repetitions):
+        cold += 1
         team.world.Barrier()
         began = perf_counter()
-        once()
-        taken[i] = perf_counter() - began
+        for _ in range(max(1, inner)):
+            once()
+        if inner:
+            team.world.Barrier()
+        taken[i] = (perf_counter() - began) / max(1, inner)
     team.world.Allreduce(MPI.IN_PLACE, taken, MPI.MAX)
-    return float(max(np.min(taken) if repetitions < 5 else np.median(taken), 1e-9))
+    return float(max(np.median(taken), 1e-9))
 
 
 def _sync(comm: Comm, team: Team) -> float:
@@ -171,27 +193,28 @@ def _sync(comm: Comm, team: Team) -> float:
     return seconds
 
 
-def _work(team: Team, left: Callable[[], bool]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """Yield seconds of an element by depth, of products and rebuilds, all ranks working at once."""
+def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
+    """Return seconds of an element by depth, of products and rebuilds, all ranks working at once."""
+    tables: dict[str, list[tuple[float, float]]] = {}
     for size, (rows, columns) in _SHAPES.items():
-        out = np.empty((rows, columns), np.float32)
-        tables: dict[str, list[tuple[float, float]]] = {"product": [], "rebuild": []}
+        whole = np.ones((rows, columns), np.float32)
         for depth in _DEPTHS:
-            u, v = np.ones((depth, rows), np.float32), np.ones((depth, columns), np.float32)
-            repetitions = 5 if size == "small" else 1 if depth > 16 else 2
+            out = whole[: rows // 4] if size == "large" and depth >= _DEEP else whole
+            u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, columns), np.float32)
 
             def product(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
                 with team.blas_limit():
-                    np.matmul(u.T, v, out=out)
+                    np.dot(u.T, v, out=out)
 
             def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
                 with team.blas_limit(1):
                     kernels.rebuild(u, v, out)
 
+            inner, repetitions = (20, 3) if size == "small" else (1, 1)
             for name, once in (("product", product), ("rebuild", rebuild)):
-                tables[name].append((float(depth), _time(team, once, repetitions) / out.size))
-        for name, table in tables.items():
-            yield f"{name}/{size}", table
+                seconds = _time(team, once, repetitions, inner=inner)
+                tables.setdefault(f"{name}/{size}", []).append((float(depth), seconds / out.size))
+    return tables
 
 
 def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:

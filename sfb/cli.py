@@ -15,6 +15,7 @@ import click
 
 from sfb._version import __version__
 from sfb.launch import LaunchError, abort, check_launcher, foreign_launcher, lone_rank
+from sfb.profile import ProfileError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -43,6 +44,9 @@ def run() -> int:
         return error.exit_code
     except click.Abort:
         return 130
+    except ProfileError as error:  # every rank has come to it
+        Failure(str(error)).show()
+        return 1
     except OSError as error:
         if _world_size() > 1:
             abort(error)
@@ -205,6 +209,63 @@ def warmup() -> None:
         compile_kernels(comm.node)
     if world.rank == 0:
         click.echo("kernels are compiled and cached")
+
+
+@cli.command()
+@click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE uses it.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, about.")
+def tune(output: Path | None, seconds: float) -> None:
+    """Measure what these ranks can do, once, for the choice of algorithms.
+
+    The profile is kept in the user's cache, by hosts, ranks per node, MPI and threads, and found there by every
+    later program that starts the same ranks.
+    """
+    world = _start()
+    from sfb import Comm
+    from sfb.calibrate import cache_file, describe
+    from sfb.calibrate import tune as measure
+    from sfb.threads import limit_process
+
+    limit_process(world)
+    with Comm(world) as comm:
+        profile = measure(comm, seconds)
+    if world.rank == 0:
+        kept = cache_file(profile.identity)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for path in (kept, output):
+            if path is not None:
+                path.write_text(profile.to_json())
+                click.echo(f"written: {path}")
+        for line in describe(profile):
+            click.echo(line)
+
+
+@cli.command()
+@click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the gradient.")
+@click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
+@click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")
+@click.option("--ranks", type=click.IntRange(1), default=4, help="Ranks in all.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes that they fill.")
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
+@click.option("-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array",
+              help="What takes the sum.")  # fmt: skip
+@click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
+              help="Receivers with one copy per node or per rank.")  # fmt: skip
+@click.option("--profile", type=click.Path(exists=True, dir_okay=False), envvar="SFB_PROFILE",
+              help="File that sfb tune wrote; stated rates without one.")  # fmt: skip
+def explain(**options: Any) -> None:
+    """Say which algorithm "auto" would take for an exchange, and why; needs no MPI.
+
+    Times measured on other numbers of ranks and nodes are scaled by the cost model.
+    """
+    from sfb.plan import what_if
+    from sfb.profile import Profile
+
+    path = options.pop("profile")
+    profile = Profile.load(path) if path else Profile()
+    if options["nodes"] > options["ranks"]:
+        raise Failure(f"{options['ranks']} ranks cannot fill {options['nodes']} nodes")
+    click.echo(what_if(profile=profile, **options).explain())
 
 
 @cli.command()

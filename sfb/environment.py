@@ -38,7 +38,12 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
     available = cores(node)
     node.Free()
     blas = [
-        {"library": Path(pool["filepath"]).name, "version": pool["version"], "threads": pool["num_threads"]}
+        {
+            "library": Path(pool["filepath"]).name,
+            "version": pool["version"],
+            "threads": pool["num_threads"],
+            "architecture": pool.get("architecture"),
+        }
         for pool in threadpool_info()
         if pool["user_api"] == "blas"
     ]
@@ -59,7 +64,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.endswith("_NUM_THREADS") or name.startswith(("SFB_", "NUMBA_"))
+            if name.endswith("_NUM_THREADS") or name.startswith(("SFB_", "NUMBA_", "OPENBLAS_"))
         },
     }
 
@@ -68,7 +73,9 @@ def header(environment: dict[str, Any]) -> list[str]:
     """Return the lines that tell a reader of a benchmark or a run what it ran on."""
     e = environment
     shown = ", ".join(e["hosts"][:4]) + (", …" if len(e["hosts"]) > 4 else "")
-    threads = ", ".join(f"{b['library']} {b['threads']} thread{'s' * (b['threads'] != 1)}" for b in e["blas"])
+    threads = ", ".join(
+        f"{b['library']} ({b['architecture']}) {b['threads']} thread{'s' * (b['threads'] != 1)}" for b in e["blas"]
+    )
     packages = ", ".join(f"{package} {e[package]}" for package in _PACKAGES)
     lines = [
         f"sfb {e['sfb']}, Python {e['python']}, {packages}",

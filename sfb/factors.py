@@ -88,7 +88,7 @@ class Factors:
 
     def dense(self, out: np.ndarray | None = None) -> np.ndarray:
         """Form the K×D matrix, in ``out`` if given."""
-        return np.matmul(self.u.T, self.v, out=out)
+        return np.dot(self.u.T, self.v, out=out)  # matmul is slow where S is 1
 
     @staticmethod
     def concatenate(parts: Iterable[Factors]) -> Factors:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sfb.collectives import ALGORITHMS, Problem
+import numpy as np
+
+from sfb.collectives import ALGORITHMS, Problem, spread
 from sfb.profile import EXCHANGES, Profile
 
-__all__ = ["AUTO", "Estimate", "Plan", "Trial", "check_algorithm", "choose"]
+__all__ = ["AUTO", "Estimate", "Plan", "Trial", "check_algorithm", "choose", "what_if"]
 
 AUTO = "auto"
 
-# The two best are timed where the second's estimate is within this factor of the first's; estimates of stated
-# rates are worth less than those of measured ones.
-_DOUBT, _DEEP_DOUBT = 1.6, 3.0
-# Calls by which each is timed; the first of them is not counted.
-_CALLS = 4
+# Algorithms are timed where their estimates are within this factor of the best: of measured rates, of stated ones.
+_DOUBT, _DEEP_DOUBT = 2.5, 4.0
+# The most that are timed, the calls by which each is, beside a first that does not count, and the factor by which one
+# may be slower than the best and still be timed again.
+_CONTENDERS, _CALLS, _HOPELESS = 3, 3, 1.4
 
 
 @dataclass(frozen=True)
@@ -34,34 +36,50 @@ class Estimate:
         return self.exchange + self.rebuild
 
 
-@dataclass
 class Trial:
     """Algorithms taken in turn by the first calls of a plan, until it is clear which is fastest.
 
-    Every rank keeps the same times, those of the slowest rank, and so comes to the same end.
+    Every rank notes the same times, those of the slowest rank, and so comes to the same end.
+
+    Args:
+        algorithms: The contenders, the one estimated best first.
     """
 
-    algorithms: Sequence[str]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    def __init__(self, algorithms: Sequence[str]) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in algorithms}
+        self._left = list(algorithms)
+
+    @property
+    def algorithms(self) -> list[str]:
+        """The contenders that are left."""
+        return list(self._left)
 
     @property
     def next(self) -> str:
         """The algorithm whose turn it is."""
-        return min(self.algorithms, key=lambda name: len(self.seconds.get(name, ())))
+        return min(self._left, key=lambda name: len(self.seconds[name]))
 
     def add(self, algorithm: str, seconds: float) -> None:
-        """Note the seconds of a call."""
-        self.seconds.setdefault(algorithm, []).append(seconds)
+        """Note the seconds of a call, and give up those that are far behind."""
+        self.seconds[algorithm].append(seconds)
+        if all(len(self.seconds[name]) > 1 for name in self._left):
+            limit = _HOPELESS * self.measured[self.best]
+            self._left = [name for name in self._left if self.measured[name] <= limit]
 
     @property
     def over(self) -> bool:
-        """Whether every algorithm has been timed often enough."""
-        return all(len(self.seconds.get(name, ())) >= _CALLS for name in self.algorithms)
+        """Whether one is left, or all have been timed often enough."""
+        return len(self._left) == 1 or all(len(self.seconds[name]) > _CALLS for name in self._left)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The least seconds of a call of each: what disturbs a call only makes it slower."""
+        return {name: min(taken[1:]) for name, taken in self.seconds.items() if len(taken) > 1}
 
     @property
     def best(self) -> str:
-        """The fastest, by the best of its calls: what disturbs a call only makes it slower."""
-        return min(self.algorithms, key=lambda name: min(self.seconds[name][1:]))
+        """The fastest of those left."""
+        return min(self._left, key=lambda name: self.measured[name])
 
 
 @dataclass
@@ -91,7 +109,7 @@ class Plan:
         self.trial.add(algorithm, seconds)
         if self.trial.over:
             self.algorithm = self.trial.best
-            self.measured = {name: min(taken[1:]) for name, taken in self.trial.seconds.items()}
+            self.measured = self.trial.measured
             self.trial = None
 
     def explain(self) -> str:
@@ -125,6 +143,43 @@ class Plan:
         if self.trial is not None:
             return f"the cheapest estimate; the first calls time it against {', '.join(self.trial.algorithms[1:])}"
         return "the fastest of those timed in the first calls" if self.measured else "the cheapest estimate"
+
+
+def what_if(
+    *,
+    rows: int,
+    columns: int,
+    samples: int,
+    ranks: int,
+    nodes: int,
+    dtype: str = "float32",
+    receiver: str = "array",
+    memory: str = "shared",
+    profile: Profile | None = None,
+) -> Plan:
+    """Return the plan for an exchange of ``samples`` samples on each of ``ranks`` ranks; needs no MPI.
+
+    Args:
+        rows: K.
+        columns: D.
+        samples: S.
+        ranks: P.
+        nodes: That the ranks fill.
+        dtype: Of factors and sum.
+        receiver: "array", "sgd" or "momentum".
+        memory: "shared" or "private".
+        profile: Of the machine; stated rates by default.
+    """
+    problem = Problem(
+        shape=(rows, columns),
+        dtype=np.dtype(dtype),
+        counts=np.full(ranks, samples, np.int64),
+        node_of=spread(ranks, nodes),
+        passes={"array": 1, "sgd": 2, "momentum": 4}[receiver],
+        shared=memory == "shared",
+        assigns=receiver == "array",
+    )
+    return choose(problem, AUTO, profile)
 
 
 def check_algorithm(name: object) -> None:
@@ -164,7 +219,7 @@ def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = No
         return Plan(algorithm, problem, tuple(estimates), True, profile)
     plan = Plan(estimates[0].algorithm, problem, tuple(estimates), False, profile)
     limit = estimates[0].total * (_DOUBT if profile.measured else _DEEP_DOUBT)
-    contenders = [e.algorithm for e in estimates[:3] if e.total <= limit]
+    contenders = [e.algorithm for e in estimates[:_CONTENDERS] if e.total <= limit]
     if trials and len(contenders) > 1:
         plan.trial = Trial(contenders)
     return plan

@@ -18,7 +18,7 @@ WORK = ("product", "rebuild")
 Table = Sequence[tuple[float, float]]
 
 # What the tables of work were measured on: elements of a matrix that stays in cache, and of one that does not.
-SMALL, LARGE = 1 << 15, 1 << 21
+SMALL, LARGE = 1 << 15, 1 << 23
 
 
 class ProfileError(ValueError):

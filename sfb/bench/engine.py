@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +75,11 @@ def measure(
             break
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
     began = perf_counter()
-    order = deque(candidates.items())
+    names = list(candidates)
+    rng = np.random.default_rng(0)  # the same on every rank
     for done in range(1, iterations + 1):
-        order.rotate()  # nobody always runs in the wake of the same neighbour
-        for name, candidate in order:
+        for index in rng.permutation(len(names)):  # nobody always runs in the wake of the same neighbour
+            name, candidate = names[index], candidates[names[index]]
             comm.Barrier()
             start = perf_counter()
             exchange, rebuild = candidate()

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
-# Bytes of a rank's slab of the node's memory: its product goes through in pieces that stay in cache.
-_SLAB = 1 << 20
+# A rank's product goes through its slab of the node's memory in pieces: of at least so many bytes, that there be few,
+# and rows, that BLAS be fast.
+_SLAB, _ROWS = 1 << 20, 128
 _ALIGN = 64
 # Multiplications up to which BLAS uses one thread of its own accord.
 _SMALL = 1 << 18
@@ -136,7 +137,9 @@ def _slabs(problem: Problem, block: Block, call: Call, turn: int, rows: tuple[in
 
 def _pieces(problem: Problem) -> list[tuple[int, int]]:
     rows = problem.shape[0]
-    high = max(1, _SLAB // max(1, problem.shape[1] * problem.itemsize))
+    width = max(1, problem.shape[1] * problem.itemsize)
+    ceiling = max(1, problem.max_bytes // (2 * problem.place.ranks_per_node * width))
+    high = min(max(_ROWS, _SLAB // width), ceiling)
     high = -(-rows // max(1, round(rows / high)))  # of even size
     return [(low, min(low + high, rows)) for low in range(0, rows, high)] if rows else []
 
