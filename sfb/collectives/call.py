@@ -121,8 +121,6 @@ class Call:
         """Send ``sent`` elements of ``mine`` to each rank, one after the other, and receive ``taken`` of each."""
         send = [mine, (sent, np.concatenate(([0], np.cumsum(sent)[:-1])))]
         receive = [received, (taken, np.concatenate(([0], np.cumsum(taken)[:-1])))]
-        if max(mine.size, received.size) > LIMIT:
-            raise ValueError("sharded takes factors of at most 2³¹ elements; name another algorithm")
         if self.blocking:
             comm.Alltoallv(send, receive)
             return []

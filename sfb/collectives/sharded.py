@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sfb.kernels as kernels
+from sfb.collectives import call as calls
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
@@ -23,7 +24,14 @@ __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
 def suits(problem: Problem) -> bool:
     """Return whether "auto" may take it: on a single node `node` does the same without the exchange."""
-    return problem.place.nodes > 1 and problem.depth * problem.sample_bytes + problem.dense_bytes <= problem.max_bytes
+    nbytes = problem.depth * problem.sample_bytes + problem.dense_bytes
+    return problem.place.nodes > 1 and nbytes <= problem.max_bytes and _countable(problem)
+
+
+def _countable(problem: Problem) -> bool:
+    """Return whether MPI can count what a rank sends and receives in parts."""
+    longer = max(problem.shape)
+    return max(problem.deepest * longer, problem.depth * (longer // problem.ranks + 1)) <= calls.LIMIT
 
 
 def cost(problem: Problem) -> list[Use]:
@@ -54,6 +62,8 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate room for the factors and the parts."""
+    if not _countable(problem):
+        raise ValueError("sharded takes factors of at most 2³¹ elements a rank; name another algorithm")
     if problem.shared:
         team.across()
         team.grow_staging(problem.dense_bytes)

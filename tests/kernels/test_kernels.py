@@ -109,4 +109,20 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="velocity"):
         kernels.sgd(u, v, g, None, lr=1.0, momentum=0.5)
     with pytest.raises(ValueError, match="gradient"):
+        kernels.sgd_dense(g[:, :4], g, None, lr=1.0)
+    with pytest.raises(ValueError, match="rows"):
         kernels.sgd_dense(g[:4], g, None, lr=1.0)
+    with pytest.raises(ValueError, match="rows"):
+        kernels.rebuild(u[:, :4], v, g, 0, 8, 4)
+    with pytest.raises(ValueError, match="elements"):
+        kernels.reduce(g, 0, 31)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reduce_adds_rows_in_order(rng, dtype):
+    parts = rng.standard_normal((5, 3000)).astype(dtype)
+    expected = parts.copy()
+    for part in parts[1:]:
+        expected[0, 10:2990] += part[10:2990]
+    kernels.reduce(parts, 10, 2990)
+    np.testing.assert_array_equal(parts, expected)
