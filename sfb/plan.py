@@ -220,6 +220,6 @@ def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = No
     plan = Plan(estimates[0].algorithm, problem, tuple(estimates), False, profile)
     limit = estimates[0].total * (_DOUBT if profile.measured else _DEEP_DOUBT)
     contenders = [e.algorithm for e in estimates[:_CONTENDERS] if e.total <= limit]
-    if trials and len(contenders) > 1:
+    if trials and problem.ranks > 1 and len(contenders) > 1:
         plan.trial = Trial(contenders)
     return plan

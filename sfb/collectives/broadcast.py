@@ -61,8 +61,6 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     def gather(columns: slice, first: np.ndarray, last: np.ndarray, final: bool) -> Gathering:
         nonlocal kept
         mine = slice(int(first[rank]), int(last[rank]))
-        if problem.ranks == 1:
-            return factors.u[mine, columns], factors.v[mine]
         counts = last - first
         depth = int(counts.sum())
         offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
@@ -75,7 +73,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from posted(requests, final)
         return u, kept
 
-    if problem.ranks == 1 and problem.fits:
+    if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
     elif _packed(problem):
         u, v = yield from _gather_packed(problem, call, factors)

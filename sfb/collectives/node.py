@@ -67,7 +67,9 @@ def prepare(problem: Problem, team: Team) -> None:
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
-    if problem.fits:
+    if problem.ranks == 1:
+        update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
+    elif problem.fits:
         yield from _at_once(problem, call, factors, receiver)
     else:
         yield from _in_blocks(problem, call, factors, receiver)

@@ -148,8 +148,8 @@ class Problem:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether the factors of all ranks stay below the ceiling."""
-        return self.depth * self.sample_bytes <= self.max_bytes
+        """Whether the factors of all ranks stay below the ceiling; those of a single rank are not copied."""
+        return self.ranks == 1 or self.depth * self.sample_bytes <= self.max_bytes
 
     @property
     def _panel_rows(self) -> int:
