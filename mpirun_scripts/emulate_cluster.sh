@@ -7,7 +7,8 @@
 #
 # COMMAND runs under the MPICH of $SFB_VENV (default .venv-mpich, made if missing), whose programs come first on PATH:
 #   ./mpirun_scripts/emulate_cluster.sh -N 4 sfb bench allreduce -S 1,10,100
-# The nodes share this machine's cores: exchange is emulated, computation is not. Everything is removed at the end.
+# The cores are dealt out to the nodes; where there are fewer cores than nodes, nodes share them, so exchange is
+# emulated and computation takes longer than on a cluster. Everything is removed at the end.
 # SFB_SECONDS  hard limit of the run (default 600)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
@@ -31,7 +32,7 @@ shift $((OPTIND - 1))
 [[ $nodes =~ ^[1-9][0-9]?$ ]] || fail "-N must be 1 to 99 nodes, got '$nodes'"
 [[ $per_node =~ ^[1-9][0-9]?$ ]] || fail "-r must be 1 to 99 ranks per node, got '$per_node'"
 [ "$(id -u)" = 0 ] || fail "network namespaces need root; run this with sudo"
-for tool in ip tc unshare; do
+for tool in ip tc unshare taskset; do
     command -v $tool >/dev/null || fail "needs $tool (package iproute2 or util-linux)"
 done
 [ "$SFB_MPI" = mpich ] || fail "emulates clusters for MPICH only, got SFB_MPI=$SFB_MPI"
@@ -41,6 +42,7 @@ export PATH=$SFB_VENV/bin:$PATH
 tag=sfb$$
 subnet=10.$((64 + $$ / 256 % 64)).$(($$ % 256))
 files=$(mktemp -d)
+cores=$(getconf _NPROCESSORS_ONLN)
 names=()
 
 clean_up() {
@@ -72,6 +74,11 @@ for ((i = 0; i < nodes; i++)); do
     link=$tag.$i shape || fail "tc refuses the rate '$rate'"
     link=eth0 shape ip netns exec "$name"
     echo "$subnet.$((i + 1)):$per_node" >>"$files/hosts"
+    if [ "$nodes" -lt "$cores" ]; then
+        seq -s, "$i" "$nodes" $((cores - 1)) >"$files/cores.$i"
+    else
+        echo $((i % cores)) >"$files/cores.$i"
+    fi
 done
 
 # What mpirun calls in place of ssh: [-options] HOST COMMAND...
@@ -79,11 +86,12 @@ cat >"$files/launch" <<LAUNCH
 #!/bin/sh
 while [ "\${1#-}" != "\$1" ]; do shift; done
 node=\$((\${1##*.} - 1)); shift
-exec ip netns exec $tag-\$node unshare --uts --ipc sh -c "hostname node\$node; \$*"
+exec ip netns exec $tag-\$node unshare --uts --ipc taskset -c "\$(cat $files/cores.\$node)" \
+    sh -c "hostname node\$node; \$*"
 LAUNCH
 chmod +x "$files/launch"
 
-echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $(getconf _NPROCESSORS_ONLN) cores for all" >&2
+echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $cores cores for all" >&2
 mpirun="$SFB_VENV/bin/mpirun"
 run_mpi "${SFB_SECONDS:-600}" $((nodes * per_node)) \
     -localhost "$subnet.254" -launcher ssh -launcher-exec "$files/launch" -f "$files/hosts" "$@"

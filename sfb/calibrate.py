@@ -116,13 +116,17 @@ def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
 
 def tune(comm: Comm, seconds: float) -> Profile:
     """Measure a profile of the ranks of ``comm`` in about ``seconds``, whatever is known already; collective."""
-    team = comm._team
-    team.load_kernels()
-    return measure(comm, team, seconds)
+    return measure(comm, comm._team, seconds)
 
 
 def measure(comm: Comm, team: Team, seconds: float) -> Profile:
-    """Measure a profile on the ranks of ``team`` in about ``seconds``; collective, kernels loaded."""
+    """Measure a profile on the ranks of ``team`` in about ``seconds``; collective."""
+    error: Exception | None = None
+    try:
+        team.load_kernels()
+    except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+        error = caught
+    compare(team.world, "Comm", error=error)
     began = perf_counter()
 
     def left() -> bool:
@@ -208,7 +212,7 @@ def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
 
             def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
                 with team.blas_limit(1):
-                    kernels.rebuild(u, v, out)
+                    kernels.rebuild(u, v, whole, 0, len(out))  # in the panels of the whole
 
             inner, repetitions = (20, 3) if size == "small" else (1, 1)
             for name, once in (("product", product), ("rebuild", rebuild)):

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
-# Bytes of a rank's factors up to which u and v travel as one message: latency is dearer than copying.
-_PACKED = 1 << 15
-
 
 def suits(problem: Problem) -> bool:
     """Return whether "auto" may take it."""
@@ -33,7 +30,7 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     if problem.ranks == 1:
         gathers = []
-    elif _packed(problem):
+    elif problem.packed:
         gathers = [Use("allgather", samples * problem.sample_bytes)]
     else:
         gathers = [Use("allgather", samples * n * problem.itemsize) for n in problem.shape]
@@ -75,7 +72,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
-    elif _packed(problem):
+    elif problem.packed:
         u, v = yield from _gather_packed(problem, call, factors)
         update(problem, call, receiver, u, v, 0, problem.shape[0])
     else:
@@ -84,22 +81,11 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from call.meet(last=True)
 
 
-def _packed(problem: Problem) -> bool:
-    return problem.uniform and problem.counts[0] * problem.sample_bytes <= _PACKED and problem.fits
-
-
 def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Gathering:
     """Gather u and v as one message of each rank."""
-    (rows, columns), samples, ranks = problem.shape, len(factors), problem.ranks
-    cut = samples * rows
-    mine = call.buffer((samples * (rows + columns),), problem.dtype)
-    messages = call.buffer((ranks, mine.size), problem.dtype)
-    mine[:cut] = factors.u.reshape(-1)
-    mine[cut:] = factors.v.reshape(-1)
-    if call.blocking:
-        call.team.world.Allgather(mine, messages)
-    else:
-        yield from posted([call.team.world.Iallgather(mine, messages)], True)
-    u = np.ascontiguousarray(messages[:, :cut]).reshape(ranks * samples, rows)
-    v = np.ascontiguousarray(messages[:, cut:]).reshape(ranks * samples, columns)
+    ranks, (rows, columns) = problem.ranks, problem.shape
+    messages = call.buffer((ranks, factors.u.size + factors.v.size), problem.dtype)
+    yield from posted(call.allgather_packed(call.team.world, factors, messages), True)
+    u = np.ascontiguousarray(messages[:, : factors.u.size]).reshape(problem.depth, rows)
+    v = np.ascontiguousarray(messages[:, factors.u.size :]).reshape(problem.depth, columns)
     return u, v

@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from sfb.factors import Factors
     from sfb.shared import Block
     from sfb.team import Team
 
@@ -114,6 +115,16 @@ class Call:
         if row is not None:
             row.Free()
         return requests
+
+    def allgather_packed(self, comm: MPI.Intracomm, factors: Factors, messages: np.ndarray) -> list[Any]:
+        """Gather u and v of each rank, as many as of this one, as a row of ``messages``."""
+        mine = self.buffer((messages.shape[1],), messages.dtype)
+        mine[: factors.u.size] = factors.u.reshape(-1)
+        mine[factors.u.size :] = factors.v.reshape(-1)
+        if self.blocking:
+            comm.Allgather(mine, messages)
+            return _NOTHING
+        return [comm.Iallgather(mine, messages)]
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray

@@ -30,7 +30,11 @@ def suits(problem: Problem) -> bool:
 def cost(problem: Problem) -> list[Use]:
     """Price S(K+D) elements written inside the node, each sample once into a node, 2PSKD/R flop."""
     samples = problem.depth / problem.ranks
-    across = [Use("across", samples * n * problem.itemsize) for n in problem.shape] if problem.place.nodes > 1 else []
+    across = [Use("across", samples * n * problem.itemsize) for n in problem.shape]
+    if _packed(problem):
+        across = [Use("across", samples * problem.sample_bytes)]
+    if problem.place.nodes == 1:
+        across = []
     return [
         Use("copy", samples * problem.sample_bytes),
         *across,
@@ -94,7 +98,9 @@ def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
     _, u, v, my_u, my_v = views
     my_u[...] = factors.u
     my_v[...] = factors.v
-    if problem.place.nodes > 1:
+    if _packed(problem):
+        yield from _across_packed(problem, call, factors, u, v)
+    elif problem.place.nodes > 1:
         yield from posted(_across(call, problem.counts, problem.offsets, u, v), True)
     yield from call.meet()
     update(problem, call, receiver, u, v, 0, rows)
@@ -130,6 +136,26 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
         return u, v
 
     yield from blocks(problem, call, receiver, gather)
+
+
+def _packed(problem: Problem) -> bool:
+    """Return whether u and v of a rank travel as one message: few bytes, and a partner on every node."""
+    place = problem.place
+    return place.nodes > 1 and problem.packed and place.ranks == place.nodes * place.ranks_per_node
+
+
+def _across_packed(problem: Problem, call: Call, factors: Factors, u: np.ndarray, v: np.ndarray) -> Iterator[Any]:
+    """Bring the factors of this rank's partners on other nodes into the memory that its node shares."""
+    team = call.team
+    ((slot, comm),) = team.across()
+    messages = call.buffer((team.nodes, factors.u.size + factors.v.size), problem.dtype)
+    yield from posted(call.allgather_packed(comm, factors, messages), True)
+    lows = counts_by_node(problem.offsets, team, slot)
+    for node, message in enumerate(messages):
+        if node != comm.rank:
+            samples = slice(lows[node], lows[node] + len(factors))
+            u[samples] = message[: factors.u.size].reshape(factors.u.shape)
+            v[samples] = message[factors.u.size :].reshape(factors.v.shape)
 
 
 def _across(call: Call, counts: np.ndarray, offsets: np.ndarray, u: np.ndarray, v: np.ndarray) -> list[Any]:

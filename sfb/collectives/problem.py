@@ -17,6 +17,9 @@ __all__ = ["MAX_BYTES", "Problem", "spread"]
 # Default ceiling of a rank's buffers for one exchange.
 MAX_BYTES = 1 << 30
 
+# Bytes of a rank's factors up to which they are packed into one message.
+_PACKED = 1 << 15
+
 
 def spread(ranks: int, nodes: int) -> list[int]:
     """Return the node of each of ``ranks`` ranks that fill ``nodes`` nodes in turn, as evenly as can be."""
@@ -107,6 +110,11 @@ class Problem:
     def panel_height(self) -> int:
         """Rows of a panel of the receiver's grid."""
         return kernels.panel_height(self.shape, self.itemsize, self.depth)
+
+    @cached_property
+    def packed(self) -> bool:
+        """Whether u and v of a rank travel as one message: latency is dearer than copying."""
+        return self.uniform and self.fits and int(self.counts[0]) * self.sample_bytes <= _PACKED
 
     @cached_property
     def share(self) -> float:
