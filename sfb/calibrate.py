@@ -210,7 +210,7 @@ def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
                 with team.blas_limit():
                     np.dot(u.T, v, out=out)
 
-            def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
+            def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out, whole: np.ndarray = whole) -> None:
                 with team.blas_limit(1):
                     kernels.rebuild(u, v, whole, 0, len(out))  # in the panels of the whole
 
