@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -349,6 +350,7 @@ def bench() -> None:
 @click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
 @click.option("-t", "--seconds", type=Finite(0, min_open=True), default=20.0,
               help="Most time for the rows of one size.")  # fmt: skip
+@click.option("-p", "--pause", type=Finite(0), default=0.0, help="Seconds of rest before each timed call.")
 @click.option("-c", "--check", type=bool, default=True, help="Compare with an oracle.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_json_option
@@ -371,3 +373,63 @@ def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **o
 
         draw(rows, plot)
     return int(any(row["wrong"] for row in rows))
+
+
+@bench.command("overhead")
+@click.option("-b", "--begin", type=click.IntRange(8), default=8, help="Bytes of the smallest array.")
+@click.option("-e", "--end", type=click.IntRange(8), default=1 << 20, help="Bytes of the largest.")
+@click.option("-f", "--factor", type=click.IntRange(2), default=8, help="From one size to the next.")
+@click.option("-n", "--iterations", type=click.IntRange(1), default=50, help="Timed samples, of 100 calls each.")
+@click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Samples before.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=5.0, help="Most time for one size.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@_json_option
+def bench_overhead(json_file: Path | None, as_csv: bool, begin: int, end: int, factor: int, **options: Any) -> None:
+    """Allreduce of plain arrays through sfb.Comm beside mpi4py itself."""
+    world = _start()
+    from sfb.bench import overhead
+
+    sizes = []
+    while begin <= end:
+        sizes.append(begin)
+        begin *= factor
+    if not sizes:
+        raise Failure("-b must not be above -e")
+    overhead.run(world, overhead.Config(sizes=sizes, **options), json_file=json_file, as_csv=as_csv)
+
+
+@bench.command("overlap")
+@click.option("-K", "rows", type=Sizes(1), default="4096", help="Rows of the gradient.")
+@click.option("-D", "columns", type=Sizes(1), default="4096", help="Columns of the gradient.")
+@click.option("-S", "samples", type=Sizes(0), default="1,10,100", help="Samples of each rank.")
+@click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
+@click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=20.0,
+              help="Most time for the rows of one size.")  # fmt: skip
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@_json_option
+def bench_overlap(
+    json_file: Path | None, as_csv: bool, rows: Sequence[int], columns: Sequence[int], **options: Any
+) -> None:
+    """Part of an Iallreduce that computation hides, as OMB reports it."""
+    world = _start()
+    from sfb.bench import overlap
+
+    config = overlap.Config(shapes=tuple(product(rows, columns)), **options)
+    overlap.run(world, config, json_file=json_file, as_csv=as_csv)
+
+
+@bench.command("choice")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_plot_option
+def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
+    """How good the choice of "auto" was in FILES, which bench allreduce -J wrote; needs no mpirun."""
+    from sfb.bench.choice import ChoiceError, draw, read, report
+
+    try:
+        cells = read(files)
+    except ChoiceError as error:
+        raise Failure(str(error)) from error
+    click.echo(report(cells))
+    if plot is not None:
+        draw(cells, plot)

@@ -42,6 +42,7 @@ class Config:
         iterations: Timed calls of each candidate.
         warmups: Calls before.
         seconds: Most time for the candidates of one size.
+        pause: Seconds of rest before each timed call.
         check: Compare with an oracle.
     """
 
@@ -54,6 +55,7 @@ class Config:
     iterations: int = 20
     warmups: int = 2
     seconds: float = 20.0
+    pause: float = 0.0
     check: bool = True
 
 
@@ -148,6 +150,7 @@ class _Case:
             iterations=self._config.iterations,
             warmups=self._config.warmups,
             seconds=self._config.seconds,
+            pause=self._config.pause,
         )
         wrong: dict[str, int | None] = dict.fromkeys(names)
         if self._config.check:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ def measure(
     iterations: int,
     warmups: int,
     seconds: float,
+    pause: float = 0.0,
 ) -> dict[str, Times]:
     """Time the candidates in turn, each after a barrier; collective.
 
@@ -65,6 +66,7 @@ def measure(
         iterations: Timed calls of each.
         warmups: Calls of each before, at least one.
         seconds: Most time to spend; fewer iterations are timed where they would take longer.
+        pause: Seconds of rest before each call: what the one before has left in the network is gone then.
     """
     began = perf_counter()
     for _ in range(max(1, warmups)):
@@ -80,6 +82,8 @@ def measure(
     for done in range(1, iterations + 1):
         for index in rng.permutation(len(names)):  # nobody always runs in the wake of the same neighbour
             name, candidate = names[index], candidates[names[index]]
+            if pause:
+                sleep(pause)
             comm.Barrier()
             start = perf_counter()
             exchange, rebuild = candidate()

@@ -25,6 +25,8 @@ __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 # and rows, that BLAS be fast.
 _SLAB, _ROWS = 1 << 20, 128
 _ALIGN = 64
+# Time of a pass over a slab, which is in cache, by that of a pass over memory.
+_CACHED = 0.3
 # Multiplications up to which BLAS uses one thread of its own accord.
 _SMALL = 1 << 18
 
@@ -43,12 +45,12 @@ def cost(problem: Problem) -> list[Use]:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
         reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
         return [product, reduced, Use("sync", times=problem.shared), Use("pass", own)]
-    parts = problem.place.ranks_per_node
-    applied = (1 + problem.passes) * (1 / parts if problem.shared else 1)
+    parts, pieces = problem.place.ranks_per_node, max(1, len(_pieces(problem)))
+    applied = problem.passes * (1 / parts if problem.shared else 1)
     return [
-        product,
-        Use("sync", times=len(_pieces(problem)) * (1 if problem.shared else 2)),
-        Use("pass", (1 + 1 / parts + applied) * problem.dense_bytes),
+        Use("product", elements / pieces, problem.deepest, pieces),
+        Use("sync", times=pieces * (1 if problem.shared else 2)),
+        Use("pass", (_CACHED * (1 + 2 / parts) + applied) * problem.dense_bytes),
     ]
 
 
