@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,7 @@ _log = logging.getLogger("sfb")
 _measured: dict[str, str] = {}  # in this process, by identity
 
 
-def profile_for(comm: Comm, team: Team, given: Profile | None) -> Profile:
+def profile_for(team: Team, given: Profile | None) -> Profile:
     """Return the profile given, or that of SFB_PROFILE or the user's cache, or measure one; collective.
 
     Raises:
@@ -62,7 +62,7 @@ def profile_for(comm: Comm, team: Team, given: Profile | None) -> Profile:
     compare(team.world, "Comm", error=error)
     text = team.world.bcast(text)
     if text is None:
-        text = measure(comm, team, _FIRST_USE).to_json()
+        text = measure(team, _FIRST_USE).to_json()
         if team.rank == 0:
             _measured[_key(who)] = text
     return Profile.from_json(text)
@@ -118,10 +118,10 @@ def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
 
 def tune(comm: Comm, seconds: float) -> Profile:
     """Measure a profile of the ranks of ``comm`` in about ``seconds``, whatever is known already; collective."""
-    return measure(comm, comm._team, seconds)
+    return measure(comm._team, seconds)
 
 
-def measure(comm: Comm, team: Team, seconds: float) -> Profile:
+def measure(team: Team, seconds: float) -> Profile:
     """Measure a profile on the ranks of ``team`` in about ``seconds``; collective."""
     error: Exception | None = None
     try:
@@ -139,7 +139,7 @@ def measure(comm: Comm, team: Team, seconds: float) -> Profile:
     source, target = np.ones((2, LARGE // 2), np.float32)
     memory_rate = 2 * source.nbytes / _time(team, lambda: np.copyto(target, source), 1, inner=1) * team.sharing
     if place.ranks_per_node > 1:
-        tables["sync"] = [(0.0, _sync(comm, team))]
+        tables["sync"] = [(0.0, _sync(team))]
     candidates = _exchanges(team)
     for size in _SIZES:
         if size > _FIRST_SIZES and "product/large" not in tables:
@@ -153,7 +153,7 @@ def measure(comm: Comm, team: Team, seconds: float) -> Profile:
             break
     profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
     gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
-    profile = replace(profile, gemm_rate=gemm, overheads=_overheads(comm, team, profile))
+    profile = replace(profile, gemm_rate=gemm, overheads=_overheads(team, profile))
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
@@ -174,7 +174,9 @@ def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int =
     for i in range(repetitions):
         cold += 1
         if repetitions <= 2 and not inner:
-            sleep(_PAUSE)
+            end = perf_counter() + _PAUSE
+            while perf_counter() < end:
+                pass
         team.world.Barrier()
         began = perf_counter()
         for _ in range(max(1, inner)):
@@ -186,9 +188,10 @@ def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int =
     return float(max(np.median(taken), 1e-9))
 
 
-def _sync(comm: Comm, team: Team) -> float:
-    meeting = team.agree.check("calibrate", "sync", str)
-    call = Call(team, meeting.number, "calibrate", blocking=True)
+def _sync(team: Team) -> float:
+    """Return the seconds of a phase of a node's board; of one of its own, as calls may be under way on the team's."""
+    probe = Team(team.world, team.node)
+    call = Call(probe, 1, "calibrate", blocking=True)
     repetitions = 50
 
     def meet() -> None:
@@ -198,6 +201,7 @@ def _sync(comm: Comm, team: Team) -> float:
 
     seconds = _time(team, meet, 3) / repetitions
     call.finish()
+    probe.free()
     return seconds
 
 
@@ -260,22 +264,25 @@ def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
     return found
 
 
-def _overheads(comm: Comm, team: Team, profile: Profile) -> dict[str, float]:
+def _overheads(team: Team, profile: Profile) -> dict[str, float]:
     """Return what an exchange of next to nothing takes beyond its price."""
     rows, columns = 8, 8
     factors = Factors(np.ones((1, rows), np.float32), np.ones((1, columns), np.float32))
     g = np.empty((rows, columns), np.float32)
     problem = Problem(g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing)
     found = {}
-    for name, module in ALGORITHMS.items():
-        if not module.suits(problem):
-            continue
+    from sfb.comm import Comm  # it imports this module
 
-        def once(name: str = name) -> None:
-            comm._reduce("calibrate", factors, g, MPI.SUM, name)
+    with Comm(team.world, node=team.node, reproducible=True) as probe:
+        for name, module in ALGORITHMS.items():
+            if not module.suits(problem):
+                continue
 
-        priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
-        found[name] = max(0.0, _time(team, once, 7) - priced)
+            def once(name: str = name) -> None:
+                probe.Allreduce(factors, g, algorithm=name)
+
+            priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
+            found[name] = max(0.0, _time(team, once, 7) - priced)
     return found
 
 

@@ -350,7 +350,7 @@ def bench() -> None:
 @click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
 @click.option("-t", "--seconds", type=Finite(0, min_open=True), default=20.0,
               help="Most time for the rows of one size.")  # fmt: skip
-@click.option("-p", "--pause", type=Finite(0), default=0.0, help="Seconds of rest before each timed call.")
+@click.option("-p", "--pause", type=Finite(0), default=0.0, help="Seconds without messages before each timed call.")
 @click.option("-c", "--check", type=bool, default=True, help="Compare with an oracle.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @_json_option

@@ -164,7 +164,7 @@ class Comm(MPI.Intracomm):
         if self._options.check:
             error = _plain_error(recvbuf, algorithm)
             if self._queue.busy:
-                self._queue.drain()
+                self._queue.make_room()
             self._team.agree.check_plain("Allreduce", _describe_plain, error)
         super().Allreduce(sendbuf, recvbuf, op)
 
@@ -269,12 +269,16 @@ class Comm(MPI.Intracomm):
     @property
     def profile(self) -> Profile:
         """What the choice of algorithms rests on; the first use is collective and may measure."""
+        self._queue.drain()
+        return self._known_profile()
+
+    def _known_profile(self) -> Profile:
         if self._profile_or_none is None:
             options = self._options
             if options.reproducible:
                 self._profile_or_none = options.profile or Profile()
             else:
-                self._profile_or_none = profile_for(self, self._team, options.profile)
+                self._profile_or_none = profile_for(self._team, options.profile)
         return self._profile_or_none
 
     def free(self) -> None:
@@ -377,7 +381,7 @@ class Comm(MPI.Intracomm):
         self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
     ) -> Generator[Any, None, Exchange]:
         """Do one exchange in steps; the first of them shows the other ranks what is to come."""
-        opened = self._open(call, factors, recvbuf, op, algorithm)
+        opened = self._open(call, factors, recvbuf, op, algorithm, wait=False)
         yield None
         plan = yield from self._settle(opened)
         return (yield from self._run(plan, opened.meeting, factors, opened.receiver))
@@ -420,8 +424,8 @@ class Comm(MPI.Intracomm):
         yield from agree.steps(meeting)
         return (yield from self._run(plan, meeting, factors, receiver))
 
-    def _open(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> _Opened:
-        """Check the arguments on this rank, and show the others what is to come; nothing waits."""
+    def _open(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str, *, wait: bool = True) -> _Opened:
+        """Check the arguments on this rank, and show the others what is to come; ``wait`` for them a moment."""
         error: Exception | None = None
         seen: _Seen | None = None
         receiver = recvbuf
@@ -444,7 +448,7 @@ class Comm(MPI.Intracomm):
             size=size,
             elapsed=0 if timed is None else timed[2],
             error=error,
-            wait=True,
+            wait=wait,
         )
         settled = timed is None and error is None and agree.settled(meeting)
         return _Opened(meeting, seen, factors, receiver, algorithm, signature, timed, settled)
@@ -526,7 +530,7 @@ class Comm(MPI.Intracomm):
         call, algorithm = meeting.call, opened.algorithm
         _together(team, call, team.load_kernels)
         if algorithm == AUTO:
-            plan = choose(problem, AUTO, self.profile, trials=not self._options.reproducible)
+            plan = choose(problem, AUTO, self._known_profile(), trials=not self._options.reproducible)
         else:
             plan = choose(problem, algorithm, self._profile_or_none or self._options.profile)
         # Each step is collective and can fail on one rank: agree on it before the next.

@@ -15,8 +15,9 @@ from sfb.collectives.call import ALONE, POSTED
 
 __all__ = ["PolledRequest", "Queue", "Request", "Ticker", "run"]
 
-# Exchanges that may be under way at once: the ring of a node's board has twice as many slots (sfb.kernels.sync).
-_MOST = 32
+# Exchanges that may be under way at once, and calls of plain arrays meanwhile: together, and once more for ranks that
+# are ahead, fewer than the slots in the ring of a node's board (sfb.kernels.sync).
+_MOST, _PLAIN = 24, 8
 
 
 class Exchange:
@@ -82,6 +83,7 @@ class Queue:
 
     def __init__(self) -> None:
         self._exchanges: deque[Exchange] = deque()
+        self._plain = 0
         self.lock = threading.RLock()
 
     @property
@@ -95,6 +97,8 @@ class Queue:
         with self.lock:
             while len(self._exchanges) >= _MOST:
                 self._wait_for_oldest()
+            if not self._exchanges:
+                self._plain = 0
             self._exchanges.append(exchange)
             next(steps)  # shows the other ranks what is to come
             self.advance()
@@ -123,6 +127,12 @@ class Queue:
                 self.advance()
                 if not exchange.done and self._exchanges and self._exchanges[0] is exchange:
                     self._wait_for_oldest()
+
+    def make_room(self) -> None:
+        """Count a call of plain arrays beside the exchanges under way; wait for these if there are too many."""
+        self._plain += 1
+        if self._plain >= _PLAIN:
+            self.drain()
 
     def drain(self) -> None:
         """Wait for all exchanges."""
@@ -269,7 +279,12 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
 
     def __new__(cls, queue: Queue, exchange: Exchange) -> Request:
         """Make a generalized request of MPI that is complete when the exchange is."""
-        general = MPI.Grequest.Start(lambda status: None, lambda: None, lambda complete: None)
+
+        def query(status: MPI.Status) -> None:
+            if exchange.error is not None:  # to whoever waits by MPI's own means
+                raise exchange.error
+
+        general = MPI.Grequest.Start(query, lambda: None, lambda complete: None)
         self = super().__new__(cls, general)
         self._queue = queue
         self._exchange = exchange
@@ -279,5 +294,6 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
         return self
 
     def _end(self, exchange: Exchange) -> bool:
-        MPI.Grequest.Wait(self)
+        if exchange.error is None:
+            MPI.Grequest.Wait(self)
         return super()._end(exchange)

@@ -59,6 +59,61 @@ def test_bench(tmp_path):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_of_shapes_and_its_choice(tmp_path):
+    sfb("bench", "allreduce", "--shapes", "8x9,20x10", "-S", 2, "-n", 2, "-r", "momentum", "-J", tmp_path / "b.json")
+    rows = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert {(row["K"], row["D"]) for row in rows} == {(8, 9), (20, 10)}
+    out, _ = sfb("bench", "choice", tmp_path / "b.json", "--plot", tmp_path / "b.png")
+    assert "| 1 ranks, 1 node | 20×10 | 2 |" in out
+    assert "of 2 cells" in out
+    assert "median error" in out
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"environment": {"hosts": [], "ranks": 1}, "results": [{}]}'])
+def test_choice_refuses_other_json(tmp_path, content):
+    (tmp_path / "other.json").write_text(content)
+    _, err = sfb("bench", "choice", tmp_path / "other.json", code=1)
+    assert "not what sfb bench allreduce -J wrote" in err
+
+
+def test_bench_overhead(tmp_path):
+    out, _ = sfb("bench", "overhead", "-b", 8, "-e", 64, "-n", 2, "-J", tmp_path / "o.json")
+    assert "added(us)" in out
+    assert [row["bytes"] for row in json.loads((tmp_path / "o.json").read_text())["results"]] == [8, 64]
+
+
+def test_bench_overlap(tmp_path):
+    out, _ = sfb("bench", "overlap", "-K", 30, "-D", 20, "-S", 2, "-n", 2, "-J", tmp_path / "o.json")
+    assert "overlap(%)" in out
+    rows = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert [row["candidate"] for row in rows] == ["mpi", "thread", "poll"]
+    assert all(0 <= row["overlap"] <= 100 for row in rows)
+
+
+def test_tune_and_explain(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    out, _ = sfb("tune", "-t", 0.1, "-o", tmp_path / "p.json")
+    assert "measured on 1 ranks" in out
+    assert len(list(tmp_path.glob("sfb/profile-*.json"))) == 1
+    out, _ = sfb("explain", "--profile", tmp_path / "p.json", "--ranks", 8, "--nodes", 2)
+    assert "times measured on 1 ranks" in out
+    for name in ("node", "broadcast", "dense", "sharded", "taken:"):
+        assert name in out
+    monkeypatch.setenv("SFB_PROFILE", str(tmp_path / "p.json"))
+    assert "times measured" in sfb("explain")[0]
+    _, err = sfb("train", "mlp", *SMALL)
+    assert "elsewhere" not in err
+
+
+def test_a_profile_that_is_none(tmp_path, monkeypatch):
+    (tmp_path / "p.json").write_text("{")
+    assert "not JSON" in sfb("explain", "--profile", tmp_path / "p.json", code=1)[1]
+    monkeypatch.setenv("SFB_PROFILE", str(tmp_path / "p.json"))
+    assert "not JSON" in sfb("bench", "allreduce", "-K", 4, "-D", 4, "-S", 1, code=1)[1]
+
+
 def test_bench_exits_with_1_when_results_are_wrong(monkeypatch, capsys):
     from sfb import cli
     from sfb.bench import allreduce
@@ -75,7 +130,7 @@ def test_warmup():
 
 def test_version_and_help():
     assert sfb("--version")[0].startswith("sfb, version")
-    for command in ([], ["train"], ["bench"], ["bench", "allreduce"], ["info"], ["compare"], ["warmup"]):
+    for command in ([], ["train"], ["bench"], ["bench", "allreduce"], ["info"], ["compare"], ["tune"], ["explain"]):
         assert "Usage:" in sfb(*command, "--help")[0]
 
 
@@ -97,6 +152,9 @@ def test_version_and_help():
         (["bench", "allreduce", "-K", "0"], 2, "less than 1"),
         (["bench", "allreduce", "-d", "float16"], 2, "float16"),
         (["compare", "missing.json"], 2, "missing.json"),
+        (["bench", "allreduce", "--shapes", "4x"], 2, "not a list of shapes"),
+        (["bench", "overhead", "-b", "64", "-e", "8"], 1, "-b must not be above -e"),
+        (["explain", "--ranks", "2", "--nodes", "3"], 1, "cannot fill"),
     ],
 )
 def test_wrong_usage(arguments, code, message):

@@ -42,7 +42,7 @@ class Config:
         iterations: Timed calls of each candidate.
         warmups: Calls before.
         seconds: Most time for the candidates of one size.
-        pause: Seconds of rest before each timed call.
+        pause: Seconds without messages before each timed call.
         check: Compare with an oracle.
     """
 

@@ -98,7 +98,11 @@ def run(
 
 
 def _measure(world: MPI.Intracomm, config: Config, begin: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-    options = {"iterations": config.iterations, "warmups": config.warmups, "seconds": config.seconds / 2}
+    options: dict[str, Any] = {
+        "iterations": config.iterations,
+        "warmups": config.warmups,
+        "seconds": config.seconds / 2,
+    }
 
     def pure(start: Callable[[], Any]) -> tuple[float, float]:
         start().Wait()

@@ -36,6 +36,18 @@ def test_every_exchange_learns_the_same(world, config):
                 assert layer["algorithm"] == comm
 
 
+@pytest.mark.parametrize("comm", ["auto", "broadcast", "mpi"])
+def test_wait_free_backpropagation_learns_the_same(world, comm):
+    blocking, overlapped = (run(world, dataclasses.replace(MLP, comm=comm, overlap=on)) for on in (False, True))
+    assert overlapped["replicas_identical"]
+    for ours, theirs in zip(overlapped["epochs"], blocking["epochs"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+        assert 0 <= ours["overlap"] <= 1
+        assert theirs["overlap"] == 0
+    for layer in overlapped["layers"]:
+        assert layer["wire_bytes_per_step"] > 0 or world.size == 1
+
+
 def test_result_does_not_depend_on_the_number_of_ranks(world):
     together, alone = run(world, MLP), None
     self_comm = world.Split(world.rank)
