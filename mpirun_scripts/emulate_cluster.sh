@@ -57,7 +57,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-shape() { "$@" tc qdisc add dev "$link" root tbf rate "$rate" burst 512kb latency 100ms; }
+shape() { "$@" tc qdisc add dev "$link" root tbf rate "$rate" burst 128kb latency 100ms; }
 
 ip link add "$tag" type bridge
 ip address add "$subnet.254/24" dev "$tag"
