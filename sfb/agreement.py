@@ -74,7 +74,6 @@ class Agreement:
         self._board = board
         self._sync = sync
         self._number = 0
-        self._digests: dict[object, int] = {}
         nodes = max(node_of) + 1
         self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
         self._home = node_of[world.rank]
@@ -129,7 +128,7 @@ class Agreement:
 
         Args:
             call: The user's call, for the message.
-            signature: What has to be equal on all ranks; its repr is compared.
+            signature: What has to be equal on all ranks; its repr is compared. Or the `digest` of that.
             describe: What this rank passed, in words; called only when something is wrong.
             size: A number ≥ 0 that may differ, the samples of this rank.
             elapsed: Nanoseconds of the call before, for the choice of algorithms.
@@ -137,7 +136,9 @@ class Agreement:
             wait: Look for the others a while, as `steps` is going to be waited for at once.
         """
         self._number += 1
-        digest = self._digest((call, signature)) if error is None else _FAILED
+        digest = signature if type(signature) is int else self.digest(call, signature)
+        if error is not None:
+            digest = _FAILED
         meeting = Meeting(call, self._number, digest, size, describe, error)
         meeting.verdict = self._board.meet(self._number, digest, size, elapsed, wait=wait)
         return meeting
@@ -239,14 +240,11 @@ class Agreement:
         self._world.Allgather(np.array([meeting.size], np.int64), counts)
         return counts
 
-    def _digest(self, signature: object) -> int:
-        digest = self._digests.get(signature)
-        if digest is None:
-            if len(self._digests) >= 4096:
-                self._digests.clear()
-            bits = int.from_bytes(blake2b(repr(signature).encode(), digest_size=8).digest(), "big")
-            digest = self._digests[signature] = (bits >> 2) + 1
-        return digest
+    @staticmethod
+    def digest(call: str, signature: object) -> int:
+        """Return a number that stands for a call and what has to be equal on all ranks."""
+        bits = int.from_bytes(blake2b(repr((call, signature)).encode(), digest_size=8).digest(), "big")
+        return (bits >> 2) + 1
 
     def _raise(self, meeting: Meeting, everybody: bool) -> None:
         """Gather what the ranks passed, of all or of this node, and raise."""

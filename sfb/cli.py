@@ -182,7 +182,7 @@ def info(json_file: Path | None) -> None:
     problem = foreign_launcher()
     if problem:
         raise Failure(problem)
-    from sfb.environment import describe, header
+    from sfb.environment import describe, header, slow_blas
     from sfb.threads import limit_process
 
     world = _world()
@@ -195,8 +195,9 @@ def info(json_file: Path | None) -> None:
         click.echo(f"threads per rank that the commands use: {threads}")
         if json_file is not None:
             json_file.write_text(json.dumps(environment, indent=1) + "\n")
-        if warning:
-            click.echo(f"warning: {warning}", err=True)
+        for problem in (warning, slow_blas(environment)):
+            if problem:
+                click.echo(f"warning: {problem}", err=True)
 
 
 @cli.command()

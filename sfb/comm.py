@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from sfb.agreement import Meeting, compare
+from sfb.agreement import Agreement, Meeting, compare
 from sfb.calibrate import profile_for
 from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
@@ -173,7 +173,7 @@ class Comm(MPI.Intracomm):
 
         Until then neither the factors nor the receiver may be used or changed. Several exchanges may be under
         way at once; all ranks begin them in the same order, and wait in any. What is wrong with the arguments, on
-        this or another rank, is raised by Wait or Test.
+        this or another rank, is raised by Wait or Test. The first call of an optimizer that lacks its state waits.
 
         Returns:
             With factors a `Request` of this library, which is also an `MPI.Request` if the communicator's
@@ -184,7 +184,9 @@ class Comm(MPI.Intracomm):
             if error is not None:
                 raise error
             return super().Iallreduce(sendbuf, recvbuf, op)
-        return self._request(self._steps("Iallreduce", sendbuf, recvbuf, op, algorithm))
+        # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
+        lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
+        return self._request(self._steps("Iallreduce", sendbuf, recvbuf, op, algorithm), at_once=lacks_state)
 
     def Allreduce_init(
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
@@ -274,11 +276,10 @@ class Comm(MPI.Intracomm):
 
     def _known_profile(self) -> Profile:
         if self._profile_or_none is None:
-            options = self._options
-            if options.reproducible:
-                self._profile_or_none = options.profile or Profile()
-            else:
-                self._profile_or_none = profile_for(self._team, options.profile)
+            given = self._options.profile
+            if given is None and self._options.reproducible:
+                given = Profile()
+            self._profile_or_none = profile_for(self._team, given)
         return self._profile_or_none
 
     def free(self) -> None:
@@ -341,9 +342,11 @@ class Comm(MPI.Intracomm):
             self._team_or_none = Team(self, stall=self._options.stall)
         return self._team_or_none
 
-    def _request(self, steps: Iterator[Any]) -> Any:
-        """Begin an exchange that does not block."""
+    def _request(self, steps: Iterator[Any], *, at_once: bool = False) -> Any:
+        """Begin an exchange that does not block, or bring it to its end ``at_once``."""
         exchange = self._queue.begin(steps)
+        if at_once:
+            self._queue.finish(exchange)
         if self._options.progress == "poll" or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             return PolledRequest(self._queue, exchange)
         if self._ticker is None:
@@ -362,7 +365,7 @@ class Comm(MPI.Intracomm):
     def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange, waiting; what `_steps` does, with less ado."""
         opened = self._open(call, factors, recvbuf, op, algorithm)
-        plan = self._plans.get(opened.key) if opened.settled else None
+        plan = opened.plan
         if plan is None:
             plan = run(self._settle(opened))
         name = plan.algorithm if plan.trial is None else plan.trial.next
@@ -429,13 +432,14 @@ class Comm(MPI.Intracomm):
         error: Exception | None = None
         seen: _Seen | None = None
         receiver = recvbuf
-        signature: tuple[Any, ...] = ()
-        size = 0
+        signature: _Signature | None = None
+        digest = size = 0
         try:
             seen = self._see(recvbuf)
             receiver = seen.receiver(recvbuf)
             self._check_factors(factors, seen, receiver, op)
             signature = seen.signature(algorithm, receiver)
+            digest = signature.digest(call)
             size = len(factors.u)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
@@ -443,15 +447,19 @@ class Comm(MPI.Intracomm):
         agree = self._team.agree
         meeting = agree.open(
             call,
-            signature,
+            digest,
             lambda: _describe(factors, recvbuf, algorithm),
             size=size,
             elapsed=0 if timed is None else timed[2],
             error=error,
             wait=wait,
         )
-        settled = timed is None and error is None and agree.settled(meeting)
-        return _Opened(meeting, seen, factors, receiver, algorithm, signature, timed, settled)
+        plan: Plan | None = None
+        if timed is None and signature is not None and agree.settled(meeting):
+            plan = signature.plans.get(size)
+            if plan is not None and not plan.kept:  # what is forgotten on one rank is forgotten on all
+                plan = None
+        return _Opened(meeting, seen, receiver, algorithm, signature, timed, plan)
 
     def _settle(self, opened: _Opened) -> Generator[Any, None, Plan]:
         """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""
@@ -460,13 +468,18 @@ class Comm(MPI.Intracomm):
         if timed is not None:
             timed[0].note(timed[1], meeting.elapsed * 1e-9)
         assert opened.seen is not None
-        plan = self._plans.get(opened.key)
+        assert opened.signature is not None
+        size = meeting.size if meeting.counts is None else meeting.counts.tobytes()
+        key = opened.signature.key, size
+        plan = self._plans.get(key)
         if plan is None:
             yield ALONE
             plan = self._new_plan(opened)
             if len(self._plans) >= _PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[opened.key] = plan
+                self._plans.pop(next(iter(self._plans))).kept = False
+            self._plans[key] = plan
+        if opened.seen.complete and meeting.counts is None:
+            opened.signature.plans = {size: plan}
         if not opened.seen.complete:
             yield ALONE
             allocate = np.zeros if opened.seen.block is None else team.share
@@ -492,7 +505,7 @@ class Comm(MPI.Intracomm):
                 raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
         if len(self._seen) >= _PLANS:
             self._seen.pop(next(iter(self._seen)))
-        seen = self._seen[id(recvbuf)] = _Seen(recvbuf, receiver, block, self._options.max_bytes)
+        seen = self._seen[id(recvbuf)] = _Seen(recvbuf, receiver, block, self._options)
         return seen
 
     def _check_factors(self, factors: Any, seen: _Seen, receiver: Receiver, op: MPI.Op) -> None:
@@ -545,28 +558,42 @@ class _Opened(NamedTuple):
     Attributes:
         meeting: By which the ranks agree on it.
         seen: What is known of the receiver; None if the arguments are wrong.
-        factors: To be exchanged.
         receiver: To be updated.
         algorithm: As the caller named it.
-        signature: What has to be equal on all ranks.
+        signature: What has to be equal on all ranks; None likewise.
         timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
-        settled: Whether all ranks are known to agree, S included.
+        plan: Where all ranks are known to agree already, S included, what they did last time.
     """
 
     meeting: Meeting
     seen: _Seen | None
-    factors: Any
     receiver: Any
     algorithm: str
-    signature: tuple[Any, ...]
+    signature: _Signature | None
     timed: tuple[Plan, str, int] | None
-    settled: bool
+    plan: Plan | None
 
-    @property
-    def key(self) -> object:
-        """What a plan is kept by."""
-        counts = self.meeting.counts
-        return self.signature[0], self.meeting.size if counts is None else counts.tobytes()
+
+class _Signature:
+    """What has to be equal on all ranks in calls with one receiver, its settings and an algorithm.
+
+    Attributes:
+        key: What plans depend on.
+        plans: The last plan, by S, where that is the same on all ranks.
+    """
+
+    def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
+        self.key = key
+        self.plans: dict[object, Plan] = {}
+        self._whole = key, *rest
+        self._digests: dict[str, int] = {}
+
+    def digest(self, call: str) -> int:
+        """Return the number that stands for it, and for the user's call."""
+        found = self._digests.get(call)
+        if found is None:
+            found = self._digests[call] = Agreement.digest(call, self._whole)
+        return found
 
 
 class _Seen:
@@ -579,16 +606,17 @@ class _Seen:
         complete: Whether it has all its state.
     """
 
-    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, max_bytes: int) -> None:
+    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: _Options) -> None:
         self._recvbuf = weakref.ref(recvbuf)
         self._is_array = receiver is not recvbuf
         self._arrays: list[Any] = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
         self.complete = len(self._arrays) == 1 + len(receiver.state)
         self.block = block
-        self._places = tuple(_place(array) for array in (receiver.array, *receiver.state)), max_bytes
+        self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
+        self._options = options.max_bytes, options.reproducible
         self.shape = receiver.shape
         self.dtype = receiver.dtype
-        self._signatures: dict[object, tuple[object, ...]] = {}
+        self._signatures: dict[object, _Signature] = {}
 
     def receiver(self, recvbuf: Any) -> Receiver:
         """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
@@ -610,8 +638,8 @@ class _Seen:
                 return False
         return True
 
-    def signature(self, algorithm: str, receiver: Receiver) -> tuple[object, ...]:
-        """Return what has to be equal on all ranks; of that the first is what a plan depends on."""
+    def signature(self, algorithm: str, receiver: Receiver) -> _Signature:
+        """Return what has to be equal on all ranks."""
         settings = receiver.settings
         found = self._signatures.get((algorithm, settings))
         if found is None:
@@ -621,7 +649,8 @@ class _Seen:
             key = (receiver.shape, receiver.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
             if len(self._signatures) >= _PLANS:
                 self._signatures.clear()
-            found = self._signatures[algorithm, settings] = (key, settings, self._places)
+            rest = settings, self._places, self._options
+            found = self._signatures[algorithm, settings] = _Signature(key, rest)
         return found
 
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 from sfb._version import __version__
 from sfb.threads import affinity, cores
 
-__all__ = ["describe", "header", "mpi_library"]
+__all__ = ["describe", "header", "mpi_library", "slow_blas"]
 
 _PACKAGES = ("mpi4py", "numpy", "numba", "scipy")
 
@@ -67,6 +67,21 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
             if name.endswith("_NUM_THREADS") or name.startswith(("SFB_", "NUMBA_", "OPENBLAS_"))
         },
     }
+
+
+def slow_blas(environment: dict[str, Any]) -> str | None:
+    """Say so where OpenBLAS has taken AVX2 kernels on a processor with AVX-512, which it does not know; else None."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return None
+    narrow = [b["library"] for b in environment["blas"] if b["architecture"] in ("Haswell", "Zen")]
+    if not narrow or not all(f" avx512{part}" in flags for part in ("f", "cd", "bw", "dq", "vl")):
+        return None
+    return (
+        f"{narrow[0]} uses AVX2 though this processor has AVX-512; OPENBLAS_CORETYPE=SkylakeX may double the rate of "
+        "products"
+    )
 
 
 def header(environment: dict[str, Any]) -> list[str]:

@@ -105,20 +105,13 @@ class SGD(Receiver):
 
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
         """Apply uᵀv to the rows, fused: the gradient is never stored."""
-        kernels.sgd(u, v, self.array, self.velocity, start, stop, first, **self._hyper)
+        rule = self.lr, self.momentum, self.weight_decay, self.nesterov
+        kernels.sgd(u, v, self.array, self.velocity, start, stop, first, *rule)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
         """Apply g to the rows."""
-        kernels.sgd_dense(g, self.array, self.velocity, start, stop, first, **self._hyper)
-
-    @property
-    def _hyper(self) -> dict[str, Any]:
-        return {
-            "lr": self.lr,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "nesterov": self.nesterov,
-        }
+        rule = self.lr, self.momentum, self.weight_decay, self.nesterov
+        kernels.sgd_dense(g, self.array, self.velocity, start, stop, first, *rule)
 
     def _check_settings(self) -> None:
         for name in ("lr", "momentum", "weight_decay"):

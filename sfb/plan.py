@@ -92,6 +92,8 @@ class Plan:
         forced: Whether the user named the algorithm.
         profile: What the estimates rest on.
         trial: The contenders, while calls are timed to decide among them.
+        measured: Least seconds of a call of those that were timed.
+        kept: Whether it may still be taken for another call.
     """
 
     algorithm: str
@@ -101,6 +103,7 @@ class Plan:
     profile: Profile
     trial: Trial | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    kept: bool = True
 
     def note(self, algorithm: str, seconds: float) -> None:
         """Note the time of a call of the trial, and end it if that was the last."""

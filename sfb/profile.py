@@ -94,6 +94,8 @@ class Profile:
 
     def seconds(self, use: Use, place: Place) -> float:
         """Return the seconds of ``use`` by ranks that lie as ``place`` says."""
+        if use.kind == "across" and place.ranks_per_node == 1:
+            use = use._replace(kind="allgather")  # of the same ranks then
         if use.kind == "pass":
             one = place.sharing * use.amount / self.memory_rate
         elif use.kind in WORK:

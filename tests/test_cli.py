@@ -19,7 +19,8 @@ def sfb(*arguments, code=0):
 SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
 
 
-def test_info():
+def test_info(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # nothing to warn of
     out, err = sfb("info")
     for word in ("sfb", "mpi4py", "numba", "MPI", "1 rank, up to 1 per node", "BLAS", "threads per rank"):
         assert word in out

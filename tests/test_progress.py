@@ -53,6 +53,13 @@ def test_many_at_once_waited_for_in_any_order(eager, world, rng):
         assert (abs(g - oracle.total(parts, g.shape)) <= oracle.bound(parts, g.shape, np.float64)).all()
 
 
+def test_an_optimizer_without_state_yet(eager, world):
+    optimizer = sfb.optim.SGD(eager.shared((4, 3), np.float64), lr=1.0, momentum=0.5)
+    requests = [eager.Iallreduce(good(), optimizer) for _ in range(3)]
+    sfb.Request.Waitall(requests)
+    np.testing.assert_allclose(optimizer.array, -2 * world.size * (1 + 1.5 + 1.75))
+
+
 def test_polling_by_test(eager):
     g = np.empty((4, 3))
     request = eager.Iallreduce(good(), g)

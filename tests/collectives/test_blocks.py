@@ -50,10 +50,11 @@ def test_blocks_of_rows_give_the_bits_of_the_whole(world, rng):
     assert len(bits) == 1
 
 
-def test_ceilings_that_differ(world):
+@pytest.mark.parametrize("option", ["max_bytes", "reproducible"])
+def test_options_that_differ(world, option):
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
-    with sfb.Comm(world, max_bytes=1000 + world.rank) as comm:
+    with sfb.Comm(world, **{option: 1 + world.rank if option == "max_bytes" else world.rank == 0}) as comm:
         factors = sfb.Factors(np.ones((2, 4)), np.ones((2, 3)))
         with pytest.raises(sfb.MismatchError, match="ranks disagree"):
             comm.Allreduce(factors, np.empty((4, 3)))

@@ -149,3 +149,16 @@ def test_last_exchange_tells_what_was_done(comm, world):
         assert last.rebuild_seconds > 0
     comm.Allreduce(factors, np.empty((4, 3), np.float32), algorithm="broadcast")
     assert comm.last_exchange.wire_bytes == (world.size - 1) * factors.nbytes
+
+
+def test_more_plans_than_are_kept(comm, world, monkeypatch):
+    from sfb import comm as module
+
+    monkeypatch.setattr(module, "_PLANS", 3)
+    arrays = [np.empty((4, 3 + i)) for i in range(6)]
+    # An array that comes and goes is recognised on some ranks and not on others.
+    for turn in range(4):
+        for i, g in enumerate(arrays):
+            target = g if (turn + i + world.rank) % 2 else np.empty_like(g)
+            comm.Allreduce(sfb.Factors(np.ones((1, 4)), np.ones((1, 3 + i))), target, algorithm="node")
+            np.testing.assert_array_equal(target, world.size)
