@@ -13,6 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.board import Board
+from sfb.collectives.call import ALONE
 from sfb.profile import ProfileError
 
 __all__ = ["Agreement", "Meeting", "MismatchError", "compare"]
@@ -92,8 +93,7 @@ class Agreement:
     ) -> Meeting:
         """Compare ``signature`` with every other rank's; collective. `open` says what the arguments are."""
         meeting = self.open(call, signature, describe, size=size, error=error, wait=True)
-        for step in self.steps(meeting):
-            step.Wait()
+        _wait(self.steps(meeting))
         return meeting
 
     def check_plain(self, call: str, describe: Callable[[], str], error: Exception | None = None) -> None:
@@ -107,11 +107,9 @@ class Agreement:
             return
         meeting = Meeting(call, self._number, digest, 0, describe, error)
         meeting.verdict = verdict
-        for step in self._on_node(meeting):
-            step.Wait()
+        _wait(self._on_node(meeting))
         if meeting.verdict == self._sync.DIFFERENT or error is not None:
-            for step in self._fail(meeting):
-                step.Wait()
+            _wait(self._fail(meeting))
 
     def open(
         self,
@@ -163,7 +161,7 @@ class Agreement:
             yield from self._on_node(meeting)
         if len(self._members) == 1:
             if meeting.verdict == sync.DIFFERENT or meeting.digest == _FAILED:
-                self._raise(meeting, True)
+                yield from self._raise(meeting, True)
             if meeting.verdict == sync.UNEVEN:
                 meeting.uniform = False
                 meeting.counts = board.headers(meeting.number)[:, 1].copy()
@@ -178,10 +176,11 @@ class Agreement:
             yield _Announcement(board, meeting)
         verdict, _, meeting.elapsed = board.announced(meeting.number)
         if verdict == sync.DIFFERENT:
-            self._raise(meeting, True)
+            yield from self._raise(meeting, True)
         if verdict == sync.UNEVEN:
             meeting.uniform = False
-            meeting.counts = self._counts(meeting)
+            meeting.counts = np.empty(self._world.size, np.int64)
+            yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
 
     def _fail(self, meeting: Meeting) -> Iterator[Any]:
         """Raise on all ranks, or on those of this node alone if others pass plain arrays and listen to nobody."""
@@ -192,7 +191,7 @@ class Agreement:
             elif not self._board.was_announced(meeting.number, wait=False):
                 yield _Announcement(self._board, meeting)
             everybody = bool(self._board.announced(meeting.number)[1])
-        self._raise(meeting, everybody)
+        yield from self._raise(meeting, everybody)
 
     def _on_node(self, meeting: Meeting) -> Iterator[Any]:
         arrival = _Arrival(self._board, meeting)
@@ -235,24 +234,27 @@ class Agreement:
             verdict = self._sync.AGREED
         self._board.announce(meeting.number, (verdict, 1, int(rows[:, 2].max())))
 
-    def _counts(self, meeting: Meeting) -> np.ndarray:
-        counts = np.empty(self._world.size, np.int64)
-        self._world.Allgather(np.array([meeting.size], np.int64), counts)
-        return counts
-
     @staticmethod
     def digest(call: str, signature: object) -> int:
         """Return a number that stands for a call and what has to be equal on all ranks."""
         bits = int.from_bytes(blake2b(repr((call, signature)).encode(), digest_size=8).digest(), "big")
         return (bits >> 2) + 1
 
-    def _raise(self, meeting: Meeting, everybody: bool) -> None:
+    def _raise(self, meeting: Meeting, everybody: bool) -> Iterator[Any]:
         """Gather what the ranks passed, of all or of this node, and raise."""
+        yield ALONE  # others may have to finish older calls before they come here
         error = meeting.error
         mine = _report(error) if error is not None else ("", f"{meeting.call} with {meeting.describe()}")
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
         members = range(self._world.size) if everybody else self._board.members
         _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)
+
+
+def _wait(steps: Iterator[Any]) -> None:
+    """Wait for each step; nothing else is under way."""
+    for step in steps:
+        if step is not ALONE:
+            step.Wait()
 
 
 class _Arrival:

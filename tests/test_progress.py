@@ -53,6 +53,21 @@ def test_many_at_once_waited_for_in_any_order(eager, world, rng):
         assert (abs(g - oracle.total(parts, g.shape)) <= oracle.bound(parts, g.shape, np.float64)).all()
 
 
+def test_wrong_calls_among_others(eager, world):
+    g, h = np.empty((4, 3)), np.empty((4, 3))
+    wrong = np.zeros((4, 3) if world.rank else (3, 4))
+    requests = [eager.Iallreduce(good(), receiver) for receiver in (g, wrong, h)]
+    if world.rank % 2:
+        requests[2].Wait()
+        requests[0].Wait()
+    with pytest.raises(ValueError, match="rank 0:"):
+        requests[1].Wait()
+    if world.rank % 2 == 0:
+        sfb.Request.Waitall([requests[0], requests[2]])
+    np.testing.assert_array_equal(g, 2 * world.size)
+    np.testing.assert_array_equal(h, g)
+
+
 def test_an_optimizer_without_state_yet(eager, world):
     optimizer = sfb.optim.SGD(eager.shared((4, 3), np.float64), lr=1.0, momentum=0.5)
     requests = [eager.Iallreduce(good(), optimizer) for _ in range(3)]
