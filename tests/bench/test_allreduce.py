@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sfb.bench import allreduce
-from sfb.bench.engine import measure
+from sfb.bench.engine import _orders, measure
 
 pytestmark = pytest.mark.mpi
 
@@ -62,6 +62,19 @@ def test_json(world, capfd, tmp_path):
         table = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("#")]
         assert table[0].startswith("K,D,S,algorithm")
         assert len(table) == len(rows) + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_every_candidate_follows_every_other_equally_often(count):
+    from collections import Counter
+    from itertools import pairwise
+
+    names = [str(i) for i in range(count)]
+    orders = _orders(names)
+    assert all(sorted(order) == names for order in orders)
+    follows = Counter(pair for order in orders for pair in pairwise(order))
+    assert len(follows) == count * (count - 1)
+    assert len(set(follows.values())) <= 1
 
 
 def test_candidates_take_turns_and_time_is_bounded(world):
