@@ -148,7 +148,7 @@ def measure(team: Team, seconds: float) -> Profile:
         for kind, make in candidates.items():
             if size > _FIRST_SIZES and not left():
                 continue
-            tables.setdefault(kind, []).append((float(size), _time(team, make(size), 7 if size <= 1 << 15 else 2)))
+            tables.setdefault(kind, []).append((float(size), _time(team, make(size), 9 if size <= 1 << 15 else 2)))
         if size > _FIRST_SIZES and not left():
             break
     profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
@@ -282,7 +282,7 @@ def _overheads(team: Team, profile: Profile) -> dict[str, float]:
                 probe.Allreduce(factors, g, algorithm=name)
 
             priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
-            found[name] = max(0.0, _time(team, once, 7) - priced)
+            found[name] = max(0.0, _time(team, once, 21) - priced)
     return found
 
 
