@@ -18,6 +18,8 @@ __all__ = ["PolledRequest", "Queue", "Request", "Ticker", "run"]
 # Exchanges that may be under way at once, and calls of plain arrays meanwhile: together, and once more for ranks that
 # are ahead, fewer than the slots in the ring of a node's board (sfb.kernels.sync).
 _MOST, _PLAIN = 24, 8
+# Seconds to wait for a thread that may be inside MPI when the program ends.
+_PATIENCE = 5.0
 
 
 class Exchange:
@@ -187,7 +189,7 @@ class Ticker:
         """End the thread."""
         self._ended = True
         self._wanted.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
         atexit.unregister(self.stop)
 
     def _run(self) -> None:
@@ -288,9 +290,10 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
         self = super().__new__(cls, general)
         self._queue = queue
         self._exchange = exchange
-        exchange.on_end = general.Complete
-        if exchange.done:
-            exchange.end()
+        with queue.lock:  # the thread may be about to end it
+            exchange.on_end = general.Complete
+            if exchange.done:
+                exchange.end()
         return self
 
     def _end(self, exchange: Exchange) -> bool:
