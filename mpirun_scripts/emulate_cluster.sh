@@ -7,8 +7,8 @@
 #
 # COMMAND runs under the MPICH of $SFB_VENV (default .venv-mpich, made if missing), whose programs come first on PATH:
 #   ./mpirun_scripts/emulate_cluster.sh -N 4 sfb bench allreduce -S 1,10,100
-# The cores are dealt out to the nodes; where there are fewer cores than nodes, nodes share them, so exchange is
-# emulated and computation takes longer than on a cluster. Everything is removed at the end.
+# The cores are dealt out to the nodes; where there are fewer cores than nodes, nodes share them, with one BLAS thread a
+# rank, so exchange is emulated and computation takes longer than on a cluster. Everything is removed at the end.
 # SFB_SECONDS  hard limit of the run (default 600)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
@@ -74,10 +74,10 @@ for ((i = 0; i < nodes; i++)); do
     link=$tag.$i shape || fail "tc refuses the rate '$rate'"
     link=eth0 shape ip netns exec "$name"
     echo "$subnet.$((i + 1)):$per_node" >>"$files/hosts"
-    if [ "$nodes" -lt "$cores" ]; then
+    if [ "$nodes" -le "$cores" ]; then
         seq -s, "$i" "$nodes" $((cores - 1)) >"$files/cores.$i"
     else
-        echo $((i % cores)) >"$files/cores.$i"
+        echo "0-$((cores - 1))" >"$files/cores.$i"
     fi
 done
 
@@ -91,6 +91,7 @@ exec ip netns exec $tag-\$node unshare --uts --ipc taskset -c "\$(cat $files/cor
 LAUNCH
 chmod +x "$files/launch"
 
+[ "$nodes" -le "$cores" ] || export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $cores cores for all" >&2
 mpirun="$SFB_VENV/bin/mpirun"
 run_mpi "${SFB_SECONDS:-600}" $((nodes * per_node)) \

@@ -43,7 +43,7 @@ _NO_LIMIT: AbstractContextManager[Any] = nullcontext()
 
 
 def limit_process(comm: MPI.Intracomm) -> int:
-    """Hold this process's BLAS to its share of the node's cores for good; collective.
+    """Hold this process's BLAS to its share of the node's cores, or to fewer threads that it has, for good; collective.
 
     For commands, which own their process; a library leaves the user's setting alone.
 
@@ -55,5 +55,7 @@ def limit_process(comm: MPI.Intracomm) -> int:
     node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
     threads = max(1, cores(node) // node.size)
     node.Free()
-    ThreadpoolController().limit(limits=threads)
+    for library in ThreadpoolController().lib_controllers:
+        if library.num_threads > threads:
+            library.set_num_threads(threads)
     return threads
