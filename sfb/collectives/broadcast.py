@@ -62,10 +62,10 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         depth = int(counts.sum())
         offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
         own = np.ascontiguousarray(factors.u[mine, columns])
-        u = call.buffer((depth, own.shape[1]), problem.dtype)
+        u = call.buffer((depth, own.shape[1]), problem.dtype, "u")
         requests = call.allgather(world, own, u, counts, offsets)
         if kept is None or problem.sample_blocks > 1:
-            kept = call.buffer((depth, problem.shape[1]), problem.dtype)
+            kept = call.buffer((depth, problem.shape[1]), problem.dtype, "v")
             requests += call.allgather(world, factors.v[mine], kept, counts, offsets)
         yield from posted(requests, final)
         return u, kept

@@ -43,7 +43,7 @@ class Call:
         rebuild_seconds: Time spent in forming and applying the sum so far.
     """
 
-    __slots__ = ("_began", "_leases", "_name", "_phase", "blocking", "number", "rebuild_seconds", "team")
+    __slots__ = ("_began", "_leases", "_name", "_named", "_phase", "blocking", "number", "rebuild_seconds", "team")
 
     def __init__(self, team: Team, number: int, name: str, *, blocking: bool) -> None:
         self.team = team
@@ -53,6 +53,7 @@ class Call:
         self._name = name
         self._phase = 1
         self._leases: list[np.ndarray] = []
+        self._named: dict[str, np.ndarray] = {}
         self._began = 0.0
 
     def __enter__(self) -> None:
@@ -76,10 +77,16 @@ class Call:
             return _NOTHING
         return [board.phase(self.number, self._phase, self._name)]
 
-    def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return an array that is this call's own until its end."""
+    def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "") -> np.ndarray:
+        """Return an array that is this call's own until its end, or until it asks for one of the same name."""
+        if name in self._named:
+            memory = self._named.pop(name)
+            self._leases = [lease for lease in self._leases if lease is not memory]
+            self.team.give_back(memory)
         array, memory = self.team.lease(shape, dtype)
         self._leases.append(memory)
+        if name:
+            self._named[name] = memory
         return array
 
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:

@@ -60,9 +60,9 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
             update(problem, call, receiver, u, v, low, high)
             continue
         start, stop = own_rows(problem, call, low, high)
-        total = call.buffer((stop - start, problem.shape[1]), problem.dtype)
+        total = call.buffer((stop - start, problem.shape[1]), problem.dtype, "total")
         total[...] = 0
-        term = call.buffer(total.shape, problem.dtype)
+        term = call.buffer(total.shape, problem.dtype, "term")
         for part in range(parts):
             final = i == last and part == parts - 1
             u, v = yield from gather(slice(low, high), edges[part], edges[part + 1], final)
