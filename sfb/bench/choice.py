@@ -138,7 +138,8 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         for cell in here:
             row, column = shapes.index(cell.shape), samples.index(cell.samples)
             grid[row][column] = names.index(cell.best)
-            text = f"{cell.seconds['mpi'] / cell.seconds[AUTO]:.2g}×" if "mpi" in cell.seconds else ""
+            gain = cell.seconds["mpi"] / cell.seconds[AUTO] if "mpi" in cell.seconds else 0.0
+            text = f"{gain:.0f}×" if gain >= 10 else f"{gain:.1f}×" if gain else ""
             panel.text(column, row, text, ha="center", va="center", fontsize=8)
         colours = ListedColormap([f"C{i}" for i in range(len(names))])
         panel.imshow(grid, cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, alpha=0.6, aspect="auto")
