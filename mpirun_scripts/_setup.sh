@@ -64,14 +64,6 @@ set_up() {
     export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # its wheel's UCX component complains at every window
 }
 
-# OpenBLAS does not know AMD's family 26 (Zen 5), and would take AVX2 kernels, half as fast, where there is AVX-512.
-if [ -z "${OPENBLAS_CORETYPE:-}" ] && [ -r /proc/cpuinfo ] &&
-    awk -F': ' '/^vendor_id/ { amd = $2 == "AuthenticAMD" } /^cpu family/ { family = $2 }
-        /^flags/ { wide = 1; for (f = split("f cd bw dq vl", part, " "); f; f--) wide = wide && $2 ~ " avx512" part[f]
-                   exit } END { exit !(amd && family >= 26 && wide) }' /proc/cpuinfo; then
-    export OPENBLAS_CORETYPE=SkylakeX
-fi
-
 # run_mpi SECONDS RANKS COMMAND...: run under mpirun; past SECONDS the whole process group is ended.
 run_mpi() {
     local seconds=$1 ranks=$2

@@ -70,7 +70,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
 
 
 def slow_blas(environment: dict[str, Any]) -> str | None:
-    """Say so where OpenBLAS has taken AVX2 kernels on a processor with AVX-512, which it does not know; else None."""
+    """Say so where OpenBLAS has taken AVX2 kernels on a processor with AVX-512; else None."""
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
