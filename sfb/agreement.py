@@ -33,12 +33,11 @@ class Meeting:
 
     Attributes:
         number: Of the call on its communicator, the same on all ranks.
-        uniform: Once settled, whether all ranks gave the same size.
-        counts: Once settled and not uniform, the sizes of all ranks.
+        counts: Once settled, the sizes of all ranks, where they differ.
         elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
     """
 
-    __slots__ = ("call", "counts", "describe", "digest", "elapsed", "error", "number", "size", "uniform", "verdict")
+    __slots__ = ("call", "counts", "describe", "digest", "elapsed", "error", "number", "size", "verdict")
 
     def __init__(
         self, call: str, number: int, digest: int, size: int, describe: Callable[[], str], error: Exception | None
@@ -49,7 +48,6 @@ class Meeting:
         self.size = size
         self.describe = describe
         self.error = error
-        self.uniform = True
         self.counts: np.ndarray | None = None
         self.elapsed = 0
         self.verdict = 0
@@ -163,7 +161,6 @@ class Agreement:
             if meeting.verdict == sync.DIFFERENT or meeting.digest == _FAILED:
                 yield from self._raise(meeting, True)
             if meeting.verdict == sync.UNEVEN:
-                meeting.uniform = False
                 meeting.counts = board.headers(meeting.number)[:, 1].copy()
             if timed:
                 meeting.elapsed = int(board.headers(meeting.number)[:, 2].max())
@@ -178,7 +175,6 @@ class Agreement:
         if verdict == sync.DIFFERENT:
             yield from self._raise(meeting, True)
         if verdict == sync.UNEVEN:
-            meeting.uniform = False
             meeting.counts = np.empty(self._world.size, np.int64)
             yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +66,11 @@ def prepare(problem: Problem, team: Team) -> None:
     """Allocate the node's room for everybody's factors."""
     if problem.place.nodes > 1:
         team.across()
-    if problem.fits:
-        team.grow_staging(_second(problem.depth, problem.shape[0], problem)[1])
+    width = max((high - low for low, high in problem.row_blocks), default=0)
+    edges = problem.sample_edges
+    depth = max(int((last - first).sum()) for first, last in pairwise(edges))
+    # Here, where a rank that has no room can tell the others: not amid the exchange.
+    team.grow_staging(_second(depth, width, problem)[1])
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

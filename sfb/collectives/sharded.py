@@ -111,14 +111,7 @@ def _by_rows(
         kernels.rebuild(u, v, total, start, stop, start)
     rows = np.array([high - low for low, high in ranges])
     firsts = np.array([low for low, _ in ranges])
-    requests = []
-    if problem.shared:
-        for slot, comm in team.across():
-            its_rows, its_firsts = counts_by_node(rows, team, slot), counts_by_node(firsts, team, slot)
-            requests += call.allgather(comm, team.in_place, total, its_rows, its_firsts)
-    else:
-        requests = call.allgather(team.world, team.in_place, total, rows, firsts)
-    yield from posted(requests, True)
+    yield from posted(_gather(problem, call, total, rows, firsts), True)
     yield from _apply(problem, call, receiver, total, assigned)
 
 
@@ -140,14 +133,7 @@ def _by_columns(
     mine = blocks[rows * start : rows * stop].reshape(rows, stop - start)
     with call, team.blas_limit(1):
         kernels.rebuild(u, v, mine)
-    requests = []
-    if problem.shared:
-        for slot, comm in team.across():
-            its_sizes, its_firsts = counts_by_node(sizes, team, slot), counts_by_node(firsts, team, slot)
-            requests += call.allgather(comm, team.in_place, blocks, its_sizes, its_firsts)
-    else:
-        requests = call.allgather(team.world, team.in_place, blocks, sizes, firsts)
-    yield from posted(requests, True)
+    yield from posted(_gather(problem, call, blocks, sizes, firsts), True)
     if problem.shared:
         yield from call.meet()
     low, high = own_rows(problem, call, 0, rows)
@@ -161,6 +147,18 @@ def _by_columns(
             receiver.update_dense(total, low, high, low)
     if problem.shared:
         yield from call.meet(last=True)
+
+
+def _gather(problem: Problem, call: Call, parts: np.ndarray, counts: np.ndarray, firsts: np.ndarray) -> list[Any]:
+    """Bring every rank's rows of ``parts`` to every rank, or to every node where its ranks share them."""
+    team = call.team
+    if not problem.shared:
+        return call.allgather(team.world, team.in_place, parts, counts, firsts)
+    requests = []
+    for slot, comm in team.across():
+        its_counts, its_firsts = counts_by_node(counts, team, slot), counts_by_node(firsts, team, slot)
+        requests += call.allgather(comm, team.in_place, parts, its_counts, its_firsts)
+    return requests
 
 
 def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, assigned: bool) -> Iterator[Any]:
