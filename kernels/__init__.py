@@ -1,8 +1,8 @@
 """Numba kernels that turn sufficient factors into matrices and updates; no MPI.
 
-Every kernel works rows ``start`` to ``stop`` of a K×D array and takes them in the panels of one
-grid that depends on K, D, the element size and the depth alone. Ranks that own whole panels
-therefore produce the same bits however many of them share the work.
+Every element of uᵀv is a chain of fused multiply-adds over the samples in their order, put aside and taken up again
+every `DEPTH` samples. So its bits do not depend on which rows a call works, on how many threads share them, or on the
+processor's vectors: ranks may divide the rows as they like.
 
 Numba is imported, and the kernels are compiled or loaded from its cache, on the first call.
 """
@@ -10,34 +10,39 @@ Numba is imported, and the kernels are compiled or loaded from its cache, on the
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from sfb.kernels.rules import SGD, Rule, adagrad, adam, proximal, sgd
 
-__all__ = ["panel_height", "partition", "rebuild", "reduce", "sgd", "sgd_dense", "warmup"]
+__all__ = [
+    "Rule",
+    "accumulate",
+    "adagrad",
+    "adam",
+    "partition",
+    "proximal",
+    "rebuild",
+    "reduce",
+    "sgd",
+    "shrink_rows",
+    "update",
+    "update_dense",
+    "warmup",
+]
 
-# Up to this depth, rows stream through the cache; above it, panels go through BLAS.
-STREAM_DEPTH = 2
-# From this depth, BLAS needs taller panels to amortise its packing of v.
-DEEP = 64
-# Bound of the scratch panel.
-PANEL_BYTES = 4 << 20
+# Work, in multiplications, that a thread must find to be worth waking.
+_WORTH = 1 << 21
+_ALIGN = 64
 
 
-def panel_height(shape: tuple[int, int], itemsize: int, depth: int) -> int:
-    """Return the rows of one panel of the grid; 1 where rows are streamed."""
-    rows, columns = shape
-    if depth <= STREAM_DEPTH:
-        return 1
-    height = 256 if depth >= DEEP else 128
-    height = min(height, rows // 16, PANEL_BYTES // max(1, columns * itemsize))
-    return max(16, height // 16 * 16)
-
-
-def partition(rows: int, height: int, parts: int, index: int) -> tuple[int, int]:
-    """Return the rows, whole panels, that part ``index`` of ``parts`` owns."""
-    panels = -(-rows // height)
-    return min(rows, panels * index // parts * height), min(rows, panels * (index + 1) // parts * height)
+def partition(rows: int, parts: int, index: int) -> tuple[int, int]:
+    """Return the rows that part ``index`` of ``parts`` owns: as many as the others, or one less."""
+    return rows * index // parts, rows * (index + 1) // parts
 
 
 @functools.cache
@@ -49,32 +54,147 @@ def _compiled() -> ModuleType:
 
 def warmup() -> None:
     """Compile every kernel, or load it from Numba's cache."""
-    import scipy.linalg.cython_blas  # noqa: F401 - where a kernel's np.dot finds BLAS when it first runs
-
     _compiled()
 
 
 def rebuild(
-    u: np.ndarray, v: np.ndarray, g: np.ndarray, start: int = 0, stop: int | None = None, first: int = 0
+    u: np.ndarray,
+    v: np.ndarray,
+    g: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
 ) -> None:
-    """Set rows of g to those of uᵀv.
+    """Set rows of g to those of α·uᵀv.
 
     Args:
         u: m×K, C-contiguous float32 or float64; m may be 0. Or fewer columns of it, from ``first`` on.
         v: m×D, likewise.
         g: K×D, C-contiguous and writeable; shares no memory with u or v.
-        start: First row, a multiple of the panel height.
+        start: First row.
         stop: End of the rows; all that u has by default.
-        first: The row of g that column 0 of u belongs to, a multiple of the panel height.
+        first: The row of g that column 0 of u belongs to; negative if g lacks that row and others after it.
+        alpha: Factor of the product.
+        threads: To share the rows among.
 
     Raises:
         ValueError: Shapes that do not fit, or rows out of range.
         TypeError: Dtypes, orders or read-only arrays that the kernels do not take.
     """
-    stop = _check(u, v, g, start, stop, first)
-    if g.shape[1]:
-        height = panel_height(g.shape, g.itemsize, len(u))
-        _compiled().rebuild(u, v, g[first:] if first else g, start - first, stop - first, height)
+    _accumulate(u, v, g, start, stop, first, False, alpha, 0.0, threads)
+
+
+def accumulate(
+    u: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Set rows of w to those of β·w + α·uᵀv; arguments and errors as of `rebuild`."""
+    _accumulate(u, v, w, start, stop, first, True, alpha, beta, threads)
+
+
+def update(
+    rule: Rule,
+    u: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    states: Sequence[np.ndarray | None] = (),
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Let a rule take the gradient α·uᵀv in rows of w, in one pass; the gradient is never stored.
+
+    Args:
+        rule: `sgd`, `adam`, `adagrad` or `proximal`.
+        u: m×K, as in `rebuild`.
+        v: m×D, likewise.
+        w: K×D, C-contiguous and writeable.
+        states: The K×D arrays like w that the rule keeps.
+        start: First row.
+        stop: End of the rows; all by default.
+        first: As in `rebuild`.
+        alpha: Factor of the gradient.
+        threads: To share the rows among.
+
+    Raises:
+        ValueError: Shapes or states that do not fit, or rows out of range.
+        TypeError: As `rebuild` does.
+    """
+    if rule.kind == SGD:
+        lr, decay = rule.values
+        _accumulate(u, v, w, start, stop, first, True, -lr * alpha, 1 - lr * decay, threads)
+        return
+    stop = _check(u, v, w, start, stop, first)
+    s, t = _states(rule, w, states)
+    if w.shape[1]:
+        kernel, values, arrays = _compiled().update, _values(rule, w.dtype), 1 + rule.states
+
+        def work(low: int, high: int) -> None:
+            kernel(rule.kind, values, u, v, w, s, t, arrays, first, low, high, alpha, _scratch(v, True))
+
+        _share(work, start, stop, len(u) * w.shape[1], threads)
+
+
+def update_dense(
+    rule: Rule,
+    g: np.ndarray,
+    w: np.ndarray,
+    states: Sequence[np.ndarray | None] = (),
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Let a rule take the gradient α·g, which exists already: K×D like w, or rows of it from ``first`` on."""
+    if g.shape[1] != w.shape[1]:
+        raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
+    stop = _check_rows(w, start, stop, first, g.shape[0])
+    s, t = _states(rule, w, states)
+    if w.shape[1]:
+        kernel, values = _compiled().update_dense, _values(rule, w.dtype)
+
+        def work(low: int, high: int) -> None:
+            kernel(rule.kind, values, g, w, s, t, first, low, high, alpha)
+
+        _share(work, start, stop, 8 * w.shape[1], threads)
+
+
+def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | None = None, *, threads: int = 1) -> None:
+    """Scale each row r of w by max(0, 1 − threshold/‖r‖), the proximal step of the group lasso.
+
+    Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.4.
+
+    Args:
+        w: K×D, C-contiguous and writeable float32 or float64.
+        threshold: ≥ 0; rows no longer than that become 0.
+        start: First row.
+        stop: End of the rows; all by default.
+        threads: To share the rows among.
+
+    Raises:
+        ValueError: Rows out of range, or a negative threshold.
+    """
+    stop = _check_rows(w, start, stop, 0, w.shape[0])
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be ≥ 0, got {threshold!r}")
+    kernel = _compiled().shrink_rows
+    _share(lambda low, high: kernel(w, low, high, threshold), start, stop, 8 * w.shape[1], threads)
 
 
 def reduce(parts: np.ndarray, start: int, stop: int) -> None:
@@ -93,67 +213,26 @@ def reduce(parts: np.ndarray, start: int, stop: int) -> None:
     _compiled().reduce(parts, start, stop)
 
 
-def sgd(
+def _accumulate(
     u: np.ndarray,
     v: np.ndarray,
     w: np.ndarray,
-    velocity: np.ndarray | None,
-    start: int = 0,
-    stop: int | None = None,
-    first: int = 0,
-    lr: float = 0.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
+    start: int,
+    stop: int | None,
+    first: int,
+    add: bool,
+    alpha: float,
+    beta: float,
+    threads: int,
 ) -> None:
-    """Apply one step of SGD with the gradient g = uᵀv to rows of w; g is never stored.
-
-    d = g + weight_decay·w; velocity ← momentum·velocity + d; w ← w − lr·velocity, or
-    w − lr·(d + momentum·velocity) with Nesterov's momentum, or w − lr·d without momentum.
-
-    Args:
-        u: m×K, as in `rebuild`.
-        v: m×D, likewise.
-        w: K×D, C-contiguous and writeable.
-        velocity: K×D like w; None without momentum.
-        start: First row, a multiple of the panel height.
-        stop: End of the rows; all by default.
-        first: As in `rebuild`.
-        lr: Learning rate.
-        momentum: Factor of the velocity.
-        weight_decay: Factor of w added to the gradient.
-        nesterov: Look ahead along the velocity.
-    """
     stop = _check(u, v, w, start, stop, first)
     if w.shape[1]:
-        height = panel_height(w.shape, w.itemsize, len(u))
-        state = _velocity(velocity, w, momentum)
-        if first:
-            w, state = w[first:], state[first:]
-        _compiled().sgd(u, v, w, state, start - first, stop - first, height, lr, momentum, weight_decay, nesterov)
+        kernel = _compiled().accumulate
 
+        def work(low: int, high: int) -> None:
+            kernel(u, v, w, first, low, high, add, alpha, beta, _scratch(v, False))
 
-def sgd_dense(
-    g: np.ndarray,
-    w: np.ndarray,
-    velocity: np.ndarray | None,
-    start: int = 0,
-    stop: int | None = None,
-    first: int = 0,
-    lr: float = 0.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-) -> None:
-    """Apply the step of `sgd` with a gradient g that exists already: K×D like w, or rows of it from ``first`` on."""
-    if g.shape[1] != w.shape[1]:
-        raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
-    stop = _check_rows(w, start, stop, first, g.shape[0])
-    if w.shape[1]:
-        state = _velocity(velocity, w, momentum)
-        if first:
-            w, state = w[first:], state[first:]
-        _compiled().sgd_dense(w, state, g, start - first, stop - first, lr, momentum, weight_decay, nesterov)
+        _share(work, start, stop, len(u) * w.shape[1], threads)
 
 
 def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None, first: int) -> int:
@@ -164,17 +243,82 @@ def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int 
 
 def _check_rows(out: np.ndarray, start: int, stop: int | None, first: int, given: int) -> int:
     """Return ``stop``, after checking the rows against those of ``out`` and those given, ``first`` on."""
-    if first < 0 or first + given > out.shape[0] or (first == 0 and stop is None and given != out.shape[0]):
-        raise ValueError(f"rows {first} to {first + given} do not fit the {out.shape[0]} rows of the array")
-    stop = first + given if stop is None else stop
-    if not first <= start <= stop <= first + given:
-        raise ValueError(f"rows {start} to {stop} do not lie within rows {first} to {first + given}")
+    rows, end = out.shape[0], first + given
+    low, high = max(0, first), min(rows, end)
+    if stop is None:
+        if (first >= 0 and end > rows) or (first <= 0 and end < rows):
+            raise ValueError(f"rows {first} to {end} do not fit the {rows} rows of the array")
+        start, stop = max(start, low), high
+    if not low <= start <= stop <= high:
+        raise ValueError(f"rows {start} to {stop} do not lie within rows {low} to {high}")
     return stop
 
 
-def _velocity(velocity: np.ndarray | None, w: np.ndarray, momentum: float) -> np.ndarray:
-    if momentum == 0:
-        return w  # never read
-    if velocity is None or velocity.shape != w.shape or velocity.dtype != w.dtype:
-        raise ValueError(f"momentum needs a velocity of shape {w.shape} and dtype {w.dtype}")
-    return velocity
+def _states(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Return two arrays to pass for the states: w, which is never touched as such, for those that a rule lacks."""
+    both = [w, w]
+    for i in range(rule.states):
+        state = states[i] if i < len(states) else None
+        if state is None or state.shape != w.shape or state.dtype != w.dtype:
+            raise ValueError(f"the rule needs {rule.states} states of shape {w.shape} and dtype {w.dtype}")
+        both[i] = state
+    return both
+
+
+@functools.lru_cache(256)
+def _values(rule: Rule, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.array(rule.values, dtype)
+
+
+@functools.lru_cache(1024)
+def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
+    """Return the elements of scratch for packed factors and, for a rule, sums: at most some 8 MiB."""
+    loops = _compiled()
+    samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
+    wide = min(columns, (loops.NARROW if sums and deep else loops.WIDE) // itemsize)
+    width = loops.LINE // itemsize
+    packed = (loops.BAND + -(-wide // width) * width) * samples
+    return packed + (loops.TALL if deep else loops.ROWS) * wide * sums
+
+
+class _Local(threading.local):
+    """Memory of each thread, by dtype."""
+
+    def __init__(self) -> None:
+        self.memory: dict[np.dtype[Any], np.ndarray] = {}
+
+
+_local = _Local()
+
+
+def _scratch(v: np.ndarray, sums: bool) -> np.ndarray:
+    """Return this thread's memory for packed factors and, for a rule, sums."""
+    depth, columns = v.shape
+    room = _room(depth, columns, v.itemsize, sums)
+    memory = _local.memory.get(v.dtype)
+    if memory is None or memory.size < room:
+        raw = np.empty(room * v.itemsize + _ALIGN, np.uint8)
+        offset = -raw.ctypes.data % _ALIGN
+        memory = _local.memory[v.dtype] = raw[offset : offset + room * v.itemsize].view(v.dtype)
+    return memory
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sfb kernel")
+
+
+def _share(work: Callable[[int, int], None], start: int, stop: int, row_work: int, threads: int) -> None:
+    """Let up to ``threads`` threads do the work of the rows, this one among them."""
+    rows = stop - start
+    parts = 1 if threads == 1 else max(1, min(threads, rows, rows * row_work // _WORTH))
+    if parts == 1:
+        work(start, stop)
+        return
+    ranges = [partition(rows, parts, index) for index in range(parts)]
+    others = [_pool(threads - 1).submit(work, start + low, start + high) for low, high in ranges[1:]]
+    try:
+        work(start, start + ranges[0][1])
+    finally:
+        for other in others:
+            other.result()

@@ -1,13 +1,37 @@
-"""Compiled loops; imported on first use, so that Numba is loaded only when a kernel runs."""
+"""Compiled loops; imported on first use, so that Numba is loaded only when a kernel runs.
+
+Products follow Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008,
+section 4: a slice of v and one of u are packed in the order in which tiles read them. Tiles advance along rows, so
+that the result streams through the cache once however shallow the product.
+"""
+
+import math
 
 import numpy as np
 from numba import njit, types
+from sfb.kernels._tiles import LINE, ROWS, part, prefetch, tile
+from sfb.kernels.rules import ADAGRAD, ADAM, MOMENTUM, NESTEROV, SGD
 
-# Columns of V worked at a time by the streaming loops: 8 rows of them stay in a 48 KiB L1 cache.
-_COLUMNS = 1024
+# Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
+# on every machine.
+DEPTH = 256
+# Bytes of a row that are worked at a time, and of a row of sums that wait for further samples.
+WIDE, NARROW = 16384, 8192
+# Rows packed at a time, and rows of sums that wait for further samples.
+BAND, TALL = 96, 1024
+# Fewer rows, or columns in tiles, than these do not repay packing what they are multiplied with.
+_FEW_ROWS, _FEW_TILES = 4 * ROWS, 4
+# Tiles by which the result is prefetched, the first of the next row of them from the last of one.
+_AHEAD = 4
+# Samples from which a rule's arrays are prefetched, too: there is time for it.
+_SLOW = 100
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+_whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
+_whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
+_8, _8_part = tile.get(8, _whole), part.get(8, _whole_part)
 
 
 def _signatures(build):
@@ -18,87 +42,194 @@ def _input(t):
     return types.Array(t, 2, "C", readonly=True)
 
 
-def _output(t):
+def _matrix(t):
     return types.Array(t, 2, "C")
 
 
-@njit(**_OPTIONS)
-def _stream_row(u, v, k, row):
-    """Row ← Σ_j u[j, k] · v[j], four samples a pass."""
-    depth, width = v.shape
-    for left in range(0, width, _COLUMNS):
-        right = min(left + _COLUMNS, width)
-        out = row[left:right]
-        head = depth % 4
-        if head == 0:
-            out[:] = 0
-        elif head == 1:
-            a0 = u[0, k]
-            v0 = v[0, left:right]
-            for c in range(right - left):
-                out[c] = a0 * v0[c]
-        elif head == 2:
-            a0, a1 = u[0, k], u[1, k]
-            v0, v1 = v[0, left:right], v[1, left:right]
-            for c in range(right - left):
-                out[c] = a0 * v0[c] + a1 * v1[c]
-        else:
-            a0, a1, a2 = u[0, k], u[1, k], u[2, k]
-            v0, v1, v2 = v[0, left:right], v[1, left:right], v[2, left:right]
-            for c in range(right - left):
-                out[c] = a0 * v0[c] + a1 * v1[c] + a2 * v2[c]
-        for j in range(head, depth, 4):
-            a0, a1, a2, a3 = u[j, k], u[j + 1, k], u[j + 2, k], u[j + 3, k]
-            v0, v1 = v[j, left:right], v[j + 1, left:right]
-            v2, v3 = v[j + 2, left:right], v[j + 3, left:right]
-            for c in range(right - left):
-                out[c] += a0 * v0[c] + a1 * v1[c] + a2 * v2[c] + a3 * v3[c]
+def _vector(t, readonly=False):
+    return types.Array(t, 1, "C", readonly=readonly)
 
 
-@njit(**_OPTIONS)
-def _panel(u, v, start, stop, columns, out):
-    """Out ← u[:, start:stop]ᵀ v, one GEMM; ``columns`` holds the transposed slice of u."""
-    depth = u.shape[0]
-    rows = stop - start
-    left = columns[: rows * depth].reshape(rows, depth)
-    for j in range(depth):
-        for k in range(rows):
-            left[k, j] = u[j, start + k]
-    np.dot(left, v, out)
+_ENDS = [types.boolean, types.boolean, types.float64, types.float64]
 
 
 @njit(
-    _signatures(lambda t: types.void(_input(t), _input(t), _output(t), types.int64, types.int64, types.int64)),
+    _signatures(
+        lambda t: types.void(
+            *[_vector(t, readonly=True), types.int64, types.int64] * 2,
+            types.int64,
+            _vector(t),
+            *[types.int64] * 4,
+            *_ENDS,
+        )
+    ),
     **_OPTIONS,
 )
-def rebuild(u, v, g, start, stop, height):
-    if height == 1:
-        for k in range(start, stop):
-            _stream_row(u, v, k, g[k])
-        return
-    columns = np.empty(height * u.shape[0], u.dtype)
-    for low in range(start, stop, height):
-        high = min(low + height, stop)
-        _panel(u, v, low, high, columns, g[low:high])
+def _edge(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, rows, columns, resume, add, alpha, beta):
+    """One tile with fewer rows or columns than a whole one."""
+    full = columns * c.itemsize == LINE
+    while rows > 0:
+        if rows >= ROWS:
+            n = ROWS
+            if full:
+                _whole(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
+            else:
+                _whole_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+        elif rows >= 8:
+            n = 8
+            if full:
+                _8(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
+            else:
+                _8_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+        elif rows >= 4:
+            n = 4
+            if full:
+                _4(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
+            else:
+                _4_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+        elif rows >= 2:
+            n = 2
+            if full:
+                _2(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
+            else:
+                _2_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+        else:
+            n = 1
+            if full:
+                _1(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
+            else:
+                _1_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+        rows -= n
+        a_at += n
+        c_at += n * c_step
 
 
 @njit(**_OPTIONS)
-def _sgd_row(w, buffer, g, lr, momentum, decay, nesterov):
-    """One row of SGD; with momentum, ``buffer`` is that row's velocity."""
-    if momentum == 0:
-        for c in range(w.size):
-            w[c] -= lr * (g[c] + decay * w[c])
-    elif nesterov:
-        for c in range(w.size):
-            d = g[c] + decay * w[c]
-            b = momentum * buffer[c] + d
-            buffer[c] = b
-            w[c] -= lr * (d + momentum * b)
-    else:
-        for c in range(w.size):
-            b = momentum * buffer[c] + (g[c] + decay * w[c])
-            buffer[c] = b
-            w[c] -= lr * b
+def _pack_rows(u, first, depth, left, columns, band):
+    """Put columns of u, from sample ``first`` on, into panels: band[p, j, i] ← u[first + j, left + p·ROWS + i]."""
+    whole = columns // ROWS
+    for j in range(depth):
+        row = u[first + j, left : left + columns]
+        for p in range(whole):
+            panel = band[(p * depth + j) * ROWS : (p * depth + j + 1) * ROWS]
+            for i in range(ROWS):
+                panel[i] = row[p * ROWS + i]
+        for i in range(columns - whole * ROWS):
+            band[(whole * depth + j) * ROWS + i] = row[whole * ROWS + i]
+
+
+@njit(**_OPTIONS)
+def _pack_columns(v, first, depth, left, columns, slab):
+    """The same of v, in panels as wide as a tile; apart, so that the compiler knows how wide they are."""
+    width = LINE // slab.itemsize
+    whole = columns // width
+    for j in range(depth):
+        row = v[first + j, left : left + columns]
+        for p in range(whole):
+            panel = slab[(p * depth + j) * width : (p * depth + j + 1) * width]
+            for i in range(width):
+                panel[i] = row[p * width + i]
+        for i in range(columns - whole * width):
+            slab[(whole * depth + j) * width + i] = row[whole * width + i]
+
+
+@njit(
+    _signatures(
+        lambda t: types.void(
+            *[_input(t)] * 2,
+            *[types.int64] * 6,
+            *[_vector(t, readonly=True)] * 2,
+            _vector(t),
+            *[types.int64] * 2,
+            *_ENDS,
+            *[_vector(t)] * 3,
+            *[types.int64] * 4,
+        )
+    ),
+    **_OPTIONS,
+)
+def _product(
+    u,
+    v,
+    first,
+    depth,
+    low,
+    rows,
+    left,
+    columns,
+    band,
+    slab,
+    c,
+    c_at,
+    c_step,
+    resume,
+    add,
+    alpha,
+    beta,
+    w,
+    s,
+    t,
+    arrays,
+    next_at,
+    next_step,
+    ahead,
+):
+    """A block of uᵀv, all its tiles row after row of them.
+
+    Of u and v it takes ``depth`` samples from ``first`` on, rows from ``low`` and columns from ``left`` on, as packed
+    in ``band`` and ``slab`` or, where these are empty, as they lie. Meanwhile ``arrays`` of w, s and t are prefetched,
+    that many tiles ``ahead``; the place of the block in them begins at ``next_at``.
+    """
+    # Sample j of panel p of A, what ROWS rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
+    a, a_at, a_step, a_panel = band, 0, ROWS, ROWS * depth
+    if band.size == 0:
+        a, a_at, a_step, a_panel = u.reshape(u.size), first * u.shape[1] + low, u.shape[1], ROWS
+    width = LINE // c.itemsize
+    b, b_at, b_step, b_panel = slab, 0, width, width * depth
+    if slab.size == 0:
+        b, b_at, b_step, b_panel = v.reshape(v.size), first * v.shape[1] + left, v.shape[1], width
+    down, across = rows // ROWS, columns // width
+    right = columns - across * width
+    for p in range(down):
+        at_a, at_c = a_at + p * a_panel, c_at + p * ROWS * c_step
+        for q in range(across):
+            if arrays:
+                # At the end of a row of tiles, the beginning of the next.
+                wrap = q + ahead >= across
+                at = next_at + (p + wrap) * ROWS * next_step + (q + ahead - wrap * across) * width
+                prefetch(w, at, next_step)
+                if arrays > 1:
+                    prefetch(s, at, next_step)
+                if arrays > 2:
+                    prefetch(t, at, next_step)
+            at_b = b_at + q * b_panel
+            _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at_c + q * width, c_step, 0, resume, add, alpha, beta)
+        if right:
+            at_b = b_at + across * b_panel
+            at_c += across * width
+            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at_c, c_step, ROWS, right, resume, add, alpha, beta)
+    over = rows - down * ROWS
+    if over:
+        at_a = a_at + down * a_panel
+        for q in range(across + (right > 0)):
+            at_b, at_c = b_at + q * b_panel, c_at + down * ROWS * c_step + q * width
+            n = min(width, columns - q * width)
+            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at_c, c_step, over, n, resume, add, alpha, beta)
+
+
+@njit(**_OPTIONS)
+def _repays(rows, depth, nbytes):
+    """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
+    return rows > _FEW_ROWS or (depth > 16 and nbytes > WIDE)
+
+
+@njit(**_OPTIONS)
+def _divide(scratch, depth, columns, width, pack_u, pack_v):
+    """Return the parts of the scratch: for a packed band of u, a packed slab of v, and sums."""
+    samples = min(depth, DEPTH)
+    first = BAND * samples if pack_u else 0
+    second = first + (-(-columns // width) * width * samples if pack_v else 0)
+    return scratch[:first], scratch[first:second], scratch[second:]
 
 
 @njit(
@@ -106,49 +237,243 @@ def _sgd_row(w, buffer, g, lr, momentum, decay, nesterov):
         lambda t: types.void(
             _input(t),
             _input(t),
-            _output(t),
-            _output(t),
+            _matrix(t),
             types.int64,
             types.int64,
             types.int64,
-            t,
-            t,
-            t,
             types.boolean,
+            types.float64,
+            types.float64,
+            _vector(t),
         )
     ),
     **_OPTIONS,
 )
-def sgd(u, v, w, buffer, start, stop, height, lr, momentum, decay, nesterov):
-    kept = 0 if momentum == 0 else 1
-    scratch = np.empty((height, w.shape[1]), w.dtype)
-    columns = np.empty(height * u.shape[0] if height > 1 else 0, u.dtype)
-    for low in range(start, stop, height):
-        high = min(low + height, stop)
-        if height == 1:
-            _stream_row(u, v, low, scratch[0])
-        else:
-            _panel(u, v, low, high, columns, scratch[: high - low])
-        for k in range(low, high):
-            _sgd_row(w[k], buffer[k * kept], scratch[k - low], lr, momentum, decay, nesterov)
+def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
+    """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u."""
+    depth, columns = v.shape
+    width = LINE // w.itemsize
+    wide, chunks = WIDE // w.itemsize, max(1, -(-depth // DEPTH))
+    pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
+    band, slab, _ = _divide(scratch, depth, min(wide, columns), width, pack_u, pack_v)
+    flat = w.reshape(w.size)
+    for left in range(0, columns, wide):
+        across = min(wide, columns - left)
+        for chunk in range(chunks):
+            begin = chunk * DEPTH
+            samples = min(DEPTH, depth - begin)
+            if pack_v:
+                _pack_columns(v, begin, samples, left, across, slab)
+            resume = chunk > 0 and not add
+            scale = alpha if add or chunk == chunks - 1 else 1.0
+            keep = beta if chunk == 0 else 1.0
+            for low in range(start, stop, BAND):
+                rows = min(BAND, stop - low)
+                if pack_u:
+                    _pack_rows(u, begin, samples, low - first, rows, band)
+                at = low * columns + left
+                _product(
+                    u,
+                    v,
+                    begin,
+                    samples,
+                    low - first,
+                    rows,
+                    left,
+                    across,
+                    band,
+                    slab,
+                    flat,
+                    at,
+                    columns,
+                    resume,
+                    add,
+                    scale,
+                    keep,
+                    flat,
+                    flat,
+                    flat,
+                    1,
+                    at,
+                    columns,
+                    _AHEAD,
+                )
 
 
 @njit(
     _signatures(
-        lambda t: types.void(_output(t), _output(t), _input(t), types.int64, types.int64, t, t, t, types.boolean)
+        lambda t: types.void(types.int64, *[_vector(t)] * 3, _vector(t, readonly=True), _vector(t, readonly=True))
     ),
     **_OPTIONS,
 )
-def sgd_dense(w, buffer, g, start, stop, lr, momentum, decay, nesterov):
-    kept = 0 if momentum == 0 else 1
+def _apply(kind, w, s, t, g, p):
+    """Let a rule take a gradient, element by element; p is what `sfb.kernels.Rule` says."""
+    if kind == SGD:
+        for c in range(w.size):
+            w[c] -= p[0] * (g[c] + p[1] * w[c])
+    elif kind == MOMENTUM:
+        for c in range(w.size):
+            b = p[2] * s[c] + (g[c] + p[1] * w[c])
+            s[c] = b
+            w[c] -= p[0] * b
+    elif kind == NESTEROV:
+        for c in range(w.size):
+            d = g[c] + p[1] * w[c]
+            b = p[2] * s[c] + d
+            s[c] = b
+            w[c] -= p[0] * (d + p[2] * b)
+    elif kind == ADAM:
+        for c in range(w.size):
+            d = g[c] + p[1] * w[c]
+            m = p[2] * s[c] + p[3] * d
+            q = p[4] * t[c] + p[5] * (d * d)
+            s[c] = m
+            t[c] = q
+            w[c] = p[8] * w[c] - p[0] * m / (math.sqrt(q) * p[6] + p[7])
+    elif kind == ADAGRAD:
+        for c in range(w.size):
+            d = g[c] + p[1] * w[c]
+            q = s[c] + d * d
+            s[c] = q
+            w[c] -= p[0] * d / (math.sqrt(q) + p[2])
+    else:
+        for c in range(w.size):
+            x = w[c] - p[0] * g[c]
+            a = abs(x) - p[1]
+            w[c] = p[2] * math.copysign(0 * a if a < 0 else a, x)
+
+
+@njit(
+    _signatures(
+        lambda t: types.void(
+            types.int64,
+            _vector(t),
+            _input(t),
+            _input(t),
+            _matrix(t),
+            _matrix(t),
+            _matrix(t),
+            types.int64,
+            types.int64,
+            types.int64,
+            types.int64,
+            types.float64,
+            _vector(t),
+        )
+    ),
+    **_OPTIONS,
+)
+def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
+    """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache."""
+    depth, columns = v.shape
+    width = LINE // w.itemsize
+    chunks = max(1, -(-depth // DEPTH))
+    # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time.
+    wide = (WIDE if chunks == 1 else NARROW) // w.itemsize
+    tall = stop - start if chunks == 1 else TALL
+    pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
+    stride = min(wide, columns)
+    flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
+    band, slab, sums = _divide(scratch, depth, stride, width, pack_u, pack_v)
+    for left in range(0, columns, wide):
+        across = min(wide, columns - left)
+        for low in range(start, stop, max(1, tall)):
+            high = min(low + tall, stop)
+            for chunk in range(chunks):
+                begin = chunk * DEPTH
+                samples = min(DEPTH, depth - begin)
+                last = chunk == chunks - 1
+                if pack_v and (chunks > 1 or low == start):
+                    _pack_columns(v, begin, samples, left, across, slab)
+                for middle in range(low, high, BAND):
+                    if pack_u:
+                        _pack_rows(u, begin, samples, middle - first, min(BAND, high - middle), band)
+                    for row in range(middle, min(middle + BAND, high), ROWS):
+                        rows = min(ROWS, high - row)
+                        at = 0 if chunks == 1 else (row - low) * stride
+                        offset = (row - middle) * samples
+                        _product(
+                            u,
+                            v,
+                            begin,
+                            samples,
+                            row - first,
+                            rows,
+                            left,
+                            across,
+                            band[offset:],
+                            slab,
+                            sums,
+                            at,
+                            stride,
+                            chunk > 0,
+                            False,
+                            alpha if last else 1.0,
+                            1.0,
+                            flat,
+                            flat_s,
+                            flat_t,
+                            arrays if last and depth >= _SLOW else 0,
+                            row * columns + left,
+                            columns,
+                            0,
+                        )
+                        if last:
+                            for k in range(rows):
+                                g = sums[at + k * stride : at + k * stride + across]
+                                here = slice(left, left + across)
+                                _apply(kind, w[row + k][here], s[row + k][here], t[row + k][here], g, p)
+
+
+@njit(
+    _signatures(
+        lambda t: types.void(
+            types.int64,
+            _vector(t),
+            _input(t),
+            _matrix(t),
+            _matrix(t),
+            _matrix(t),
+            types.int64,
+            types.int64,
+            types.int64,
+            types.float64,
+        )
+    ),
+    **_OPTIONS,
+)
+def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
+    """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
+    scaled = np.empty(0 if alpha == 1 else w.shape[1], w.dtype)
     for k in range(start, stop):
-        _sgd_row(w[k], buffer[k * kept], g[k], lr, momentum, decay, nesterov)
+        if alpha == 1:
+            _apply(kind, w[k], s[k], t[k], g[k - first], p)
+        else:
+            for c in range(scaled.size):
+                scaled[c] = alpha * g[k - first, c]
+            _apply(kind, w[k], s[k], t[k], scaled, p)
 
 
-@njit(_signatures(lambda t: types.void(_output(t), types.int64, types.int64)), **_OPTIONS)
+@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_OPTIONS)
+def shrink_rows(w, start, stop, threshold):
+    """Shorten each row by ``threshold``, to nothing if it is no longer than that."""
+    for k in range(start, stop):
+        row = w[k]
+        square = 0.0
+        for c in range(row.size):
+            square += np.float64(row[c]) * np.float64(row[c])
+        length = math.sqrt(square)
+        scale = 1 - threshold / length if length > threshold else 0 * length
+        for c in range(row.size):
+            row[c] *= scale
+
+
+@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), **_OPTIONS)
 def reduce(parts, start, stop):
-    for left in range(start, stop, _COLUMNS):
-        right = min(left + _COLUMNS, stop)
+    """Add the elements of all rows of ``parts`` to those of its first, in the order of rows."""
+    block = 4096 // parts.itemsize
+    for left in range(start, stop, block):
+        right = min(left + block, stop)
         total = parts[0, left:right]
         for r in range(1, parts.shape[0]):
             term = parts[r, left:right]

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def measure(team: Team, seconds: float) -> Profile:
         tables["sync"] = [(0.0, _sync(team))]
     candidates = _exchanges(team)
     for size in _SIZES:
-        if size > _FIRST_SIZES and "product/large" not in tables:
+        if size > _FIRST_SIZES and "rebuild/large" not in tables:
             tables |= _work(team)
         # One size of every collective at a time, so that all are known to about the same size when time is up.
         for kind, make in candidates.items():
@@ -206,26 +207,17 @@ def _sync(team: Team) -> float:
 
 
 def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
-    """Return seconds of an element by depth, of products and rebuilds, all ranks working at once."""
+    """Return seconds of an element by depth, of rebuilds, all ranks working at once."""
     tables: dict[str, list[tuple[float, float]]] = {}
     for size, (rows, columns) in _SHAPES.items():
         whole = np.ones((rows, columns), np.float32)
         for depth in _DEPTHS:
             out = whole[: rows // 4] if size == "large" and depth >= _DEEP else whole
             u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, columns), np.float32)
-
-            def product(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out) -> None:
-                with team.blas_limit():
-                    np.dot(u.T, v, out=out)
-
-            def rebuild(u: np.ndarray = u, v: np.ndarray = v, out: np.ndarray = out, whole: np.ndarray = whole) -> None:
-                with team.blas_limit(1):
-                    kernels.rebuild(u, v, whole, 0, len(out))  # in the panels of the whole
-
+            rebuild = partial(kernels.rebuild, u, v, out, threads=team.threads)
             inner, repetitions = (20, 3) if size == "small" else (1, 1)
-            for name, once in (("product", product), ("rebuild", rebuild)):
-                seconds = _time(team, once, repetitions, inner=inner)
-                tables.setdefault(f"{name}/{size}", []).append((float(depth), seconds / out.size))
+            seconds = _time(team, rebuild, repetitions, inner=inner)
+            tables.setdefault(f"rebuild/{size}", []).append((float(depth), seconds / out.size))
     return tables
 
 

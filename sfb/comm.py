@@ -374,6 +374,7 @@ class Comm(MPI.Intracomm):
         name = plan.algorithm if plan.trial is None else plan.trial.next
         began = perf_counter()
         doing = Call(self._team, opened.meeting.number, call, blocking=True)
+        opened.receiver.begin()
         for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
             if step is not POSTED:
                 step.Wait()
@@ -398,6 +399,7 @@ class Comm(MPI.Intracomm):
         """Run the algorithm of a plan, in steps."""
         began = perf_counter()
         call = Call(self._team, meeting.number, meeting.call, blocking=False)
+        receiver.begin()
         yield from ALGORITHMS[plan.algorithm].run(plan.problem, call, factors, receiver)
         call.finish()
         return self._report(plan, plan.algorithm, perf_counter() - began, call)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 __all__ = ["EXCHANGES", "Place", "Profile", "ProfileError", "Use"]
 
 EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce")
-WORK = ("product", "rebuild")
 Table = Sequence[tuple[float, float]]
 
 # What the tables of work were measured on: elements of a matrix that stays in cache, and of one that does not.
@@ -31,8 +30,8 @@ class Use(NamedTuple):
     Attributes:
         kind: "sync", the ranks of a node waiting for each other; "copy" into a node's memory; a collective,
             "allgather", "alltoall" or "allreduce" of all ranks or "across", an allgather among the ranks that have
-            the same place on their nodes; "product" or "rebuild", uᵀv formed by BLAS or by the kernels; "pass",
-            reading or writing what is neither.
+            the same place on their nodes; "rebuild", uᵀv formed by the kernels; "pass", reading or writing what is
+            neither.
         amount: Bytes that the busiest rank copies, gives to an allgather, sends, reduces or touches; for work the
             elements formed, those of float64 counted twice.
         depth: Samples, for work.
@@ -70,8 +69,8 @@ class Profile:
         gemm_rate: Of a deep product.
         memory_rate: Of a core reading or writing memory.
         place: Where the tables were measured.
-        tables: Seconds by bytes, a rising list of (bytes, seconds) for each of `EXCHANGES`; for "product" and
-            "rebuild", with "/small" or "/large" behind, seconds of an element by depth. May lack some or all.
+        tables: Seconds by bytes, a rising list of (bytes, seconds) for each of `EXCHANGES`; for "rebuild/small"
+            and "rebuild/large" seconds of an element by depth. May lack some or all.
         overheads: Seconds that an exchange takes beside what its cost names, by algorithm.
         identity: What the profile was measured on: hosts, MPI, threads, versions.
     """
@@ -98,8 +97,9 @@ class Profile:
             use = use._replace(kind="allgather")  # of the same ranks then
         if use.kind == "pass":
             one = place.sharing * use.amount / self.memory_rate
-        elif use.kind in WORK:
-            one = use.amount * self._per_element(use) * place.sharing / self._measured_sharing(f"{use.kind}/large")
+        elif use.kind == "rebuild":
+            measured_sharing = self.place.sharing if "rebuild/large" in self.tables else 1.0
+            one = use.amount * self._per_element(use) * place.sharing / measured_sharing
         elif use.kind in self.tables:
             model = self._model(use.kind, use.amount, self.place)
             scale = self._model(use.kind, use.amount, place) / model if model else 1.0
@@ -112,12 +112,9 @@ class Profile:
         """Return the seconds of an exchange of nothing."""
         return self.overheads.get(algorithm, 0.0)
 
-    def _measured_sharing(self, table: str) -> float:
-        return self.place.sharing if table in self.tables else 1.0
-
     def _per_element(self, use: Use) -> float:
         """Return the seconds of an element of work, between those of small and of large matrices."""
-        small, large = (self.tables.get(f"{use.kind}/{size}") for size in ("small", "large"))
+        small, large = (self.tables.get(f"rebuild/{size}") for size in ("small", "large"))
         if small is None or large is None:
             return 2 * use.depth / self.gemm_rate + 4 / self.memory_rate
         part = (math.log2(max(1.0, use.amount)) - math.log2(SMALL)) / math.log2(LARGE / SMALL)
@@ -210,9 +207,7 @@ _SCHEMA: dict[str, Any] = {
         },
         "tables": {
             "type": "object",
-            "propertyNames": {
-                "enum": [*EXCHANGES, *(f"{kind}/{size}" for kind in WORK for size in ("small", "large"))]
-            },
+            "propertyNames": {"enum": [*EXCHANGES, "rebuild/small", "rebuild/large"]},
             "additionalProperties": {
                 "type": "array",
                 "minItems": 1,

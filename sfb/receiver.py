@@ -70,22 +70,25 @@ class Receiver(ABC):
     def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:  # noqa: B027
         """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
 
-    @abstractmethod
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
-        """Take uᵀv, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``, panels of the grid."""
+    def begin(self) -> None:  # noqa: B027
+        """Take note that a sum comes, in one or more calls of `update` or `update_dense`."""
 
     @abstractmethod
-    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Take uᵀv, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
+
+    @abstractmethod
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Take g, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
 
 
 class Assign(Receiver):
     """An array that is set to the sum."""
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Rebuild the rows."""
-        kernels.rebuild(u, v, self.array, start, stop, first)
+        kernels.rebuild(u, v, self.array, start, stop, first, threads=threads)
 
-    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0) -> None:
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Copy the rows."""
         self.array[start:stop] = g[start - first : stop - first]

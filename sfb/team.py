@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 from uuid import uuid4
@@ -16,7 +15,7 @@ import sfb.kernels as kernels
 from sfb.agreement import Agreement, compare
 from sfb.board import Board
 from sfb.shared import Block, fence, reap
-from sfb.threads import BlasLimit, cores
+from sfb.threads import cores, threads_of
 from sfb.warmup import once_per_node
 
 __all__ = ["STALL", "Team"]
@@ -47,7 +46,7 @@ class Team:
         slot_of: For each rank of the world, its rank on its node.
         nodes: Number of nodes.
         sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
-        threads: Of BLAS, this rank's share of the cores.
+        threads: Of the kernels, this rank's share of the cores.
         board: What the ranks of the node show each other.
         agree: The agreement check over all ranks.
         in_place: MPI.IN_PLACE.
@@ -64,7 +63,7 @@ class Team:
         self._free: list[np.ndarray] = []
         self._staging: Block | None = None
         self._staged_by = 0
-        self._blas: BlasLimit | None = None
+        self._loaded = False
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
         self._across: list[tuple[int, MPI.Intracomm]] | None = None
@@ -75,7 +74,7 @@ class Team:
         self.nodes = len(numbers)
         available = cores(self.node)
         self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
-        self.threads = max(1, available // self.node.size)
+        self.threads = threads_of(self.node, available)
         error: Exception | None = None
         try:
             once_per_node(self.node, _import_sync)
@@ -128,14 +127,9 @@ class Team:
         Raises:
             Exception: Whatever kept this rank from it; only after the collective part.
         """
-        if self._blas is None:
+        if not self._loaded:
             once_per_node(self.node, kernels.warmup)
-            self._blas = BlasLimit()
-
-    def blas_limit(self, threads: int | None = None) -> AbstractContextManager[Any]:
-        """Return a context that holds BLAS to ``threads``, by default this rank's share of the cores."""
-        assert self._blas is not None
-        return self._blas(threads or self.threads)
+            self._loaded = True
 
     @staticmethod
     def datatype(dtype: np.dtype[Any]) -> MPI.Datatype:

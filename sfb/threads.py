@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from mpi4py import MPI
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["BlasLimit", "affinity", "cores", "limit_process"]
+__all__ = ["affinity", "cores", "limit_process", "threads_of"]
 
 
 def affinity() -> set[int]:
@@ -24,22 +22,14 @@ def cores(node: MPI.Intracomm) -> int:
     return len(set().union(*node.allgather(affinity())))
 
 
-class BlasLimit:
-    """Holds the BLAS libraries that this process has loaded so far to a number of threads."""
+def threads_of(node: MPI.Intracomm, available: int) -> int:
+    """Return the threads of a rank: its share of the ``available`` cores of ``node``, or fewer if the user says so.
 
-    def __init__(self) -> None:
-        self._blas = ThreadpoolController().select(user_api="blas")
-        self._threads = [library.get_num_threads for library in self._blas.lib_controllers]
-
-    def __call__(self, threads: int) -> AbstractContextManager[Any]:
-        """Return a context with the limit in force; it costs next to nothing where it already holds."""
-        for current in self._threads:
-            if current() > threads:
-                return self._blas.limit(limits=threads)
-        return _NO_LIMIT
-
-
-_NO_LIMIT: AbstractContextManager[Any] = nullcontext()
+    That is by NUMBA_NUM_THREADS or, without it, OMP_NUM_THREADS.
+    """
+    share = max(1, available // node.size)
+    wanted = os.environ.get("NUMBA_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(share, int(wanted)) if wanted.strip().isdecimal() and int(wanted) else share
 
 
 def limit_process(comm: MPI.Intracomm) -> int:
@@ -53,7 +43,7 @@ def limit_process(comm: MPI.Intracomm) -> int:
     import scipy.linalg.cython_blas  # noqa: F401 - so that the BLAS of SciPy is found
 
     node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
-    threads = max(1, cores(node) // node.size)
+    threads = threads_of(node, cores(node))
     node.Free()
     for library in ThreadpoolController().lib_controllers:
         if library.num_threads > threads:

@@ -29,6 +29,40 @@ def sgd(w, gradients, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
     return w
 
 
+def adam(w, gradients, lr, betas, eps, weight_decay=0.0, decoupled=False):
+    """Steps of Adam or AdamW by the papers, in float64."""
+    w = w.astype(np.float64)
+    m, q = np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        d = g if decoupled else g + weight_decay * w
+        m = betas[0] * m + (1 - betas[0]) * d
+        q = betas[1] * q + (1 - betas[1]) * d**2
+        if decoupled:
+            w = w * (1 - lr * weight_decay)
+        w = w - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(q / (1 - betas[1] ** t)) + eps)
+    return w
+
+
+def adagrad(w, gradients, lr, eps, weight_decay=0.0):
+    """Steps of AdaGrad by the paper, in float64."""
+    w = w.astype(np.float64)
+    q = np.zeros_like(w)
+    for g in gradients:
+        d = g + weight_decay * w
+        q += d**2
+        w = w - lr * d / (np.sqrt(q) + eps)
+    return w
+
+
+def proximal(w, gradients, lr, l1=0.0, l2=0.0):
+    """Steps of proximal gradient descent by the monograph, in float64."""
+    w = w.astype(np.float64)
+    for g in gradients:
+        x = w - lr * g
+        w = np.sign(x) * np.maximum(abs(x) - lr * l1, 0) / (1 + lr * l2)
+    return w
+
+
 def assert_same_bits(world, array):
     """Every rank holds the same bits."""
     everybody = world.allgather(array.tobytes())

@@ -53,7 +53,7 @@ def amounts(name, problem):
 def test_dense_reduces_the_matrix():
     cost = amounts("dense", problem((64, 32), 5, 4, nodes=4))
     assert cost["allreduce"] == 64 * 32 * 4
-    assert cost["product"] == 64 * 32
+    assert cost["rebuild"] == 64 * 32
 
 
 def test_node_rebuilds_a_share_and_brings_each_sample_into_a_node_once():
@@ -83,7 +83,6 @@ def test_blocks_stay_below_the_ceiling():
     assert len(tight.row_blocks) > 1
     assert tight.row_blocks[0][0] == 0
     assert tight.row_blocks[-1][1] == 400
-    assert all(low % tight.panel_height == 0 for low, _ in tight.row_blocks)
     tighter = problem((400, 50), 100, 4, max_bytes=1000)
     assert tighter.sample_blocks > 1
     assert tighter.sample_edges[0].sum() == 0

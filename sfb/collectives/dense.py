@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import sfb.kernels as kernels
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
@@ -22,13 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
 # A rank's product goes through its slab of the node's memory in pieces: of at least so many bytes, that there be few,
-# and rows, that BLAS be fast.
+# and rows, that packing v repays.
 _SLAB, _ROWS = 1 << 20, 128
 _ALIGN = 64
 # Time of a pass over a slab, which is in cache, by that of a pass over memory.
 _CACHED = 0.3
-# Multiplications up to which BLAS uses one thread of its own accord.
-_SMALL = 1 << 18
 
 
 def suits(problem: Problem) -> bool:
@@ -39,7 +35,7 @@ def suits(problem: Problem) -> bool:
 def cost(problem: Problem) -> list[Use]:
     """Price 2KD(P−1)/P elements on the wire and 2SKD flop (Thakur et al., IJHPCA 2005, section 4.4)."""
     elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
-    product = Use("product", elements, problem.deepest)
+    product = Use("rebuild", elements, problem.deepest)
     passes = problem.passes - problem.assigns
     if problem.place.nodes > 1 or problem.ranks == 1:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
@@ -48,7 +44,7 @@ def cost(problem: Problem) -> list[Use]:
     parts, pieces = problem.place.ranks_per_node, max(1, len(_pieces(problem)))
     applied = problem.passes * (1 / parts if problem.shared else 1)
     return [
-        Use("product", elements / pieces, problem.deepest, pieces),
+        Use("rebuild", elements / pieces, problem.deepest, pieces),
         Use("sync", times=pieces * (1 if problem.shared else 2)),
         Use("pass", (_CACHED * (1 + 2 / parts) + applied) * problem.dense_bytes),
     ]
@@ -83,13 +79,13 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
     for low in range(0, rows, high):
         end = min(low + high, rows)
         piece = receiver.array[low:end] if product is None else product[: end - low]
-        with call, call.team.blas_limit():
-            np.dot(factors.u[:, low:end].T, factors.v, out=piece)
+        with call:
+            kernels.rebuild(factors.u, factors.v, piece, 0, end - low, -low, threads=call.team.threads)
         if problem.ranks > 1:
             yield from posted(call.allreduce(call.team.world, piece), end == rows)
         if not in_place:
             with call:
-                receiver.update_dense(piece, *own_rows(problem, call, low, end), low)
+                receiver.update_dense(piece, *own_rows(problem, call, low, end), low, threads=call.team.threads)
     if problem.shared:
         yield from call.meet(last=True)
 
@@ -108,20 +104,16 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
         )
     for low, high, slabs, mine, total, (start, stop) in memo[1]:
         with call:
-            if mine.size * problem.deepest < _SMALL:
-                np.dot(factors.u[:, low:high].T, factors.v, out=mine)
-            else:
-                with team.blas_limit():
-                    np.dot(factors.u[:, low:high].T, factors.v, out=mine)
+            kernels.rebuild(factors.u, factors.v, mine, 0, high - low, -low, threads=team.threads)
         yield from call.meet()
         with call:
             kernels.reduce(slabs, start * problem.shape[1], stop * problem.shape[1])
             if problem.shared:
-                receiver.update_dense(total, low + start, low + stop, low)
+                receiver.update_dense(total, low + start, low + stop, low, threads=team.threads)
         if not problem.shared:
             yield from call.meet()
             with call:
-                receiver.update_dense(total, low, high, low)
+                receiver.update_dense(total, low, high, low, threads=team.threads)
     if problem.shared:
         yield from call.meet(last=True)
 

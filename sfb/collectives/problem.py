@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-import sfb.kernels as kernels
 from sfb.profile import Place, Use
 
 __all__ = ["MAX_BYTES", "Problem", "spread"]
@@ -107,23 +106,17 @@ class Problem:
         return sum(self.shape) * self.itemsize
 
     @cached_property
-    def panel_height(self) -> int:
-        """Rows of a panel of the receiver's grid."""
-        return kernels.panel_height(self.shape, self.itemsize, self.depth)
-
-    @cached_property
     def packed(self) -> bool:
         """Whether u and v of a rank travel as one message: latency is dearer than copying."""
         return self.uniform and self.fits and int(self.counts[0]) * self.sample_bytes <= _PACKED
 
     @cached_property
     def share(self) -> float:
-        """Part of the receiver's rows that the busiest rank works: all, or its panels of a node's copy."""
+        """Part of the receiver's rows that the busiest rank works: all, or its share of a node's copy."""
         rows, parts = self.shape[0], self.place.ranks_per_node
         if not self.shared or rows == 0:
             return 1.0
-        ranges = [kernels.partition(rows, self.panel_height, parts, part) for part in range(parts)]
-        return max(stop - start for start, stop in ranges) / rows
+        return -(-rows // parts) / rows
 
     @cached_property
     def row_blocks(self) -> list[tuple[int, int]]:
@@ -131,13 +124,12 @@ class Problem:
         rows = self.shape[0]
         if self.fits:
             return [(0, rows)]
-        height = self.panel_height
         if self.sample_blocks == 1:
             room = self.max_bytes - self.depth * self.shape[1] * self.itemsize
             high = room // (self.depth * self.itemsize)
         else:
             high = self._panel_rows
-        high = max(height, high // height * height)
+        high = max(1, high)
         return [(low, min(low + high, rows)) for low in range(0, rows, high)]
 
     @cached_property

@@ -107,8 +107,8 @@ def _by_rows(
         total = block.array(problem.shape, problem.dtype)
     else:
         total = call.buffer(problem.shape, problem.dtype)
-    with call, team.blas_limit(1):
-        kernels.rebuild(u, v, total, start, stop, start)
+    with call:
+        kernels.rebuild(u, v, total, start, stop, start, threads=team.threads)
     rows = np.array([high - low for low, high in ranges])
     firsts = np.array([low for low, _ in ranges])
     yield from posted(_gather(problem, call, total, rows, firsts), True)
@@ -131,8 +131,8 @@ def _by_columns(
     firsts = np.array([rows * low for low, _ in ranges])
     start, stop = ranges[team.rank]
     mine = blocks[rows * start : rows * stop].reshape(rows, stop - start)
-    with call, team.blas_limit(1):
-        kernels.rebuild(u, v, mine)
+    with call:
+        kernels.rebuild(u, v, mine, threads=team.threads)
     yield from posted(_gather(problem, call, blocks, sizes, firsts), True)
     if problem.shared:
         yield from call.meet()
@@ -144,7 +144,7 @@ def _by_columns(
         for left, right in ranges:
             part[:, left:right] = blocks[rows * left : rows * right].reshape(rows, right - left)[low:high]
         if not assigned:
-            receiver.update_dense(total, low, high, low)
+            receiver.update_dense(total, low, high, low, threads=team.threads)
     if problem.shared:
         yield from call.meet(last=True)
 
@@ -166,14 +166,12 @@ def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, 
         yield from call.meet()
     if not assigned:
         with call:
-            receiver.update_dense(total, *own_rows(problem, call, 0, problem.shape[0]), 0)
+            receiver.update_dense(total, *own_rows(problem, call, 0, problem.shape[0]), 0, threads=call.team.threads)
     if problem.shared:
         yield from call.meet(last=True)
 
 
 def _ranges(problem: Problem) -> list[tuple[int, int]]:
-    """Return each rank's part: panels of rows, or columns."""
-    ranks = problem.ranks
-    if problem.by_columns:
-        return [(problem.shape[1] * r // ranks, problem.shape[1] * (r + 1) // ranks) for r in range(ranks)]
-    return [kernels.partition(problem.shape[0], problem.panel_height, ranks, r) for r in range(ranks)]
+    """Return each rank's part: rows, or columns."""
+    side = problem.shape[1 if problem.by_columns else 0]
+    return [kernels.partition(side, problem.ranks, rank) for rank in range(problem.ranks)]

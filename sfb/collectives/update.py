@@ -25,7 +25,7 @@ def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, in
     rows = problem.memo.get((low, high))
     if rows is None:
         board = call.team.board
-        start, stop = kernels.partition(high - low, problem.panel_height, board.ranks, board.me)
+        start, stop = kernels.partition(high - low, board.ranks, board.me)
         rows = problem.memo[low, high] = low + start, low + stop
     return rows
 
@@ -34,12 +34,7 @@ def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: n
     """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in those that this rank works."""
     start, stop = own_rows(problem, call, low, high)
     with call:
-        if problem.panel_height == 1:
-            receiver.update(u, v, start, stop, low)
-        else:
-            # The bits of a BLAS product depend on its threads, and ranks may have different numbers of them.
-            with call.team.blas_limit(1):
-                receiver.update(u, v, start, stop, low)
+        receiver.update(u, v, start, stop, low, threads=call.team.threads)
 
 
 def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> Iterator[Any]:
@@ -61,16 +56,15 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
             continue
         start, stop = own_rows(problem, call, low, high)
         total = call.buffer((stop - start, problem.shape[1]), problem.dtype, "total")
-        total[...] = 0
-        term = call.buffer(total.shape, problem.dtype, "term")
         for part in range(parts):
             final = i == last and part == parts - 1
             u, v = yield from gather(slice(low, high), edges[part], edges[part + 1], final)
-            with call, call.team.blas_limit(1):
-                np.matmul(u[:, start - low : stop - low].T, v, out=term)
-                total += term
+            with call:
+                mine = np.ascontiguousarray(u[:, start - low : stop - low])
+                form = kernels.accumulate if part else kernels.rebuild
+                form(mine, v, total, threads=call.team.threads)
         with call:
-            receiver.update_dense(total, start, stop, start)
+            receiver.update_dense(total, start, stop, start, threads=call.team.threads)
 
 
 def posted(requests: list[Any], last: bool) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sfb import kernels
 
 dtypes = st.sampled_from([np.float32, np.float64])
-depths = st.sampled_from([0, 1, 2, 3, 4, 5, 7, 16, 63, 64, 65, 130])
+depths = st.sampled_from([0, 1, 2, 3, 5, 16, 17, 130, 256, 257, 600])
 
 
 def draw(depth, shape, dtype, seed=0):
@@ -26,66 +26,155 @@ def test_rebuild(depth, rows, columns, dtype):
     assert (abs(g - oracle.total(parts, shape)) <= oracle.bound(parts, shape, dtype)).all()
 
 
-def test_rebuild_of_rows_wider_than_a_block_of_columns():
-    for depth in (1, 2):
-        parts = draw(depth, (3, 2500), np.float32)
-        g = np.empty((3, 2500), np.float32)
-        kernels.rebuild(*parts[0], g)
-        assert (abs(g - oracle.total(parts, g.shape)) <= oracle.bound(parts, g.shape, np.float32)).all()
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("depth", "rows", "columns"), [(0, 3, 5), (1, 3, 9000), (20, 30, 9000), (300, 3, 9000), (300, 1100, 40)]
+)
+def test_rebuild_of_more_than_is_packed_at_once(depth, rows, columns, dtype):
+    parts = draw(depth, (rows, columns), dtype)
+    g = np.empty((rows, columns), dtype)
+    kernels.rebuild(*parts[0], g)
+    assert (abs(g - oracle.total(parts, g.shape)) <= oracle.bound(parts, g.shape, dtype)).all()
 
 
 @settings(deadline=None, max_examples=60)
-@given(depths, st.integers(1, 700), st.integers(1, 40), st.integers(1, 9), dtypes)
-def test_bits_do_not_depend_on_how_many_share_the_rows(depth, rows, columns, parts, dtype):
+@given(depths, st.integers(1, 300), st.integers(1, 70), dtypes, st.floats(-2, 2), st.sampled_from([0.0, 1.0, -0.5]))
+def test_accumulate(depth, rows, columns, dtype, alpha, beta):
+    shape = (rows, columns)
+    parts = draw(depth, shape, dtype)
+    before = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    w = before.copy()
+    kernels.accumulate(*parts[0], w, alpha=alpha, beta=beta)
+    expected = beta * before.astype(np.float64) + alpha * oracle.total(parts, shape)
+    bound = abs(alpha) * oracle.bound(parts, shape, dtype) + 4 * np.finfo(dtype).eps * (abs(expected) + abs(before))
+    assert (abs(w - expected) <= bound + np.finfo(dtype).tiny).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(depths, st.integers(1, 500), st.integers(1, 140), st.integers(1, 9), dtypes, st.data())
+def test_bits_do_not_depend_on_how_the_rows_are_shared(depth, rows, columns, parts, dtype, data):
     (u, v), *_ = draw(depth, (rows, columns), dtype)
-    whole, shared = np.empty((rows, columns), dtype), np.full((rows, columns), np.nan, dtype)
+    rule, w = kernels.sgd(0.1, 0.9), np.ones((rows, columns), dtype)
+    wholes, shares = ([np.full_like(w, np.nan), w.copy(), w.copy(), w.copy()] for _ in range(2))
+    cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=parts, max_size=parts)))
+    for arrays, ranges in ((wholes, [(0, rows)]), (shares, itertools.pairwise([0, *cuts, rows]))):
+        for start, stop in ranges:
+            kernels.rebuild(u, v, arrays[0], start, stop)
+            kernels.accumulate(u, v, arrays[1], start, stop, alpha=0.3)
+            kernels.update(rule, u, v, arrays[2], arrays[3:], start, stop)
+    np.testing.assert_array_equal(wholes, shares)
+
+
+@pytest.mark.parametrize("depth", [1, 40, 300])
+def test_bits_do_not_depend_on_threads(depth):
+    (u, v), *_ = draw(depth, (500, 3000), np.float32)
+    rule, w = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8), np.ones((500, 3000), np.float32)
+    results = []
+    for threads in (1, 2, 5):
+        arrays = [w.copy() for _ in range(5)]
+        kernels.rebuild(u, v, arrays[0], threads=threads)
+        kernels.accumulate(u, v, arrays[1], threads=threads)
+        kernels.update(rule, u, v, arrays[2], arrays[3:], threads=threads)
+        results.append(arrays)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_columns_of_a_product_have_the_bits_of_a_product_of_columns():
+    (u, v), *_ = draw(300, (30, 200), np.float32)
+    whole, part = np.empty((30, 200), np.float32), np.empty((30, 77), np.float32)
     kernels.rebuild(u, v, whole)
-    height = kernels.panel_height(whole.shape, whole.itemsize, depth)
-    for index in range(parts):
-        kernels.rebuild(u, v, shared, *kernels.partition(rows, height, parts, index))
-    np.testing.assert_array_equal(whole, shared)
+    kernels.rebuild(u, v[:, 51:128].copy(), part)
+    np.testing.assert_array_equal(whole[:, 51:128], part)
 
 
-@given(st.integers(1, 10**6), st.integers(1, 300), st.integers(1, 70))
-def test_partition_covers_every_row_once(rows, height, parts):
-    ranges = [kernels.partition(rows, height, parts, index) for index in range(parts)]
+def test_some_rows_of_a_product_into_an_array_of_their_own():
+    (u, v), *_ = draw(5, (30, 20), np.float64)
+    g = np.empty((7, 20))
+    kernels.rebuild(u, v, g, first=-11)
+    np.testing.assert_allclose(g, u[:, 11:18].T @ v)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 70))
+def test_partition_covers_every_row_once(rows, parts):
+    ranges = [kernels.partition(rows, parts, index) for index in range(parts)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == rows
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+    assert max(b - a for a, b in ranges) - min(b - a for a, b in ranges) <= 1
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def rules():
+    yield "sgd", kernels.sgd, oracle.sgd, {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.05, "nesterov": False}
+    yield "momentum", kernels.sgd, oracle.sgd, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": False}
+    yield "nesterov", kernels.sgd, oracle.sgd, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
+    adam = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.05}
+    yield "adam", kernels.adam, oracle.adam, {**adam, "decoupled": False}
+    yield "adamw", kernels.adam, oracle.adam, {**adam, "decoupled": True}
+    yield "adagrad", kernels.adagrad, oracle.adagrad, {"lr": 0.1, "eps": 1e-6, "weight_decay": 0.05}
+    yield "proximal", kernels.proximal, oracle.proximal, {"lr": 0.1, "l1": 0.7, "l2": 0.3}
+
+
+@pytest.mark.parametrize(("make", "textbook", "settings_"), [pytest.param(*r[1:], id=r[0]) for r in rules()])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("depth", [0, 1, 3, 70])
-def test_sgd(depth, dtype, momentum, nesterov):
-    if nesterov and not momentum:
-        pytest.skip("nesterov needs momentum")
-    shape, rule = (67, 45), {"lr": 0.1, "momentum": momentum, "weight_decay": 0.05, "nesterov": nesterov}
+@pytest.mark.parametrize(
+    ("depth", "shape"), [(0, (67, 45)), (1, (67, 45)), (70, (67, 45)), (300, (67, 1045)), (3, (5, 7))]
+)
+def test_rules(make, textbook, settings_, dtype, depth, shape):
     w = np.random.default_rng(1).standard_normal(shape).astype(dtype)
     fused, dense = w.copy(), w.copy()
-    velocities = [np.zeros(shape, dtype) for _ in range(2)]
+    states = np.zeros((2, 2, *shape), dtype)
     gradients = []
     for step in range(3):
         (u, v), *_ = parts = draw(depth, shape, dtype, seed=step)
-        gradients.append(oracle.total(parts, shape))
-        kernels.sgd(u, v, fused, velocities[0], **rule)
-        kernels.sgd_dense(gradients[-1].astype(dtype), dense, velocities[1], **rule)
-    expected = oracle.sgd(w, gradients, **rule)
+        gradients.append(oracle.total(parts, shape) * 0.5)
+        rule = make(**settings_, **({"step": step + 1} if make is kernels.adam else {}))
+        kernels.update(rule, u, v, fused, states[0], alpha=0.5)
+        kernels.update_dense(rule, 2 * gradients[-1].astype(dtype), dense, states[1], alpha=0.5)
+    expected = textbook(w, gradients, **settings_)
     tolerance = 300 * np.finfo(dtype).eps * (1 + abs(expected).max())
     np.testing.assert_allclose(fused, expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(dense, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_nan_and_inf_propagate(depth):
-    (u, v), *_ = draw(depth, (20, 30), np.float64)
-    u[0, 3], v[0, 4] = np.inf, np.nan
-    g = np.empty((20, 30))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shrink_rows(rng, dtype):
+    w = rng.standard_normal((9, 30)).astype(dtype)
+    w[3] *= 0.1
+    w[4] = 0
+    lengths = np.linalg.norm(w, axis=1, keepdims=True)
+    expected = w * np.maximum(0, 1 - 2 / np.maximum(lengths, 1e-30))
+    expected[8] = w[8]
+    kernels.shrink_rows(w, 2.0, 0, 8)
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+    assert not w[3].any()
+    w[0, 0], w[1, 0] = np.nan, np.inf
+    kernels.shrink_rows(w, 1.0)
+    assert np.isnan(w[0]).all()
+    assert np.isinf(w[1, 0])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_inf_and_denormals_are_as_in_numpy(depth, dtype):
+    (u, v), *_ = draw(depth, (20, 30), dtype)
+    u[0, 3], v[0, 4], u[0, 5] = np.inf, np.nan, -np.inf
+    v[0, 6] = 0
+    tiny = np.finfo(dtype).smallest_subnormal
+    u[:, 9], v[:, 9] = 0, 0
+    u[0, 9], v[0, 9] = tiny, 3
+    with np.errstate(invalid="ignore"):
+        expected = u.T @ v
+    g, w = np.empty((20, 30), dtype), np.zeros((20, 30), dtype)
     kernels.rebuild(u, v, g)
-    expected = u.T @ v
-    np.testing.assert_array_equal(np.isnan(g), np.isnan(expected))
-    np.testing.assert_array_equal(np.isinf(g), np.isinf(expected))
+    kernels.accumulate(u, v, w)
+    for found in (g, w):
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_array_equal(found[np.isinf(expected)], expected[np.isinf(expected)])
+        assert found[9, 9] == 3 * tiny
+    soft = np.full((20, 30), 1.0, dtype)
+    kernels.update(kernels.proximal(1.0, 0.5), u, v, soft)
+    np.testing.assert_array_equal(np.isnan(soft), np.isnan(expected))
 
 
 def test_read_only_factors_are_fine():
@@ -106,14 +195,26 @@ def test_refuses_what_does_not_fit():
         kernels.rebuild(u, v, g, 3, 21)
     with pytest.raises(TypeError):
         kernels.rebuild(u.astype(np.float32), v, g)
-    with pytest.raises(ValueError, match="velocity"):
-        kernels.sgd(u, v, g, None, lr=1.0, momentum=0.5)
+    with pytest.raises(ValueError, match="1 states"):
+        kernels.update(kernels.sgd(1.0, 0.5), u, v, g)
+    with pytest.raises(ValueError, match="1 states"):
+        kernels.update(kernels.sgd(1.0, 0.5), u, v, g, [g[:, :4]])
     with pytest.raises(ValueError, match="gradient"):
-        kernels.sgd_dense(g[:, :4], g, None, lr=1.0)
+        kernels.update_dense(kernels.sgd(1.0), g[:, :4], g)
     with pytest.raises(ValueError, match="rows"):
-        kernels.sgd_dense(g[:4], g, None, lr=1.0)
+        kernels.update_dense(kernels.sgd(1.0), g[:4], g)
     with pytest.raises(ValueError, match="rows"):
         kernels.rebuild(u[:, :4], v, g, 0, 8, 4)
+    with pytest.raises(ValueError, match="rows"):
+        kernels.rebuild(u, v, g, first=1)
+    with pytest.raises(ValueError, match="rows"):
+        kernels.rebuild(u, v, g[:4], 0, 5, -3)
+    with pytest.raises(TypeError):
+        kernels.rebuild(u, v, g.astype(np.float32))
+    with pytest.raises(TypeError):
+        kernels.rebuild(u, v, np.asfortranarray(g))
+    with pytest.raises(ValueError, match="threshold"):
+        kernels.shrink_rows(g, -1.0)
     with pytest.raises(ValueError, match="elements"):
         kernels.reduce(g, 0, 31)
 

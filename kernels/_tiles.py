@@ -1,0 +1,209 @@
+"""The innermost loop: a tile of uᵀv held in registers while it runs over the samples, written as LLVM vectors.
+
+Every element of a tile is one chain of fused multiply-adds over the samples in their order, so its bits
+depend neither on the place of the tile nor on the width of the machine's vectors.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+__all__ = ["LINE", "ROWS", "part", "prefetch", "tile"]
+
+_WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+# Two vectors wide, and so many rows that accumulators, operands and a broadcast fill 16 or 32 registers.
+_VECTOR = 64 if _WIDE else 32
+_VECTORS = 2
+ROWS = 12 if _WIDE else 6
+LINE = _VECTOR * _VECTORS  # bytes of a row of a tile
+
+_I64 = ir.IntType(64)
+_I32 = ir.IntType(32)
+
+
+class _Tile:
+    """Emits the code of one tile of ``rows`` rows.
+
+    Args:
+        builder: Where to.
+        element: LLVM's type of an element.
+        rows: Of the tile.
+        columns: Of the tile if it may have fewer than are in `LINE`, else None.
+    """
+
+    def __init__(self, builder, element, rows, columns):
+        self.builder = builder
+        self.element = element
+        self.rows = rows
+        self.size = 4 if isinstance(element, ir.FloatType) else 8
+        self.lanes = _VECTOR // self.size
+        self.vector = ir.VectorType(element, self.lanes)
+        self.masks = None if columns is None else [self._mask(columns, v) for v in range(_VECTORS)]
+
+    def _mask(self, columns, v):
+        lanes = ir.Constant(ir.VectorType(_I32, self.lanes), [self.lanes * v + lane for lane in range(self.lanes)])
+        return self.builder.icmp_signed("<", lanes, self._splat(self.builder.trunc(columns, _I32), _I32))
+
+    def _splat(self, scalar, element):
+        vector = ir.VectorType(element, self.lanes)
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+        order = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), order)
+
+    def _call(self, name, result, *arguments):
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def _name(self, operation):
+        suffix = f"v{self.lanes}f{8 * self.size}"
+        return f"llvm.{operation}.{suffix}" + (".p0" if operation.startswith("masked") else "")
+
+    def _fma(self, a, b, c):
+        return self._call(self._name("fma"), self.vector, a, b, c)
+
+    def _vectors(self, base, offset):
+        """Yield the pointer and the mask of each vector of a row."""
+        for v in range(_VECTORS):
+            at = self.builder.add(offset, ir.Constant(_I64, v * self.lanes))
+            pointer = self.builder.bitcast(self.builder.gep(base, [at]), self.vector.as_pointer())
+            yield pointer, None if self.masks is None else self.masks[v]
+
+    def load(self, base, offset):
+        """Load a row; 0 beyond the last column."""
+        zero = ir.Constant(self.vector, [ir.Constant(self.element, 0.0)] * self.lanes)
+        align = ir.Constant(_I32, self.size)
+        return [
+            self.builder.load(pointer, align=self.size)
+            if mask is None
+            else self._call(self._name("masked.load"), self.vector, pointer, align, mask, zero)
+            for pointer, mask in self._vectors(base, offset)
+        ]
+
+    def store(self, row, base, offset):
+        """Store a row."""
+        align = ir.Constant(_I32, self.size)
+        for vector, (pointer, mask) in zip(row, self._vectors(base, offset), strict=True):
+            if mask is None:
+                self.builder.store(vector, pointer, align=self.size)
+            else:
+                self._call(self._name("masked.store"), ir.VoidType(), vector, pointer, align, mask)
+
+    def prefetch(self, base, step):
+        """Bring the rows of a tile into the cache, to be written; never faults."""
+        builder = self.builder
+        for i in range(self.rows):
+            row = builder.gep(base, [builder.mul(step, ir.Constant(_I64, i))])
+            row = builder.bitcast(row, ir.IntType(8).as_pointer())
+            for at in range(0, LINE, 64):
+                pointer = builder.gep(row, [ir.Constant(_I64, at)])
+                hints = [ir.Constant(_I32, hint) for hint in (0, 2, 1)]
+                self._call("llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
+
+    def product(self, a, a_step, b, b_step, depth, first):
+        """Return ``first`` plus the sum over ``depth`` samples; steps lie between samples."""
+        builder = self.builder
+        entry = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("samples", "sample", "summed"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        zero = ir.Constant(_I64, 0)
+        counters = [builder.phi(_I64) for _ in range(3)]
+        sums = [[builder.phi(self.vector) for _ in row] for row in first]
+        for counter in counters:
+            counter.add_incoming(zero, entry)
+        for row, its in zip(sums, first, strict=True):
+            for total, start in zip(row, its, strict=True):
+                total.add_incoming(start, entry)
+        sample, at_a, at_b = counters
+        builder.cbranch(builder.icmp_signed("<", sample, depth), body, done)
+        builder.position_at_end(body)
+        columns = self.load(b, at_b)
+        for i, row in enumerate(sums):
+            scalar = builder.load(builder.gep(a, [builder.add(at_a, ir.Constant(_I64, i))]), align=self.size)
+            factor = self._splat(scalar, self.element)
+            for total, column in zip(row, columns, strict=True):
+                total.add_incoming(self._fma(factor, column, total), body)
+        for counter, step in zip(counters, (ir.Constant(_I64, 1), a_step, b_step), strict=True):
+            counter.add_incoming(builder.add(counter, step), body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return sums
+
+    def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta):
+        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum."""
+        builder = self.builder
+        offsets = [builder.mul(c_step, ir.Constant(_I64, i)) for i in range(self.rows)]
+        nothing = ir.Constant(self.vector, [ir.Constant(self.element, 0.0)] * self.lanes)
+        entry = builder.block
+        resumed, ready = (builder.append_basic_block(name) for name in ("resumed", "ready"))
+        builder.cbranch(resume, resumed, ready)
+        builder.position_at_end(resumed)
+        before = [self.load(c, offset) for offset in offsets]
+        resumed = builder.block
+        builder.branch(ready)
+        builder.position_at_end(ready)
+        first = [[builder.phi(self.vector) for _ in row] for row in before]
+        for row, its in zip(first, before, strict=True):
+            for start, value in zip(row, its, strict=True):
+                start.add_incoming(nothing, entry)
+                start.add_incoming(value, resumed)
+        sums = self.product(a, a_step, b, b_step, depth, first)
+        scale = self._splat(alpha, self.element)
+        adding, setting, end = (builder.append_basic_block(name) for name in ("adding", "setting", "end"))
+        builder.cbranch(add, adding, setting)
+        builder.position_at_end(adding)
+        keep = self._splat(beta, self.element)
+        for row, offset in zip(sums, offsets, strict=True):
+            old = self.load(c, offset)
+            new = [self._fma(scale, total, builder.fmul(keep, w)) for total, w in zip(row, old, strict=True)]
+            self.store(new, c, offset)
+        builder.branch(end)
+        builder.position_at_end(setting)
+        for row, offset in zip(sums, offsets, strict=True):
+            self.store([builder.fmul(scale, total) for total in row], c, offset)
+        builder.branch(end)
+        builder.position_at_end(end)
+
+
+def _pointer(context, builder, kind, array, at):
+    return builder.gep(make_array(kind)(context, builder, array).data, [at])
+
+
+def _product(rows, masked):
+    """Make what works a tile of C: sample j of A begins at ``a_at + j·a_step``, row i of C at ``c_at + i·c_step``."""
+
+    def typed(context, a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta):
+        def generate(context, builder, signature, arguments):
+            a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, *ends = arguments
+            kinds = signature.args
+            emitter = _Tile(builder, context.get_value_type(c_type.dtype), rows, columns if masked else None)
+            a = _pointer(context, builder, kinds[0], a, a_at)
+            b = _pointer(context, builder, kinds[3], b, b_at)
+            c = _pointer(context, builder, kinds[7], c, c_at)
+            emitter.emit(a, a_step, b, b_step, depth, c, c_step, *ends)
+            return context.get_dummy_value()
+
+        c_type, i, t = c, types.int64, c.dtype
+        return types.void(a, i, i, b, i, i, i, c, i, i, i, types.boolean, types.boolean, t, t), generate
+
+    return intrinsic(typed)
+
+
+@intrinsic
+def prefetch(typing_context, array, at, step):
+    """Bring a whole tile of a flat array into the cache, to be written."""
+
+    def generate(context, builder, signature, arguments):
+        base = _pointer(context, builder, signature.args[0], *arguments[:2])
+        _Tile(builder, context.get_value_type(array.dtype), ROWS, None).prefetch(base, arguments[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), generate
+
+
+# By the rows that are left: those of a whole tile, and the powers of two that any fewer are made of.
+tile = {rows: _product(rows, False) for rows in (ROWS, 8, 4, 2, 1) if rows <= ROWS}
+part = {rows: _product(rows, True) for rows in tile}

@@ -1,0 +1,64 @@
+"""Update rules: what an element of a parameter and of its state becomes when it takes an element g of a gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ADAGRAD", "ADAM", "MOMENTUM", "NESTEROV", "PROXIMAL", "SGD", "Rule", "adagrad", "adam", "proximal", "sgd"]
+
+SGD, MOMENTUM, NESTEROV, ADAM, ADAGRAD, PROXIMAL = range(6)
+
+
+class Rule(NamedTuple):
+    """A rule for one step.
+
+    Attributes:
+        kind: Which of the loops to take.
+        values: Its numbers, in the order in which that loop reads them.
+        states: Arrays like the parameter that it keeps.
+    """
+
+    kind: int
+    values: tuple[float, ...]
+    states: int
+
+
+def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> Rule:
+    """Return SGD: d = g + weight_decay·w; velocity ← momentum·velocity + d; w ← w − lr·velocity.
+
+    With Nesterov's momentum w ← w − lr·(d + momentum·velocity), without momentum w ← w − lr·d and no state.
+    """
+    if momentum == 0:
+        return Rule(SGD, (lr, weight_decay), 0)
+    return Rule(NESTEROV if nesterov else MOMENTUM, (lr, weight_decay, momentum), 1)
+
+
+def adam(
+    lr: float, step: int, betas: tuple[float, float], eps: float, weight_decay: float = 0.0, decoupled: bool = False
+) -> Rule:
+    """Return Adam (Kingma and Ba, ICLR 2015, algorithm 1), or AdamW (Loshchilov and Hutter, ICLR 2019) if decoupled.
+
+    d = g + weight_decay·w; m ← β₁m + (1−β₁)d; q ← β₂q + (1−β₂)d²; w ← w − lr·m̂/(√q̂ + eps), where
+    m̂ = m/(1−β₁ᵗ) and q̂ = q/(1−β₂ᵗ) in step t, from 1 on. Decoupled, d = g and w is scaled by 1 − lr·weight_decay.
+    """
+    first, second = betas
+    keep = 1 - lr * weight_decay if decoupled else 1.0
+    size, root = lr / (1 - first**step), (1 - second**step) ** -0.5
+    decay = 0.0 if decoupled else weight_decay
+    return Rule(ADAM, (size, decay, first, 1 - first, second, 1 - second, root, eps, keep), 2)
+
+
+def adagrad(lr: float, eps: float, weight_decay: float = 0.0) -> Rule:
+    """Return AdaGrad (Duchi, Hazan and Singer, JMLR 2011, figure 1).
+
+    d = g + weight_decay·w; q ← q + d²; w ← w − lr·d/(√q + eps).
+    """
+    return Rule(ADAGRAD, (lr, weight_decay, eps), 1)
+
+
+def proximal(lr: float, l1: float = 0.0, l2: float = 0.0) -> Rule:
+    """Return proximal gradient descent: w ← soft(w − lr·g, lr·l1)/(1 + lr·l2).
+
+    Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5.
+    """
+    return Rule(PROXIMAL, (lr, lr * l1, 1 / (1 + lr * l2)), 0)
