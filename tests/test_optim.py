@@ -2,7 +2,7 @@ import numpy as np
 import oracle
 import pytest
 
-from sfb.optim import SGD
+from sfb.optim import SGD, Adagrad, Adam, AdamW, Proximal
 
 
 def test_step_takes_a_dense_gradient():
@@ -17,23 +17,49 @@ def test_step_takes_a_dense_gradient():
     np.testing.assert_allclose(w, expected)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}],
-    ids=str,
-)
-def test_equals_torch(rule):
+TORCH = [
+    (SGD, "SGD", {"lr": 0.1}),
+    (SGD, "SGD", {"lr": 0.1, "momentum": 0.9}),
+    (SGD, "SGD", {"lr": 0.1, "weight_decay": 0.1}),
+    (SGD, "SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    (Adam, "Adam", {}),
+    (Adam, "Adam", {"lr": 0.1, "betas": (0.5, 0.8), "eps": 1e-3, "weight_decay": 0.2}),
+    (AdamW, "AdamW", {}),
+    (AdamW, "AdamW", {"lr": 0.1, "betas": (0.5, 0.8), "eps": 1e-3, "weight_decay": 0.2}),
+    (Adagrad, "Adagrad", {}),
+    (Adagrad, "Adagrad", {"lr": 0.1, "eps": 1e-3, "weight_decay": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "rule"), TORCH)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equals_torch(ours, theirs, rule, dtype):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    w = rng.standard_normal((6, 4))
+    w = rng.standard_normal((6, 40)).astype(dtype)
     parameter = torch.tensor(w.copy(), requires_grad=True)
-    theirs, ours = torch.optim.SGD([parameter], lr=0.1, **rule), SGD(w, lr=0.1, **rule)
+    reference, optimizer = getattr(torch.optim, theirs)([parameter], **rule), ours(w, **rule)
     for _ in range(5):
-        gradient = rng.standard_normal((6, 4))
+        gradient = rng.standard_normal((6, 40)).astype(dtype)
         parameter.grad = torch.tensor(gradient)
-        theirs.step()
-        ours.step(gradient)
-    np.testing.assert_allclose(w, parameter.detach().numpy(), rtol=1e-12)
+        reference.step()
+        optimizer.step(gradient)
+    tolerance = 30 * np.finfo(dtype).eps
+    np.testing.assert_allclose(w, parameter.detach().numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "rule"), TORCH)
+def test_defaults_are_those_of_torch(ours, theirs, rule):
+    torch = pytest.importorskip("torch")
+    reference = getattr(torch.optim, theirs)([torch.zeros(1, requires_grad=True)], lr=0.1).defaults
+    optimizer = ours(np.ones((1, 1)), lr=0.1)
+    assert all(getattr(optimizer, name) == reference[name] for name in optimizer.hyperparameters)
+
+
+def test_rows_shrink_as_groups():
+    w = np.array([[3.0, 4.0], [0.3, 0.4]])
+    Proximal(w, lr=0.5, rows=2.0).step(np.zeros((2, 2)))
+    np.testing.assert_allclose(w, [[2.4, 3.2], [0.0, 0.0]])
 
 
 def read_only():
@@ -59,6 +85,23 @@ def read_only():
 def test_refuses(param, rule, error, message):
     with pytest.raises(error, match=message):
         SGD(param, **{"lr": 0.1, **rule})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rule", "message"),
+    [
+        (Adam, {"eps": -1.0}, "eps must be"),
+        (Adam, {"betas": (0.9, 1.0)}, "betas must be"),
+        (Adam, {"betas": 0.9}, "betas must be"),
+        (AdamW, {"weight_decay": float("inf")}, "weight_decay must be"),
+        (Adagrad, {"lr": None}, "lr must be"),
+        (Proximal, {"l1": -0.1}, "l1 must be"),
+        (Proximal, {"rows": "a"}, "rows must be"),
+    ],
+)
+def test_other_optimizers_refuse(optimizer, rule, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(np.ones((2, 3)), **{"lr": 0.1, **rule})
 
 
 def test_refuses_a_foreign_velocity():

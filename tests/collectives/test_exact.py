@@ -11,6 +11,12 @@ from sfb.collectives import ALGORITHMS
 pytestmark = pytest.mark.mpi
 
 RULE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+RULES = [
+    (sfb.optim.SGD, oracle.sgd, RULE),
+    (sfb.optim.Adam, oracle.adam, {"lr": 0.01, "betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.1}),
+    (sfb.optim.Adagrad, oracle.adagrad, {"lr": 0.01, "eps": 0.1, "weight_decay": 0.1}),
+    (sfb.optim.Proximal, oracle.proximal, {"lr": 0.1, "l1": 0.3, "l2": 0.2}),
+]
 
 
 def array(comm, shape, dtype, shared, fill):
@@ -56,14 +62,15 @@ def test_sum_into_an_optimizer(any_comm, world, rng, trial, dtype, shared):
     shape, samples = case(rng, world.size, trial)
     start = rng.standard_normal(shape).astype(dtype)
     steps = [oracle.draw(rng, samples, shape, dtype) for _ in range(3)]
-    expected = oracle.sgd(start, [oracle.total(parts, shape) for parts in steps], **RULE)
+    optimizer, textbook, rule = RULES[trial % len(RULES)]
+    expected = textbook(start, [oracle.total(parts, shape) for parts in steps], **rule)
     slack = sum(oracle.bound(parts, shape, dtype) for parts in steps) + 20 * np.finfo(dtype).eps * abs(expected)
     bits = {}
     for algorithm in [*ALGORITHMS, "auto"]:
         w = array(comm, shape, dtype, shared, start)
-        optimizer = sfb.optim.SGD(w, **RULE)
+        receiver = optimizer(w, **rule)
         for parts in steps:
-            comm.Allreduce(sfb.Factors(*parts[world.rank]), optimizer, algorithm=algorithm)
+            comm.Allreduce(sfb.Factors(*parts[world.rank]), receiver, algorithm=algorithm)
         assert (abs(w - expected) <= slack + 1e-6 * (dtype == np.float32)).all(), (algorithm, shape, samples)
         oracle.assert_same_bits(world, w)
         bits[algorithm] = w.tobytes()
