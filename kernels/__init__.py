@@ -17,13 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from sfb.kernels.rules import SGD, Rule, adagrad, adam, proximal, sgd
+from sfb.kernels.rules import ASSIGN, SGD, Rule, adagrad, adam, assign, proximal, sgd
 
 __all__ = [
     "Rule",
     "accumulate",
     "adagrad",
     "adam",
+    "assign",
+    "linear",
     "partition",
     "proximal",
     "rebuild",
@@ -54,6 +56,8 @@ def _compiled() -> ModuleType:
 
 def warmup() -> None:
     """Compile every kernel, or load it from Numba's cache."""
+    from sfb.kernels import exchange  # noqa: F401
+
     _compiled()
 
 
@@ -119,7 +123,7 @@ def update(
     """Let a rule take the gradient α·uᵀv in rows of w, in one pass; the gradient is never stored.
 
     Args:
-        rule: `sgd`, `adam`, `adagrad` or `proximal`.
+        rule: `assign`, `sgd`, `adam`, `adagrad` or `proximal`.
         u: m×K, as in `rebuild`.
         v: m×D, likewise.
         w: K×D, C-contiguous and writeable.
@@ -134,19 +138,27 @@ def update(
         ValueError: Shapes or states that do not fit, or rows out of range.
         TypeError: As `rebuild` does.
     """
-    if rule.kind == SGD:
-        lr, decay = rule.values
-        _accumulate(u, v, w, start, stop, first, True, -lr * alpha, 1 - lr * decay, threads)
+    if rule.kind in (ASSIGN, SGD):
+        scale, keep = linear(rule)
+        _accumulate(u, v, w, start, stop, first, rule.kind == SGD, scale * alpha, keep, threads)
         return
     stop = _check(u, v, w, start, stop, first)
-    s, t = _states(rule, w, states)
+    s, t = states_of(rule, w, states)
     if w.shape[1]:
-        kernel, values, arrays = _compiled().update, _values(rule, w.dtype), 1 + rule.states
+        kernel, values, arrays = _compiled().update, values_of(rule, w.dtype), 1 + rule.states
 
         def work(low: int, high: int) -> None:
-            kernel(rule.kind, values, u, v, w, s, t, arrays, first, low, high, alpha, _scratch(v, True))
+            kernel(rule.kind, values, u, v, w, s, t, arrays, first, low, high, alpha, scratch_for(len(v), w, True))
 
         _share(work, start, stop, len(u) * w.shape[1], threads)
+
+
+def linear(rule: Rule) -> tuple[float, float]:
+    """Return α and β of a rule w ← β·w + α·g, without state; (1, 0) for others."""
+    if rule.kind != SGD:
+        return 1.0, 0.0
+    lr, decay = rule.values
+    return -lr, 1 - lr * decay
 
 
 def update_dense(
@@ -165,9 +177,9 @@ def update_dense(
     if g.shape[1] != w.shape[1]:
         raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
     stop = _check_rows(w, start, stop, first, g.shape[0])
-    s, t = _states(rule, w, states)
+    s, t = states_of(rule, w, states)
     if w.shape[1]:
-        kernel, values = _compiled().update_dense, _values(rule, w.dtype)
+        kernel, values = _compiled().update_dense, values_of(rule, w.dtype)
 
         def work(low: int, high: int) -> None:
             kernel(rule.kind, values, g, w, s, t, first, low, high, alpha)
@@ -230,7 +242,7 @@ def _accumulate(
         kernel = _compiled().accumulate
 
         def work(low: int, high: int) -> None:
-            kernel(u, v, w, first, low, high, add, alpha, beta, _scratch(v, False))
+            kernel(u, v, w, first, low, high, add, alpha, beta, scratch_for(len(v), w, False))
 
         _share(work, start, stop, len(u) * w.shape[1], threads)
 
@@ -254,7 +266,7 @@ def _check_rows(out: np.ndarray, start: int, stop: int | None, first: int, given
     return stop
 
 
-def _states(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) -> list[np.ndarray]:
     """Return two arrays to pass for the states: w, which is never touched as such, for those that a rule lacks."""
     both = [w, w]
     for i in range(rule.states):
@@ -266,7 +278,7 @@ def _states(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) -> l
 
 
 @functools.lru_cache(256)
-def _values(rule: Rule, dtype: np.dtype[Any]) -> np.ndarray:
+def values_of(rule: Rule, dtype: np.dtype[Any]) -> np.ndarray:
     return np.array(rule.values, dtype)
 
 
@@ -291,15 +303,14 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def _scratch(v: np.ndarray, sums: bool) -> np.ndarray:
-    """Return this thread's memory for packed factors and, for a rule, sums."""
-    depth, columns = v.shape
-    room = _room(depth, columns, v.itemsize, sums)
-    memory = _local.memory.get(v.dtype)
+def scratch_for(depth: int, w: np.ndarray, sums: bool) -> np.ndarray:
+    """Return this thread's memory for packing ``depth`` samples of w's factors and, for a rule, sums."""
+    room = _room(depth, w.shape[1], w.itemsize, sums)
+    memory = _local.memory.get(w.dtype)
     if memory is None or memory.size < room:
-        raw = np.empty(room * v.itemsize + _ALIGN, np.uint8)
+        raw = np.empty(room * w.itemsize + _ALIGN, np.uint8)
         offset = -raw.ctypes.data % _ALIGN
-        memory = _local.memory[v.dtype] = raw[offset : offset + room * v.itemsize].view(v.dtype)
+        memory = _local.memory[w.dtype] = raw[offset : offset + room * w.itemsize].view(w.dtype)
     return memory
 
 

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 from numba import njit, types
-from sfb.kernels._tiles import LINE, ROWS, part, prefetch, tile
-from sfb.kernels.rules import ADAGRAD, ADAM, MOMENTUM, NESTEROV, SGD
+from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
+from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, SGD
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
@@ -27,7 +27,9 @@ _AHEAD = 4
 _SLOW = 100
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
+# Of what only other loops call.
+_INNER = {**_OPTIONS, "no_cpython_wrapper": True}
 
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
@@ -63,7 +65,7 @@ _ENDS = [types.boolean, types.boolean, types.float64, types.float64]
             *_ENDS,
         )
     ),
-    **_OPTIONS,
+    **_INNER,
 )
 def _edge(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, rows, columns, resume, add, alpha, beta):
     """One tile with fewer rows or columns than a whole one."""
@@ -104,7 +106,7 @@ def _edge(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, rows, column
         c_at += n * c_step
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _pack_rows(u, first, depth, left, columns, band):
     """Put columns of u, from sample ``first`` on, into panels: band[p, j, i] ← u[first + j, left + p·ROWS + i]."""
     whole = columns // ROWS
@@ -118,19 +120,18 @@ def _pack_rows(u, first, depth, left, columns, band):
             band[(whole * depth + j) * ROWS + i] = row[whole * ROWS + i]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _pack_columns(v, first, depth, left, columns, slab):
-    """The same of v, in panels as wide as a tile; apart, so that the compiler knows how wide they are."""
+    """The same of v, in panels as wide as a tile."""
     width = LINE // slab.itemsize
     whole = columns // width
+    flat = v.reshape(v.size)
     for j in range(depth):
-        row = v[first + j, left : left + columns]
+        at = (first + j) * v.shape[1] + left
         for p in range(whole):
-            panel = slab[(p * depth + j) * width : (p * depth + j + 1) * width]
-            for i in range(width):
-                panel[i] = row[p * width + i]
+            move(flat, at + p * width, slab, (p * depth + j) * width)
         for i in range(columns - whole * width):
-            slab[(whole * depth + j) * width + i] = row[whole * width + i]
+            slab[(whole * depth + j) * width + i] = flat[at + whole * width + i]
 
 
 @njit(
@@ -146,7 +147,7 @@ def _pack_columns(v, first, depth, left, columns, slab):
             *[types.int64] * 4,
         )
     ),
-    **_OPTIONS,
+    **_INNER,
 )
 def _product(
     u,
@@ -217,13 +218,13 @@ def _product(
             _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at_c, c_step, over, n, resume, add, alpha, beta)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
     return rows > _FEW_ROWS or (depth > 16 and nbytes > WIDE)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _divide(scratch, depth, columns, width, pack_u, pack_v):
     """Return the parts of the scratch: for a packed band of u, a packed slab of v, and sums."""
     samples = min(depth, DEPTH)
@@ -304,11 +305,13 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     _signatures(
         lambda t: types.void(types.int64, *[_vector(t)] * 3, _vector(t, readonly=True), _vector(t, readonly=True))
     ),
-    **_OPTIONS,
+    **_INNER,
 )
 def _apply(kind, w, s, t, g, p):
     """Let a rule take a gradient, element by element; p is what `sfb.kernels.Rule` says."""
-    if kind == SGD:
+    if kind == ASSIGN:
+        w[:] = g
+    elif kind == SGD:
         for c in range(w.size):
             w[c] -= p[0] * (g[c] + p[1] * w[c])
     elif kind == MOMENTUM:

@@ -11,7 +11,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["LINE", "ROWS", "part", "prefetch", "tile"]
+__all__ = ["LINE", "ROWS", "move", "part", "prefetch", "tile"]
 
 _WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 # Two vectors wide, and so many rows that accumulators, operands and a broadcast fill 16 or 32 registers.
@@ -190,6 +190,20 @@ def _product(rows, masked):
         return types.void(a, i, i, b, i, i, i, c, i, i, i, types.boolean, types.boolean, t, t), generate
 
     return intrinsic(typed)
+
+
+@intrinsic
+def move(typing_context, source, at, target, to):
+    """Copy a row of a whole tile from one flat array to another."""
+
+    def generate(context, builder, signature, arguments):
+        emitter = _Tile(builder, context.get_value_type(target.dtype), 1, None)
+        zero = ir.Constant(_I64, 0)
+        from_ = _pointer(context, builder, signature.args[0], *arguments[:2])
+        emitter.store(emitter.load(from_, zero), _pointer(context, builder, signature.args[2], *arguments[2:]), zero)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), generate
 
 
 @intrinsic

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ADAGRAD", "ADAM", "MOMENTUM", "NESTEROV", "PROXIMAL", "SGD", "Rule", "adagrad", "adam", "proximal", "sgd"]
+__all__ = [
+    "ADAGRAD",
+    "ADAM",
+    "ASSIGN",
+    "MOMENTUM",
+    "NESTEROV",
+    "PROXIMAL",
+    "SGD",
+    "Rule",
+    "adagrad",
+    "adam",
+    "assign",
+    "proximal",
+    "sgd",
+]
 
-SGD, MOMENTUM, NESTEROV, ADAM, ADAGRAD, PROXIMAL = range(6)
+ASSIGN, SGD, MOMENTUM, NESTEROV, ADAM, ADAGRAD, PROXIMAL = range(7)
 
 
 class Rule(NamedTuple):
@@ -21,6 +35,11 @@ class Rule(NamedTuple):
     kind: int
     values: tuple[float, ...]
     states: int
+
+
+def assign() -> Rule:
+    """Return what sets the parameter to the gradient."""
+    return Rule(ASSIGN, (), 0)
 
 
 def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> Rule:

@@ -26,6 +26,16 @@ _log = logging.getLogger("sfb")
 class Board:
     """What the ranks of a node show each other (`sfb.kernels.sync`), and how they wait for it; collective.
 
+    Attributes:
+        words: The memory.
+        place: Ranks of the node, this one's number, looks to wait for others, and looks before the core is yielded.
+        glance: The same with no waiting.
+        last_phase: Of a call.
+        members: Ranks in the world.
+        me: This one's number in the node.
+        ranks: How many there are.
+        stall: Seconds after which a waiting rank says whom it waits for.
+
     Args:
         world: The library's communicator, by which MPI progresses while a rank waits.
         node: The ranks of it that share memory.
@@ -48,6 +58,8 @@ class Board:
         self.ranks = node.size
         self.stall = stall
         self._patience = _POLITE if crowded else _PATIENT
+        self.place = self.ranks, self.me, _SPINS, self._patience
+        self.glance = self.ranks, self.me, 0, self._patience
         slots = self.ranks + 1  # one for what the first rank announces to the others
         self._block = Block(node, slots * sync.RING * sync.WORDS * 8)
         self.words = self._block.array((slots * sync.RING * sync.WORDS,), np.dtype(np.int64))

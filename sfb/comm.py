@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from numbers import Real
 from operator import index
 from os import PathLike
 from time import perf_counter
@@ -424,7 +425,7 @@ class Comm(MPI.Intracomm):
             seen.signature(AUTO, receiver)
             if factors.shape != plan.problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
-            signature = (number, receiver.settings)
+            signature = (number, _normal(receiver.settings))
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         meeting = agree.open("Start", signature, lambda: _describe(factors, receiver, plan.algorithm), error=error)
@@ -654,7 +655,7 @@ class _Seen:
             key = (receiver.shape, receiver.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
             if len(self._signatures) >= _PLANS:
                 self._signatures.clear()
-            rest = settings, self._places, self._options
+            rest = _normal(settings), self._places, self._options
             found = self._signatures[algorithm, settings] = _Signature(key, rest)
         return found
 
@@ -669,6 +670,11 @@ class _Options:
     max_bytes: int = MAX_BYTES
     progress: str = "thread"
     stall: float = STALL
+
+
+def _normal(settings: tuple[object, ...]) -> tuple[object, ...]:
+    """Return settings as they are compared: 1 is 1.0."""
+    return tuple(float(value) if isinstance(value, Real) else value for value in settings)
 
 
 def _together(team: Team, call: str, step: Callable[[], None]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Real
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -46,16 +46,14 @@ class Optimizer(Receiver):
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyperparameters)
         return f"{type(self).__name__}({self.shape[0]}×{self.shape[1]} {self.dtype}, {settings})"
 
-    @abstractmethod
-    def rule(self) -> kernels.Rule:
-        """Return what the kernels do in the step under way."""
+    def __init_subclass__(cls) -> None:
+        cls._read = staticmethod(attrgetter(*cls.hyperparameters))
 
-    @abstractmethod
+    _read: Callable[[Optimizer], tuple[object, ...]]
+
     def check_settings(self) -> None:
         """Raise ValueError if a setting is out of range."""
-
-    def finish(self, start: int, stop: int, threads: int) -> None:
-        """Do what is left to do with rows that the rule has updated."""
+        raise NotImplementedError
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -65,8 +63,7 @@ class Optimizer(Receiver):
     @property
     def settings(self) -> tuple[object, ...]:
         """The hyper-parameters."""
-        values = (getattr(self, name) for name in self.hyperparameters)
-        return tuple(float(value) if isinstance(value, Real) else value for value in values)
+        return self._read(self)
 
     @property
     def state(self) -> tuple[np.ndarray | None, ...]:
@@ -103,16 +100,6 @@ class Optimizer(Receiver):
         self.prepare(np.zeros)
         self.begin()
         self.update_dense(gradient, 0, self.shape[0])
-
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Apply uᵀv to the rows, fused: the gradient is never stored."""
-        kernels.update(self.rule(), u, v, self.array, self.state, start, stop, first, threads=threads)
-        self.finish(start, stop, threads)
-
-    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Apply g to the rows."""
-        kernels.update_dense(self.rule(), g, self.array, self.state, start, stop, first, threads=threads)
-        self.finish(start, stop, threads)
 
     def _check_finite(self, *names: str) -> None:
         for name in names:
@@ -331,8 +318,22 @@ class Proximal(Optimizer):
         """Return proximal gradient descent of the settings."""
         return kernels.proximal(self.lr, self.l1, self.l2)
 
-    def finish(self, start: int, stop: int, threads: int) -> None:
-        """Shrink rows as groups."""
+    @property
+    def plain(self) -> bool:  # type: ignore[override]
+        """Whether rows are left as the rule leaves them."""
+        return not self.rows
+
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply uᵀv to the rows, and shrink them as groups."""
+        super().update(u, v, start, stop, first, threads=threads)
+        self._shrink(start, stop, threads)
+
+    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply g to the rows, and shrink them as groups."""
+        super().update_dense(g, start, stop, first, threads=threads)
+        self._shrink(start, stop, threads)
+
+    def _shrink(self, start: int, stop: int, threads: int) -> None:
         if self.rows:
             kernels.shrink_rows(self.array, self.lr * self.rows, start, stop, threads=threads)
 

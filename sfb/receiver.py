@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,11 @@ from sfb.checks import check_receiver
 __all__ = ["Assign", "Receiver"]
 
 
-class Receiver(ABC):
+class Receiver:
     """Takes a K×D sum, as factors or dense, for a range of rows of its array.
 
-    A subclass says what it does with the sum; which rows a rank works, and when, is the exchange's
-    business. An update rule is a subclass with state: it asks for it in `prepare`.
+    A subclass says what it does with the sum, by a `rule` of the kernels; which rows a rank works, and when, is the
+    exchange's business. A rule with state asks for it in `prepare`.
 
     Args:
         array: K×D float32 or float64, C-contiguous and writeable.
@@ -26,9 +25,11 @@ class Receiver(ABC):
     Attributes:
         array: The array, in place of which no other is put.
         passes: Reads and writes of a K×D array that taking a sum costs, for the cost model.
+        plain: Whether `rule` is all there is to taking a sum; false for a subclass that does more.
     """
 
     passes = 1
+    plain = True
 
     def __init__(self, array: np.ndarray) -> None:
         check_receiver("the receiver", array)
@@ -67,28 +68,31 @@ class Receiver(ABC):
                         f"got {array.shape} {array.dtype}"
                     )
 
-    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:  # noqa: B027
+    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
         """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
 
-    def begin(self) -> None:  # noqa: B027
+    def begin(self) -> None:
         """Take note that a sum comes, in one or more calls of `update` or `update_dense`."""
 
-    @abstractmethod
+    def rule(self) -> kernels.Rule:
+        """Return what the kernels do with the array and the state."""
+        raise NotImplementedError
+
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Take uᵀv, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
+        kernels.update(self.rule(), u, v, self.array, self.state, start, stop, first, threads=threads)
 
-    @abstractmethod
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Take g, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
+        kernels.update_dense(self.rule(), g, self.array, self.state, start, stop, first, threads=threads)
 
 
 class Assign(Receiver):
     """An array that is set to the sum."""
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Rebuild the rows."""
-        kernels.rebuild(u, v, self.array, start, stop, first, threads=threads)
+    def rule(self) -> kernels.Rule:
+        """Return what sets the array."""
+        return _ASSIGN
 
-    def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Copy the rows."""
-        self.array[start:stop] = g[start - first : stop - first]
+
+_ASSIGN = kernels.assign()

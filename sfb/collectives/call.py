@@ -43,14 +43,14 @@ class Call:
         rebuild_seconds: Time spent in forming and applying the sum so far.
     """
 
-    __slots__ = ("_began", "_leases", "_name", "_named", "_phase", "blocking", "number", "rebuild_seconds", "team")
+    __slots__ = ("_began", "_leases", "_named", "_phase", "blocking", "name", "number", "rebuild_seconds", "team")
 
     def __init__(self, team: Team, number: int, name: str, *, blocking: bool) -> None:
         self.team = team
         self.number = number
         self.blocking = blocking
         self.rebuild_seconds = 0.0
-        self._name = name
+        self.name = name
         self._phase = 1
         self._leases: list[np.ndarray] = []
         self._named: dict[str, np.ndarray] = {}
@@ -75,7 +75,7 @@ class Call:
         self._phase = board.last_phase if last else self._phase + 1
         if board.join(self.number, self._phase, wait=self.blocking):
             return _NOTHING
-        return [board.phase(self.number, self._phase, self._name)]
+        return [board.phase(self.number, self._phase, self.name)]
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "") -> np.ndarray:
         """Return an array that is this call's own until its end, or until it asks for one of the same name."""
@@ -89,13 +89,18 @@ class Call:
             self._named[name] = memory
         return array
 
+    def done(self, rebuild_seconds: float) -> None:
+        """Note that this rank has finished its part, as the others see already."""
+        self._phase = self.team.board.last_phase
+        self.rebuild_seconds += rebuild_seconds
+
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
         """Return the node's staging memory, and what to wait for before it may be written."""
         board = self.team.board
         block, user = self.team.staging(nbytes, self.number)
         if not user or board.ranks == 1 or board.reached(user, board.last_phase):
             return block, _NOTHING
-        return block, [board.phase(user, board.last_phase, self._name)]
+        return block, [board.phase(user, board.last_phase, self.name)]
 
     def finish(self) -> None:
         """Give back buffers, and let the others see that this rank is done with shared memory."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import sfb.kernels as kernels
+from sfb.collectives import quick
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
@@ -65,7 +66,9 @@ def prepare(problem: Problem, team: Team) -> None:
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Form the local product, reduce it, give it to the receiver."""
-    if call.team.nodes == 1 and call.team.size > 1:
+    if call.team.nodes == 1 and call.team.size > 1 and quick.serves(problem, call, receiver):
+        yield from _in_one_call(problem, call, factors, receiver)
+    elif call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
     else:
         yield from _between_nodes(problem, call, factors, receiver)
@@ -90,15 +93,27 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
         yield from call.meet(last=True)
 
 
+def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    team = call.team
+    size, ranks = _slab_bytes(problem), team.board.ranks
+    block, user = team.staging(2 * ranks * size, call.number)
+    memo = problem.memo.get("slabs")
+    if memo is None or memo[0] is not block:
+        slabs = block.array((2 * ranks, size // problem.itemsize), problem.dtype)
+        pieces = _pieces(problem)
+        memo = problem.memo["slabs"] = block, (slabs, pieces[0][1] if pieces else 1, len(pieces))
+    yield from quick.run("dense", problem, call, user, factors, receiver, memo[1])
+
+
 def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Sum in the order of ranks, each rank its share of a piece's rows; two sets of slabs take turns."""
     team = call.team
     board = team.board
     block, steps = call.staging(2 * board.ranks * _slab_bytes(problem))
     yield from steps
-    memo = problem.memo.get("slabs")
+    memo = problem.memo.get("pieces")
     if memo is None or memo[0] is not block:
-        memo = problem.memo["slabs"] = (
+        memo = problem.memo["pieces"] = (
             block,
             [_slabs(problem, block, call, *piece) for piece in enumerate(_pieces(problem))],
         )

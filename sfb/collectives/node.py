@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfb.collectives import quick
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import Gathering, blocks, posted, update
+from sfb.collectives.update import Gathering, blocks, own_rows, posted, update
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
+    from sfb.shared import Block
     from sfb.team import Team
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
@@ -77,6 +79,9 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
+    elif problem.fits and quick.serves(problem, call, receiver):
+        yield from _in_one_call(problem, call, factors, receiver)
+        return
     elif problem.fits:
         yield from _at_once(problem, call, factors, receiver)
     else:
@@ -85,23 +90,23 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from call.meet(last=True)
 
 
+def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    team = call.team
+    second, nbytes = _second(problem.depth, problem.shape[0], problem)
+    block, user = team.staging(nbytes, call.number)
+    u, v, low = _everybodys(problem, call, block, second)
+    rows = low, *own_rows(problem, call, 0, problem.shape[0])
+    yield from quick.run("node", problem, call, user, factors, receiver, (u, v, rows))
+
+
 def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    rows, columns = problem.shape
-    second, nbytes = problem.memo.get("bytes") or problem.memo.setdefault(
-        "bytes", _second(problem.depth, rows, problem)
-    )
+    rows = problem.shape[0]
+    second, nbytes = _second(problem.depth, rows, problem)
     block, steps = call.staging(nbytes)
     yield from steps
-    views = problem.memo.get("views")
-    if views is None or views[0] is not block:
-        u = block.array((problem.depth, rows), problem.dtype)
-        v = block.array((problem.depth, columns), problem.dtype, second)
-        low = int(problem.offsets[call.team.rank])
-        high = low + len(factors)
-        views = problem.memo["views"] = block, u, v, u[low:high], v[low:high]
-    _, u, v, my_u, my_v = views
-    my_u[...] = factors.u
-    my_v[...] = factors.v
+    u, v, low = _everybodys(problem, call, block, second)
+    u[low : low + len(factors)] = factors.u
+    v[low : low + len(factors)] = factors.v
     if _packed(problem):
         yield from _across_packed(problem, call, factors, u, v)
     elif problem.place.nodes > 1:
@@ -170,6 +175,16 @@ def _across(call: Call, counts: np.ndarray, offsets: np.ndarray, u: np.ndarray, 
         for gathered in (u, v):
             requests += call.allgather(comm, call.team.in_place, gathered, its_counts, its_offsets)
     return requests
+
+
+def _everybodys(problem: Problem, call: Call, block: Block, second: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return u and v of all ranks in the memory of the node, and where this rank's samples begin."""
+    views = problem.memo.get("views")
+    if views is None or views[0] is not block:
+        u = block.array((problem.depth, problem.shape[0]), problem.dtype)
+        v = block.array((problem.depth, problem.shape[1]), problem.dtype, second)
+        views = problem.memo["views"] = block, u, v, int(problem.offsets[call.team.rank])
+    return views[1:]
 
 
 def _second(depth: int, width: int, problem: Problem) -> tuple[int, int]:

@@ -1,0 +1,241 @@
+"""Exchanges inside a node as single calls: what a rank does with the memory it shares, and its waiting for others.
+
+In Python the steps of a small exchange cost more than what they do. A call goes on as far as it can without waiting
+long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board (`sfb.kernels.sync`).
+
+Importing this module imports Numba and compiles, or loads from its cache.
+"""
+
+import time
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from sfb.kernels._loops import accumulate, reduce, update, update_dense
+from sfb.kernels.rules import ASSIGN, SGD
+from sfb.kernels.sync import ARRIVED, DONE, reach, reached
+
+__all__ = ["FIRST", "dense", "node", "phase"]
+
+# The first phase of an exchange, after that in which its ranks agreed on it.
+FIRST = ARRIVED + 1
+
+_MONOTONIC = time.CLOCK_MONOTONIC
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@intrinsic
+def _now(typing_context):
+    """Nanoseconds of a clock that never goes back."""
+
+    def generate(context, builder, signature, arguments):
+        word = ir.IntType(64)
+        stamp = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), stamp.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        builder.call(function, [ir.Constant(ir.IntType(32), _MONOTONIC), stamp])
+        seconds, rest = (builder.load(cgutils.gep_inbounds(builder, stamp, 0, i)) for i in (0, 1))
+        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
+
+    return types.int64(), generate
+
+
+def _array(t, dimensions, readonly=False):
+    return types.Array(t, dimensions, "C", readonly=readonly)
+
+
+def _signature(t, *between):
+    """What both take: about the call, u and v, what is between, and the rule with its arrays."""
+    i, f = types.int64, types.float64
+    factors = [_array(t, 2, readonly=True)] * 2
+    rule = [i, f, f, _array(t, 1), *[_array(t, 2)] * 3, i]
+    start = [_array(i, 1), types.UniTuple(i, 4), i, i, _array(i, 1)]
+    return types.boolean(*start, *factors, *between, *rule, types.boolean, _array(t, 1))
+
+
+@njit(**_OPTIONS)
+def _copy(source, target, first):
+    for j in range(source.shape[0]):
+        row = target[first + j]
+        for c in range(source.shape[1]):
+            row[c] = source[j, c]
+
+
+@njit(**_OPTIONS)
+def _take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
+    """Let a rule take uᵀv in some rows."""
+    if kind in (ASSIGN, SGD):
+        accumulate(u, v, w, 0, start, stop, kind == SGD, alpha, beta, scratch)
+    else:
+        update(kind, p, u, v, w, s, t, arrays, 0, start, stop, alpha, scratch)
+
+
+@njit(
+    [_signature(t, _array(t, 2), _array(t, 2), types.UniTuple(types.int64, 3)) for t in (types.float32, types.float64)],
+    **_OPTIONS,
+)
+def node(
+    board,
+    place,
+    call,
+    user,
+    progress,
+    u,
+    v,
+    all_u,
+    all_v,
+    rows,
+    kind,
+    alpha,
+    beta,
+    p,
+    w,
+    s,
+    t,
+    arrays,
+    shared,
+    scratch,
+):
+    """Copy this rank's factors among those of all, and take the sum in this rank's rows; return whether that is done.
+
+    Args:
+        board: Of the node.
+        place: Its ranks, this one's number, looks to wait for, and looks before the core is yielded.
+        call: Number of this call.
+        user: That of the call that used ``all_u`` and ``all_v`` last, or 0.
+        progress: Where to resume, 0 at first, and nanoseconds of work so far.
+        u: S×K, this rank's.
+        v: S×D.
+        all_u: m×K, of all ranks, in memory that they share.
+        all_v: m×D.
+        rows: Where this rank's samples begin there, and the rows of w that it works.
+        kind: The rule.
+        alpha: Factor of the gradient where the rule is linear, and
+        beta: that of w.
+        p: The rule's numbers.
+        w: K×D.
+        s: K×D, the rule's first state.
+        t: K×D, its second.
+        arrays: How many of w, s and t are used.
+        shared: Whether w is shared, so that all ranks have to be done.
+        scratch: Of this thread.
+    """
+    ranks, me, spins, patience = place
+    low, start, stop = rows
+    if progress[0] == 0:
+        if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
+            return False
+        _copy(u, all_u, low)
+        _copy(v, all_v, low)
+        reach(board, me, call, FIRST)
+        progress[0] = 1
+    if progress[0] == 1:
+        if not reached(board, 0, ranks, call, FIRST, spins, patience):
+            return False
+        began = _now()
+        _take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, start, stop, scratch)
+        progress[1] += _now() - began
+        reach(board, me, call, DONE)
+        progress[0] = 2
+    return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
+
+
+@njit(
+    [_signature(t, _array(t, 2), types.int64, types.int64) for t in (types.float32, types.float64)],
+    **_OPTIONS,
+)
+def dense(
+    board,
+    place,
+    call,
+    user,
+    progress,
+    u,
+    v,
+    slabs,
+    high,
+    pieces,
+    kind,
+    alpha,
+    beta,
+    p,
+    w,
+    s,
+    t,
+    arrays,
+    shared,
+    scratch,
+):
+    """Sum the ranks' products in their order, in pieces of rows; return whether that is done.
+
+    Args:
+        board: As of `node`, and likewise
+        place: those
+        call: that are
+        user: not
+        progress: explained.
+        u: S×K, this rank's.
+        v: S×D.
+        slabs: Two sets of a slab of every rank, which take turns.
+        high: Rows of a piece; the last may have fewer.
+        pieces: How many there are.
+        kind: As of `node`.
+        alpha: Likewise.
+        beta: Likewise.
+        p: Likewise.
+        w: Likewise.
+        s: Likewise.
+        t: Likewise.
+        arrays: Likewise.
+        shared: Whether w is shared, so that each rank works its rows of a piece, rather than all.
+        scratch: Of this thread.
+    """
+    ranks, me, spins, patience = place
+    columns = w.shape[1]
+    if progress[0] == 0:
+        if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
+            return False
+        progress[0] = 1
+    while progress[0] <= 3 * pieces:
+        piece, stage = divmod(progress[0] - 1, 3)
+        low = piece * high
+        rows = min(high, w.shape[0] - low)
+        turn = slabs[piece % 2 * ranks : (piece % 2 + 1) * ranks]
+        start, stop = rows * me // ranks, rows * (me + 1) // ranks
+        if stage == 0:
+            began = _now()
+            mine = turn[me][: rows * columns].reshape(rows, columns)
+            accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch)
+            progress[1] += _now() - began
+            reach(board, me, call, FIRST + 2 * piece)
+        elif not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):
+            return False
+        else:
+            began = _now()
+            total = turn[0][: rows * columns].reshape(rows, columns)
+            if stage == 1:
+                reduce(turn, start * columns, stop * columns)
+            if (stage == 1) == shared:
+                first, last = (low + start, low + stop) if shared else (low, low + rows)
+                update_dense(kind, p, total, w, s, t, low, first, last, 1.0)
+            progress[1] += _now() - began
+            if stage == 1 and not shared:
+                reach(board, me, call, FIRST + 2 * piece + 1)
+        progress[0] += 2 if stage == 1 and shared else 1
+    if progress[0] == 3 * pieces + 1:
+        reach(board, me, call, DONE)
+        progress[0] += 1
+    return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
+
+
+def phase(kind, progress, pieces):
+    """Return the phase that an exchange waits for."""
+    stage = int(progress[0])
+    if kind == "node":
+        return (DONE, FIRST, DONE)[stage]
+    if stage == 0 or stage > 3 * pieces:
+        return DONE
+    piece, step = divmod(stage - 1, 3)
+    return FIRST + 2 * piece + step - 1
