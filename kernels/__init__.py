@@ -25,7 +25,6 @@ __all__ = [
     "adagrad",
     "adam",
     "assign",
-    "linear",
     "partition",
     "proximal",
     "rebuild",
@@ -40,6 +39,8 @@ __all__ = [
 # Work, in multiplications, that a thread must find to be worth waking.
 _WORTH = 1 << 21
 _ALIGN = 64
+# Stands for the end of the rows.
+_ALL = -1
 
 
 def partition(rows: int, parts: int, index: int) -> tuple[int, int]:
@@ -139,26 +140,29 @@ def update(
         TypeError: As `rebuild` does.
     """
     if rule.kind in (ASSIGN, SGD):
-        scale, keep = linear(rule)
+        scale, keep = rule.linear
         _accumulate(u, v, w, start, stop, first, rule.kind == SGD, scale * alpha, keep, threads)
         return
-    stop = _check(u, v, w, start, stop, first)
+    kernel, numbers, arrays = _compiled().update, rule.numbers(w.dtype), 1 + rule.states
     s, t = states_of(rule, w, states)
-    if w.shape[1]:
-        kernel, values, arrays = _compiled().update, values_of(rule, w.dtype), 1 + rule.states
+    if threads == 1:
+        end = _ALL if stop is None else stop
+        try:
+            scratch = scratch_for(len(v), w, True)
+            fits = kernel(rule.kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch)
+        except (TypeError, KeyError, AttributeError, IndexError):
+            _check(u, v, w, start, stop, first)
+            _check_arrays(w, s, t)
+            raise
+        if not fits:
+            _check(u, v, w, start, stop, first)
+        return
 
-        def work(low: int, high: int) -> None:
-            kernel(rule.kind, values, u, v, w, s, t, arrays, first, low, high, alpha, scratch_for(len(v), w, True))
+    def work(low: int, high: int) -> None:
+        kernel(rule.kind, numbers, u, v, w, s, t, arrays, first, low, high, alpha, scratch_for(len(v), w, True))
 
-        _share(work, start, stop, len(u) * w.shape[1], threads)
-
-
-def linear(rule: Rule) -> tuple[float, float]:
-    """Return α and β of a rule w ← β·w + α·g, without state; (1, 0) for others."""
-    if rule.kind != SGD:
-        return 1.0, 0.0
-    lr, decay = rule.values
-    return -lr, 1 - lr * decay
+    stop = _check(u, v, w, start, stop, first)
+    _share(work, start, stop, len(u) * w.shape[1], threads)
 
 
 def update_dense(
@@ -178,13 +182,12 @@ def update_dense(
         raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
     stop = _check_rows(w, start, stop, first, g.shape[0])
     s, t = states_of(rule, w, states)
-    if w.shape[1]:
-        kernel, values = _compiled().update_dense, values_of(rule, w.dtype)
+    kernel, numbers = _compiled().update_dense, rule.numbers(w.dtype)
 
-        def work(low: int, high: int) -> None:
-            kernel(rule.kind, values, g, w, s, t, first, low, high, alpha)
+    def work(low: int, high: int) -> None:
+        kernel(rule.kind, numbers, g, w, s, t, first, low, high, alpha)
 
-        _share(work, start, stop, 8 * w.shape[1], threads)
+    _share(work, start, stop, 8 * w.shape[1], threads)
 
 
 def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | None = None, *, threads: int = 1) -> None:
@@ -237,20 +240,45 @@ def _accumulate(
     beta: float,
     threads: int,
 ) -> None:
+    kernel = _compiled().accumulate
+    if threads == 1:
+        end = _ALL if stop is None else stop
+        try:
+            fits = kernel(u, v, w, first, start, end, add, alpha, beta, scratch_for(len(v), w, False))
+        except (TypeError, KeyError, AttributeError, IndexError):
+            _check(u, v, w, start, stop, first)
+            raise
+        if not fits:
+            _check(u, v, w, start, stop, first)
+        return
+
+    def work(low: int, high: int) -> None:
+        kernel(u, v, w, first, low, high, add, alpha, beta, scratch_for(len(v), w, False))
+
     stop = _check(u, v, w, start, stop, first)
-    if w.shape[1]:
-        kernel = _compiled().accumulate
-
-        def work(low: int, high: int) -> None:
-            kernel(u, v, w, first, low, high, add, alpha, beta, scratch_for(len(v), w, False))
-
-        _share(work, start, stop, len(u) * w.shape[1], threads)
+    _share(work, start, stop, len(u) * w.shape[1], threads)
 
 
 def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None, first: int) -> int:
+    """Return ``stop``; raise what is wrong with arguments that a kernel does not take."""
+    _check_arrays(out, u=u, v=v)
+    if np.may_share_memory(u, out) or np.may_share_memory(v, out):
+        raise ValueError("u or v shares memory with what is to be changed")
     if u.shape[0] != v.shape[0] or out.shape[1] != v.shape[1]:
         raise ValueError(f"expected u m×K, v m×D and K×D, got {u.shape}, {v.shape} and {out.shape}")
     return _check_rows(out, start, stop, first, u.shape[1])
+
+
+def _check_arrays(out: np.ndarray, *states: np.ndarray, **inputs: np.ndarray) -> None:
+    """Raise TypeError unless the arrays are what the kernels are compiled for."""
+    for name, array in {"the result": out, **{f"state {i}": s for i, s in enumerate(states)}, **inputs}.items():
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in (np.float32, np.float64):
+            what = f"{array.ndim}-dimensional {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"{name} must be a matrix of float32 or float64, got {what}")
+        if array.dtype != out.dtype or not array.flags.c_contiguous or not array.flags.aligned:
+            raise TypeError(f"{name} must be C-contiguous, aligned {out.dtype} like the result, got {array.dtype}")
+        if name not in inputs and not array.flags.writeable:
+            raise TypeError(f"{name} must be writeable")
 
 
 def _check_rows(out: np.ndarray, start: int, stop: int | None, first: int, given: int) -> int:
@@ -277,11 +305,6 @@ def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) ->
     return both
 
 
-@functools.lru_cache(256)
-def values_of(rule: Rule, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.array(rule.values, dtype)
-
-
 @functools.lru_cache(1024)
 def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
     """Return the elements of scratch for packed factors and, for a rule, sums: at most some 8 MiB."""
@@ -301,10 +324,14 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_NOTHING = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
 
 
 def scratch_for(depth: int, w: np.ndarray, sums: bool) -> np.ndarray:
     """Return this thread's memory for packing ``depth`` samples of w's factors and, for a rule, sums."""
+    loops = _compiled()
+    if depth <= loops.STREAM and not sums and w.nbytes <= loops.CACHED:
+        return _NOTHING[w.itemsize]
     room = _room(depth, w.shape[1], w.itemsize, sums)
     memory = _local.memory.get(w.dtype)
     if memory is None or memory.size < room:

@@ -9,12 +9,15 @@ import math
 
 import numpy as np
 from numba import njit, types
-from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
+from sfb.kernels._tiles import LINE, ROWS, fma, move, part, prefetch, tile
 from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, SGD
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
+# Samples up to which the rows of a matrix up to so many bytes, in cache, stream one by one: there is too little work
+# in a tile then to hide its beginning and its end.
+STREAM, CACHED = 4, 8 << 20
 # Bytes of a row that are worked at a time, and of a row of sums that wait for further samples.
 WIDE, NARROW = 16384, 8192
 # Rows packed at a time, and rows of sums that wait for further samples.
@@ -28,8 +31,9 @@ _SLOW = 100
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
-# Of what only other loops call.
+# Of what only other loops call, and of that where each operation is rounded as written.
 _INNER = {**_OPTIONS, "no_cpython_wrapper": True}
+_EXACT = {**_INNER, "fastmath": False}
 
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
@@ -219,6 +223,66 @@ def _product(
 
 
 @njit(**_INNER)
+def _rows(u, v, w, first, start, stop):
+    """Return the rows to work, all for a negative ``stop``; an end before the start if the arguments do not fit."""
+    rows, end = w.shape[0], first + u.shape[1]
+    if u.shape[0] != v.shape[0] or w.shape[1] != v.shape[1]:
+        return 1, 0
+    begin, after = w.ctypes.data, w.ctypes.data + w.size * w.itemsize
+    for x in (u, v):
+        if x.size and w.size and x.ctypes.data < after and begin < x.ctypes.data + x.size * x.itemsize:
+            return 1, 0
+    if stop < 0:
+        if (first >= 0 and end > rows) or (first <= 0 and end < rows):
+            return 1, 0
+        start, stop = max(start, first, 0), min(rows, end)
+    if start < max(0, first) or stop > min(rows, end):
+        return 1, 0
+    return start, stop
+
+
+@njit(**_EXACT)
+def _stream(u, v, k, row, add, alpha, beta):
+    """One row of uᵀv from up to STREAM samples, with the bits of a tile."""
+    zero = alpha * 0
+    if len(v) == 0:
+        for c in range(row.size):
+            row[c] = alpha * zero + beta * row[c] if add else alpha * zero
+    elif len(v) == 1:
+        a, va = u[0, k], v[0]
+        if add:
+            for c in range(row.size):
+                row[c] = fma(alpha, fma(a, va[c], zero), beta * row[c])
+        else:
+            for c in range(row.size):
+                row[c] = alpha * fma(a, va[c], zero)
+    elif len(v) == 2:
+        a, b, va, vb = u[0, k], u[1, k], v[0], v[1]
+        if add:
+            for c in range(row.size):
+                row[c] = fma(alpha, fma(b, vb[c], fma(a, va[c], zero)), beta * row[c])
+        else:
+            for c in range(row.size):
+                row[c] = alpha * fma(b, vb[c], fma(a, va[c], zero))
+    elif len(v) == 3:
+        a, b, d, va, vb, vd = u[0, k], u[1, k], u[2, k], v[0], v[1], v[2]
+        if add:
+            for c in range(row.size):
+                row[c] = fma(alpha, fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))), beta * row[c])
+        else:
+            for c in range(row.size):
+                row[c] = alpha * fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero)))
+    else:
+        a, b, d, e, va, vb, vd, ve = u[0, k], u[1, k], u[2, k], u[3, k], v[0], v[1], v[2], v[3]
+        if add:
+            for c in range(row.size):
+                row[c] = fma(alpha, fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero)))), beta * row[c])
+        else:
+            for c in range(row.size):
+                row[c] = alpha * fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))))
+
+
+@njit(**_INNER)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
     return rows > _FEW_ROWS or (depth > 16 and nbytes > WIDE)
@@ -235,7 +299,7 @@ def _divide(scratch, depth, columns, width, pack_u, pack_v):
 
 @njit(
     _signatures(
-        lambda t: types.void(
+        lambda t: types.boolean(
             _input(t),
             _input(t),
             _matrix(t),
@@ -251,8 +315,18 @@ def _divide(scratch, depth, columns, width, pack_u, pack_v):
     **_OPTIONS,
 )
 def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
-    """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u."""
+    """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u.
+
+    Returns whether the arguments fit; nothing is done otherwise.
+    """
     depth, columns = v.shape
+    start, stop = _rows(u, v, w, first, start, stop)
+    if start > stop:
+        return False
+    if depth <= STREAM and w.size * w.itemsize <= CACHED:
+        for k in range(start, stop):
+            _stream(u, v, k - first, w[k], add, w.dtype.type(alpha), w.dtype.type(beta))
+        return True
     width = LINE // w.itemsize
     wide, chunks = WIDE // w.itemsize, max(1, -(-depth // DEPTH))
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
@@ -299,6 +373,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     columns,
                     _AHEAD,
                 )
+    return True
 
 
 @njit(
@@ -348,7 +423,7 @@ def _apply(kind, w, s, t, g, p):
 
 @njit(
     _signatures(
-        lambda t: types.void(
+        lambda t: types.boolean(
             types.int64,
             _vector(t),
             _input(t),
@@ -367,8 +442,11 @@ def _apply(kind, w, s, t, g, p):
     **_OPTIONS,
 )
 def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
-    """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache."""
+    """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache; returns as `accumulate`."""
     depth, columns = v.shape
+    start, stop = _rows(u, v, w, first, start, stop)
+    if start > stop:
+        return False
     width = LINE // w.itemsize
     chunks = max(1, -(-depth // DEPTH))
     # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time.
@@ -426,6 +504,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                                 g = sums[at + k * stride : at + k * stride + across]
                                 here = slice(left, left + across)
                                 _apply(kind, w[row + k][here], s[row + k][here], t[row + k][here], g, p)
+    return True
 
 
 @njit(

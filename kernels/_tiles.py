@@ -11,7 +11,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["LINE", "ROWS", "move", "part", "prefetch", "tile"]
+__all__ = ["LINE", "ROWS", "fma", "move", "part", "prefetch", "tile"]
 
 _WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 # Two vectors wide, and so many rows that accumulators, operands and a broadcast fill 16 or 32 registers.
@@ -190,6 +190,19 @@ def _product(rows, masked):
         return types.void(a, i, i, b, i, i, i, c, i, i, i, types.boolean, types.boolean, t, t), generate
 
     return intrinsic(typed)
+
+
+@intrinsic
+def fma(typing_context, a, b, c):
+    """Return a·b + c, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        element = arguments[0].type
+        name = f"llvm.fma.f{32 if isinstance(element, ir.FloatType) else 64}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(element, [element] * 3), name)
+        return builder.call(function, arguments)
+
+    return a(a, a, a), generate
 
 
 @intrinsic

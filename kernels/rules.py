@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any
+
+import numpy as np
 
 __all__ = [
     "ADAGRAD",
@@ -23,25 +26,39 @@ __all__ = [
 ASSIGN, SGD, MOMENTUM, NESTEROV, ADAM, ADAGRAD, PROXIMAL = range(7)
 
 
-class Rule(NamedTuple):
+class Rule:
     """A rule for one step.
 
-    Attributes:
+    Args:
         kind: Which of the loops to take.
         values: Its numbers, in the order in which that loop reads them.
         states: Arrays like the parameter that it keeps.
+
+    Attributes:
+        linear: α and β of a rule w ← β·w + α·g without state; (1, 0) for others.
     """
 
-    kind: int
-    values: tuple[float, ...]
-    states: int
+    __slots__ = ("_double", "_single", "kind", "linear", "states")
+
+    def __init__(self, kind: int, values: tuple[float, ...], states: int) -> None:
+        self.kind = kind
+        self.states = states
+        self.linear = (-values[0], 1 - values[0] * values[1]) if kind == SGD else (1.0, 0.0)
+        self._single = np.array(values, np.float32)
+        self._double = np.array(values, np.float64)
+
+    def numbers(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return its numbers for the loops."""
+        return self._single if dtype.itemsize == 4 else self._double
 
 
+@functools.cache
 def assign() -> Rule:
     """Return what sets the parameter to the gradient."""
     return Rule(ASSIGN, (), 0)
 
 
+@functools.lru_cache(64)
 def sgd(lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> Rule:
     """Return SGD: d = g + weight_decay·w; velocity ← momentum·velocity + d; w ← w − lr·velocity.
 
@@ -67,6 +84,7 @@ def adam(
     return Rule(ADAM, (size, decay, first, 1 - first, second, 1 - second, root, eps, keep), 2)
 
 
+@functools.lru_cache(64)
 def adagrad(lr: float, eps: float, weight_decay: float = 0.0) -> Rule:
     """Return AdaGrad (Duchi, Hazan and Singer, JMLR 2011, figure 1).
 
@@ -75,6 +93,7 @@ def adagrad(lr: float, eps: float, weight_decay: float = 0.0) -> Rule:
     return Rule(ADAGRAD, (lr, weight_decay, eps), 1)
 
 
+@functools.lru_cache(64)
 def proximal(lr: float, l1: float = 0.0, l2: float = 0.0) -> Rule:
     """Return proximal gradient descent: w ← soft(w − lr·g, lr·l1)/(1 + lr·l2).
 

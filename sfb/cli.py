@@ -420,6 +420,33 @@ def bench_overlap(
     overlap.run(world, config, json_file=json_file, as_csv=as_csv)
 
 
+@bench.command("kernels")
+@click.option("--shapes", type=Shapes(), default="4096x4096,1000x21504,4096x784,10x784,777x1333",
+              help="Rows and columns of the gradient.")  # fmt: skip
+@click.option("-m", "--depths", type=Sizes(0), default="1,2,4,8,10,16,20,40,64,128,400,1000",
+              help="Samples of all ranks together.")  # fmt: skip
+@click.option("-k", "--kernel", "kernels", multiple=True,
+              type=click.Choice(["rebuild", "accumulate", "momentum", "adam"]),
+              help="Only these; may be repeated.  [default: all]")  # fmt: skip
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of everything.")
+@click.option("-T", "--threads", type=click.IntRange(1), default=1, help="Of the kernels, BLAS and PyTorch.")
+@click.option("-n", "--iterations", type=click.IntRange(1), default=21, help="Timed calls.")
+@click.option("-w", "--warmups", type=click.IntRange(1), default=1, help="Calls before.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=2.0, help="Most time for one row.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@_json_option
+@_plot_option
+def bench_kernels(json_file: Path | None, plot: Path | None, as_csv: bool, **options: Any) -> None:
+    """The kernels beside BLAS, NumPy and PyTorch, and beside the machine's limit; needs no mpirun."""
+    world = _start()
+    from sfb.bench import kernels
+
+    options["kernels"] = options["kernels"] or kernels.KERNELS
+    rows = kernels.run(world, kernels.Config(**options), json_file=json_file, as_csv=as_csv)
+    if plot is not None and world.rank == 0:
+        kernels.draw(rows, plot)
+
+
 @bench.command("choice")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_plot_option

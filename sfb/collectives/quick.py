@@ -58,7 +58,6 @@ class _Step:
 
         rule, array = receiver.rule(), receiver.array
         states = kernels.states_of(rule, array, receiver.state)
-        values = kernels.values_of(rule, array.dtype)
         self._kind = kind
         self._function = getattr(exchange, kind)
         self._call = call
@@ -70,8 +69,8 @@ class _Step:
             factors.v,
             *between,
             rule.kind,
-            *kernels.linear(rule),
-            values,
+            *rule.linear,
+            rule.numbers(array.dtype),
             array,
             *states,
             1 + rule.states,

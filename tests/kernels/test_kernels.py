@@ -80,6 +80,25 @@ def test_bits_do_not_depend_on_threads(depth):
     np.testing.assert_array_equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("depth", range(5))
+def test_rows_that_stream_have_the_bits_of_tiles(depth, dtype):
+    (u, v), *_ = draw(depth, (3, 900_000), dtype)  # beyond what streams
+    w = np.random.default_rng(1).standard_normal((3, 900_000)).astype(dtype)
+    for alpha, beta in ((0.3, 1.0), (-0.1, 0.7)):
+        whole, parts, g, its = w.copy(), w.copy(), np.empty_like(w), np.empty_like(w)
+        kernels.accumulate(u, v, whole, alpha=alpha, beta=beta)
+        kernels.rebuild(u, v, g, alpha=alpha)
+        for left in range(0, 900_000, 100_000):
+            here = slice(left, left + 100_000)
+            part, its_part = w[:, here].copy(), np.empty((3, 100_000), dtype)
+            kernels.accumulate(u, v[:, here].copy(), part, alpha=alpha, beta=beta)
+            kernels.rebuild(u, v[:, here].copy(), its_part, alpha=alpha)
+            parts[:, here], its[:, here] = part, its_part
+        np.testing.assert_array_equal(parts, whole)
+        np.testing.assert_array_equal(its, g)
+
+
 def test_columns_of_a_product_have_the_bits_of_a_product_of_columns():
     (u, v), *_ = draw(300, (30, 200), np.float32)
     whole, part = np.empty((30, 200), np.float32), np.empty((30, 77), np.float32)
@@ -190,11 +209,27 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="expected u"):
         kernels.rebuild(u, v, g.T.copy())
     with pytest.raises(ValueError, match="expected u"):
+        kernels.update(kernels.adam(0.1, 1, (0.9, 0.9), 1e-8), u, v, np.ones((20, 31)), [np.ones((20, 31))] * 2)
+    with pytest.raises(ValueError, match="rows"):
+        kernels.rebuild(u, v, g, 0, 5, 30, threads=2)
+    with pytest.raises(ValueError, match="expected u"):
         kernels.rebuild(u[:1], v, g)
     with pytest.raises(ValueError, match="rows"):
         kernels.rebuild(u, v, g, 3, 21)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="u must be C-contiguous, aligned float64 like the result, got float32"):
         kernels.rebuild(u.astype(np.float32), v, g)
+    with pytest.raises(ValueError, match="shares memory"):
+        kernels.accumulate(g[:2, :20].copy(), g[3:5], g)
+    with pytest.raises(TypeError, match="matrix"):
+        kernels.rebuild(u, v, g.astype(int))
+    with pytest.raises(TypeError, match="matrix"):
+        kernels.rebuild(u, v, g.ravel())
+    with pytest.raises(TypeError, match="list"):
+        kernels.rebuild(u, v, g.tolist())
+    with pytest.raises(TypeError, match="v must be C-contiguous"):
+        kernels.update(kernels.sgd(0.1, 0.9), u, np.asfortranarray(v), g, [g.copy()])
+    with pytest.raises(TypeError, match="state 0 must be C-contiguous"):
+        kernels.update(kernels.sgd(0.1, 0.9), u, v, g, [np.asfortranarray(g)])
     with pytest.raises(ValueError, match="1 states"):
         kernels.update(kernels.sgd(1.0, 0.5), u, v, g)
     with pytest.raises(ValueError, match="1 states"):
@@ -204,15 +239,19 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="rows"):
         kernels.update_dense(kernels.sgd(1.0), g[:4], g)
     with pytest.raises(ValueError, match="rows"):
-        kernels.rebuild(u[:, :4], v, g, 0, 8, 4)
+        kernels.rebuild(u[:, :4].copy(), v, g, 0, 8, 4)
     with pytest.raises(ValueError, match="rows"):
         kernels.rebuild(u, v, g, first=1)
     with pytest.raises(ValueError, match="rows"):
         kernels.rebuild(u, v, g[:4], 0, 5, -3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="like the result"):
         kernels.rebuild(u, v, g.astype(np.float32))
-    with pytest.raises(TypeError):
-        kernels.rebuild(u, v, np.asfortranarray(g))
+    with pytest.raises(TypeError, match="the result must be C-contiguous"):
+        kernels.rebuild(u, v, np.asfortranarray(g), threads=2)
+    g.flags.writeable = False
+    with pytest.raises(TypeError, match="writeable"):
+        kernels.rebuild(u, v, g)
+    g.flags.writeable = True
     with pytest.raises(ValueError, match="threshold"):
         kernels.shrink_rows(g, -1.0)
     with pytest.raises(ValueError, match="elements"):

@@ -1,0 +1,308 @@
+"""The kernels beside the best that NumPy, SciPy and PyTorch do for the same, and beside the machine's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+import sfb.kernels as kernels
+from sfb.bench.engine import Column, Printer, measure, write_json
+from sfb.environment import describe, header
+from sfb.warmup import warmup
+
+__all__ = ["COLUMNS", "KERNELS", "Config", "draw", "run"]
+
+KERNELS = ("rebuild", "accumulate", "momentum", "adam")
+# Arrays that each reads and writes.
+_ARRAYS = {"rebuild": 1, "accumulate": 1, "momentum": 2, "adam": 3}
+_SIDE = 1536
+_LR, _MOMENTUM, _BETAS, _EPS = 1e-3, 0.9, (0.9, 0.999), 1e-8
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        shapes: (K, D) pairs.
+        depths: Samples m.
+        kernels: Names of `KERNELS`.
+        dtype: Of everything.
+        threads: Of the kernels, BLAS and PyTorch.
+        iterations: Timed calls.
+        warmups: Calls before.
+        seconds: Most time for the calls of one row.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    depths: Sequence[int]
+    kernels: Sequence[str] = KERNELS
+    dtype: str = "float32"
+    threads: int = 1
+    iterations: int = 21
+    warmups: int = 1
+    seconds: float = 2.0
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
+
+
+COLUMNS = [
+    Column("kernel", "kernel", width=11),
+    Column("K", "K", width=7),
+    Column("D", "D", width=7),
+    Column("m", "m", width=6),
+    Column("seconds", "time(us)", _us, 12),
+    Column("other", "best other", width=11),
+    Column("other_seconds", "time(us)", _us, 12),
+    Column("ratio", "ratio", "{:.2f}".format, 8),
+    Column("gflops", "Gflop/s", "{:.1f}".format, 9),
+    Column("bandwidth", "GB/s", "{:.1f}".format, 8),
+    Column("limit", "limit%", "{:.0f}".format, 8),
+]
+
+
+def run(
+    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
+) -> list[dict[str, Any]]:
+    """Measure on all ranks at once, print on rank 0, and return the rows; collective."""
+    node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED))
+    warmup(node)
+    node.Free()
+    torch = _torch(config.threads)
+    printer = Printer(world, COLUMNS, as_csv=as_csv)
+    results = []
+    with threadpool_limits(config.threads):
+        environment = describe(world) | {"kernel_threads": config.threads}
+        peak = _peak(world, config)
+        printer.comment(
+            [
+                "sfb bench kernels: one pass over K×D from m samples",
+                *header(environment),
+                f"dtype {config.dtype}, {config.threads} thread{'s' * (config.threads > 1)}; "
+                f"{'with' if torch else 'without'} PyTorch; matmul of side {_SIDE}: {peak / 1e9:.1f} Gflop/s",
+                "time: median; best other: fastest of matmul, gemm, NumPy and PyTorch ways; ratio: other/ours",
+                "GB/s: of the arrays read and written; limit: reading and writing each array once, or 2mKD flop at",
+                "that rate of matmul, whichever takes longer",
+            ]
+        )
+        printer.heading()
+        for shape in config.shapes:
+            sweep = _sweep(world, config, shape)
+            for name in config.kernels:
+                for depth in config.depths:
+                    row = _row(world, config, name, shape, depth, torch)
+                    arrays, elements = _ARRAYS[name], shape[0] * shape[1]
+                    flop, nbytes = 2 * depth * elements, 2 * arrays * elements * np.dtype(config.dtype).itemsize
+                    row |= {
+                        "ratio": row["other_seconds"] / row["seconds"],
+                        "gflops": flop / row["seconds"] / 1e9,
+                        "bandwidth": nbytes / row["seconds"] / 1e9,
+                        "limit": 100 * max(arrays * sweep, flop / peak) / row["seconds"],
+                        "memory_rate": nbytes / arrays / sweep,
+                        "peak": peak,
+                    }
+                    printer.row(row)
+                    results.append(row)
+    if json_file is not None and world.rank == 0:
+        write_json(json_file, asdict(config), environment, results)
+    return results
+
+
+def _row(
+    world: MPI.Intracomm, config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any
+) -> dict[str, Any]:
+    candidates = dict(_candidates(config, name, shape, depth, torch))
+
+    def timed(call: Call) -> tuple[float, float]:
+        call()
+        return 0.0, 0.0
+
+    times = measure(
+        world,
+        {label: partial(timed, call) for label, call in candidates.items()},
+        iterations=config.iterations,
+        warmups=config.warmups,
+        seconds=config.seconds,
+    )
+    ours = times.pop("ours")
+    best = min(times, key=lambda label: times[label].median)
+    return {
+        "kernel": name,
+        "K": shape[0],
+        "D": shape[1],
+        "m": depth,
+        "seconds": ours.median,
+        "other": best,
+        "other_seconds": times[best].median,
+        "others": {label: taken.median for label, taken in times.items()},
+        "min": ours.min,
+        "iterations": ours.iterations,
+    }
+
+
+def _candidates(
+    config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any
+) -> Iterator[tuple[str, Call]]:
+    """Yield ways to do the same with arrays of their own."""
+    from scipy.linalg import get_blas_funcs
+
+    rng, dtype = np.random.default_rng(0), np.dtype(config.dtype)
+    u, v = (1e-3 * rng.standard_normal((depth, n)).astype(dtype) for n in shape)
+    w, g, spare, *states = np.zeros((5, *shape), dtype)
+    gemm = get_blas_funcs("gemm", dtype=dtype)
+    number = dtype.type
+
+    def into(c: np.ndarray, beta: float) -> None:
+        # Fortran's view: cᵀ = vᵀ u, in place.
+        gemm(1.0, v.T, u.T, beta=beta, c=c.T, trans_b=1, overwrite_c=1)
+
+    def product() -> None:
+        np.matmul(u.T, v, out=g)
+
+    def both(first: Callable[[], None], then: Callable[[], object]) -> None:
+        first()
+        then()
+
+    if name == "rebuild":
+        yield "ours", partial(kernels.rebuild, u, v, w, threads=config.threads)
+        yield "matmul", product
+        yield "gemm", partial(into, g, 0.0)
+    elif name == "accumulate":
+        yield "ours", partial(kernels.accumulate, u, v, w, threads=config.threads)
+        yield "gemm", partial(into, g, 1.0)
+        yield "matmul", partial(both, product, partial(np.add, spare, g, out=spare))
+    elif name == "momentum":
+        rule = kernels.sgd(_LR, _MOMENTUM)
+        yield "ours", partial(kernels.update, rule, u, v, w, states, threads=config.threads)
+
+        def descend() -> None:
+            np.multiply(states[0], number(_LR), out=g)
+            np.subtract(spare, g, out=spare)
+
+        def numpy() -> None:
+            product()
+            np.multiply(states[0], number(_MOMENTUM), out=states[0])
+            np.add(states[0], g, out=states[0])
+            descend()
+
+        yield "numpy", numpy
+        yield "gemm", partial(both, partial(into, states[0], _MOMENTUM), descend)
+    else:
+        rule = kernels.adam(_LR, 10, _BETAS, _EPS)
+        yield "ours", partial(kernels.update, rule, u, v, w, states, threads=config.threads)
+        yield "numpy", partial(both, product, partial(_adam, spare, g, states[0], states[1], np.empty_like(g)))
+    if torch and name in ("momentum", "adam"):
+        yield "torch", _torch_step(torch, name, spare, u, v)
+
+
+def _adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, q: np.ndarray, spare: np.ndarray) -> None:
+    """Do a step of Adam with as few passes and as little memory as NumPy allows."""
+    number = w.dtype.type
+    m *= number(_BETAS[0])
+    np.multiply(g, number(1 - _BETAS[0]), out=spare)
+    m += spare
+    q *= number(_BETAS[1])
+    np.multiply(g, g, out=g)
+    g *= number(1 - _BETAS[1])
+    q += g
+    np.sqrt(q, out=g)
+    g += number(_EPS)
+    np.divide(m, g, out=g)
+    g *= number(_LR)
+    w -= g
+
+
+def _torch(threads: int) -> Any:
+    """Return PyTorch, held to a number of threads, if it is installed."""
+    if find_spec("torch") is None:
+        return None
+    import torch  # type: ignore[import-not-found,unused-ignore]
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def _torch_step(torch: Any, name: str, w: np.ndarray, u: np.ndarray, v: np.ndarray) -> Call:
+    """Return a product into the gradient and a fused step of PyTorch's optimizer."""
+    parameter = torch.nn.Parameter(torch.from_numpy(w))
+    parameter.grad = torch.zeros_like(parameter)
+    left, right = torch.from_numpy(u).T, torch.from_numpy(v)
+    if name == "momentum":
+        optimizer = torch.optim.SGD([parameter], lr=_LR, momentum=_MOMENTUM, fused=True)
+    else:
+        optimizer = torch.optim.Adam([parameter], lr=_LR, betas=_BETAS, eps=_EPS, fused=True)
+
+    def step() -> None:
+        torch.mm(left, right, out=parameter.grad)
+        optimizer.step()
+
+    return step
+
+
+def _peak(world: MPI.Intracomm, config: Config) -> float:
+    """Return the flop per second of a square matmul, all ranks at once."""
+    a, b, out = np.ones((3, _SIDE, _SIDE), config.dtype)
+    return 2 * _SIDE**3 / _median(world, partial(np.matmul, a, b, out=out), 7)
+
+
+def _sweep(world: MPI.Intracomm, config: Config, shape: tuple[int, int]) -> float:
+    """Return the seconds of reading and writing a K×D array once, by as many threads, all ranks at once."""
+    rule, w = kernels.sgd(1e-9), np.zeros(shape, config.dtype)
+    u, v = (np.zeros((0, n), config.dtype) for n in shape)
+    if config.threads == 1:
+        return _median(world, partial(np.add, w, w.dtype.type(1), out=w), 21)
+    return _median(world, partial(kernels.update, rule, u, v, w, threads=config.threads), 21)
+
+
+def _median(world: MPI.Intracomm, call: Call, repetitions: int) -> float:
+    call()
+    taken = np.empty(repetitions)
+    for i in range(repetitions):
+        world.Barrier()
+        began = perf_counter()
+        call()
+        taken[i] = perf_counter() - began
+    world.Allreduce(MPI.IN_PLACE, taken, MPI.MAX)
+    return float(np.median(taken))
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw a roofline (Williams, Waterman and Patterson, CACM 52(4), 2009): flop per second against flop per byte."""
+    from matplotlib.figure import Figure
+
+    shapes = list(dict.fromkeys((row["K"], row["D"]) for row in rows))
+    figure = Figure(figsize=(1 + 4.5 * len(shapes), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(shapes), squeeze=False, sharey=True)[0]
+    for panel, shape in zip(panels, shapes, strict=True):
+        its = [row for row in rows if (row["K"], row["D"]) == shape]
+        for i, name in enumerate(dict.fromkeys(row["kernel"] for row in its)):
+            line = [row for row in its if row["kernel"] == name]
+            intensity = [row["gflops"] / row["bandwidth"] for row in line]
+            panel.plot(intensity, [row["gflops"] for row in line], "o-", color=f"C{i}", markersize=4, label=name)
+            others = [row["gflops"] * row["seconds"] / row["other_seconds"] for row in line]
+            panel.plot(intensity, others, "x:", color=f"C{i}", markersize=5, label=f"{name}, best other")
+        every = [row["gflops"] / row["bandwidth"] for row in its]
+        points = np.geomspace(min(every), max(every), 50)
+        roof = np.minimum(its[0]["peak"], points * its[0]["memory_rate"]) / 1e9
+        panel.plot(points, roof, "k--", linewidth=1, label="limit")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_title(f"K={shape[0]}, D={shape[1]}")
+        panel.set_xlabel("flop per byte read or written")
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("Gflop/s")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
