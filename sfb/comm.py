@@ -23,6 +23,7 @@ from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
 from sfb.collectives.call import ALONE, POSTED, Call
 from sfb.factors import Factors
+from sfb.kernels import half
 from sfb.persistent import Persistent
 from sfb.plan import AUTO, Plan, check_algorithm, choose
 from sfb.profile import Profile
@@ -76,6 +77,10 @@ class Comm(MPI.Intracomm):
             in blocks.
         progress: "thread" for a thread that takes `Iallreduce` forward, "poll" to do so only inside calls of
             this library.
+        wire: Send factors in 16 bits, "bfloat16" or "float16", rather than in their 32: half the bytes, and no longer
+            exact. They are rounded once, before the exchange, whatever the algorithm; all sums are formed in float32.
+        seed: Round them stochastically, so that the mean of many sums is exact; the same seed gives the same bits.
+            To nearest without one.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
 
     Raises:
@@ -94,6 +99,8 @@ class Comm(MPI.Intracomm):
         reproducible: bool = False,
         max_bytes: int = MAX_BYTES,
         progress: str = "thread",
+        wire: str | None = None,
+        seed: int | None = None,
         stall: float = STALL,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate."""
@@ -106,11 +113,15 @@ class Comm(MPI.Intracomm):
             raise ValueError(f"max_bytes must be > 0, got {max_bytes!r}")
         if not stall > 0:
             raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
+        if wire is not None and wire not in half.FORMATS:
+            raise ValueError(f"wire must be None, {' or '.join(map(repr, half.FORMATS))}, got {wire!r}")
+        if seed is not None and (wire is None or isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ValueError(f"seed must be an integer, and goes with wire, got {seed!r} and {wire!r}")
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
         self._owner = comm is None
-        self._options = _Options(check, profile, reproducible, max_bytes, progress, stall)
+        self._options = _Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
         self._team_or_none = None
         self._profile_or_none = None
         self._plans = {}
@@ -374,8 +385,9 @@ class Comm(MPI.Intracomm):
             plan = run(self._settle(opened))
         name = plan.algorithm if plan.trial is None else plan.trial.next
         began = perf_counter()
-        doing = Call(self._team, opened.meeting.number, call, blocking=True)
+        doing = Call(self._team, opened.meeting.number, call, blocking=True, wire=self._options.wire)
         opened.receiver.begin()
+        factors = self._rounded(factors, opened.meeting.number)
         for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
             if step is not POSTED:
                 step.Wait()
@@ -399,11 +411,26 @@ class Comm(MPI.Intracomm):
     ) -> Generator[Any, None, Exchange]:
         """Run the algorithm of a plan, in steps."""
         began = perf_counter()
-        call = Call(self._team, meeting.number, meeting.call, blocking=False)
+        call = Call(self._team, meeting.number, meeting.call, blocking=False, wire=self._options.wire)
         receiver.begin()
+        factors = self._rounded(factors, meeting.number)
         yield from ALGORITHMS[plan.algorithm].run(plan.problem, call, factors, receiver)
         call.finish()
         return self._report(plan, plan.algorithm, perf_counter() - began, call)
+
+    def _rounded(self, factors: Factors, number: int) -> Factors:
+        """Return the factors as they travel in call ``number``."""
+        wire, seed = self._options.wire, self._options.seed
+        if wire is None:
+            return factors
+        arrays = []
+        for which, array in enumerate((factors.u, factors.v)):
+            own = None if seed is None else hash((seed, number, self._team.rank, which))
+            packed, rounded = np.empty(array.shape, np.uint16), np.empty_like(array)
+            half.pack(array, packed, wire, own)
+            half.unpack(packed, rounded, wire)
+            arrays.append(rounded)
+        return Factors(*arrays)
 
     def _report(self, plan: Plan, name: str, seconds: float, call: Call) -> Exchange:
         wire = plan.problem.memo.get(name)
@@ -525,6 +552,8 @@ class Comm(MPI.Intracomm):
             raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {shape}")
         if u.dtype != seen.dtype:
             raise ValueError(f"the receiver must have the dtype {u.dtype} of the factors, got {seen.dtype}")
+        if self._options.wire is not None and u.dtype != np.float32:
+            raise TypeError(f"wire={self._options.wire!r} takes float32 factors, got {u.dtype}")
         for array in (receiver.array, *receiver.state):
             if array is not None:
                 for name, factor in (("u", u), ("v", v)):
@@ -545,6 +574,7 @@ class Comm(MPI.Intracomm):
             shared=opened.seen.block is not None,
             assigns=isinstance(receiver, Assign),
             max_bytes=self._options.max_bytes,
+            wire=self._options.wire,
         )
         call, algorithm = meeting.call, opened.algorithm
         _together(team, call, team.load_kernels)
@@ -619,7 +649,7 @@ class _Seen:
         self.complete = len(self._arrays) == 1 + len(receiver.state)
         self.block = block
         self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
-        self._options = options.max_bytes, options.reproducible
+        self._options = options.max_bytes, options.reproducible, options.wire, options.seed
         self.shape = receiver.shape
         self.dtype = receiver.dtype
         self._signatures: dict[object, _Signature] = {}
@@ -669,6 +699,8 @@ class _Options:
     reproducible: bool = False
     max_bytes: int = MAX_BYTES
     progress: str = "thread"
+    wire: str | None = None
+    seed: int | None = None
     stall: float = STALL
 
 

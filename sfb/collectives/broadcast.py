@@ -31,9 +31,9 @@ def cost(problem: Problem) -> list[Use]:
     if problem.ranks == 1:
         gathers = []
     elif problem.packed:
-        gathers = [Use("allgather", samples * problem.sample_bytes)]
+        gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
     else:
-        gathers = [Use("allgather", samples * n * problem.itemsize) for n in problem.shape]
+        gathers = [Use("allgather", samples * n * problem.sent_itemsize) for n in problem.shape]
     return [*gathers, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share)]
 
 
@@ -41,7 +41,7 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of the other ranks' factors."""
     again = len(problem.row_blocks) - 1 if problem.sample_blocks > 1 else 0
     samples = problem.depth - int(problem.counts[rank])
-    return samples * (problem.sample_bytes + again * problem.shape[1] * problem.itemsize)
+    return samples * (sum(problem.shape) + again * problem.shape[1]) * problem.sent_itemsize
 
 
 def prepare(problem: Problem, team: Team) -> None:

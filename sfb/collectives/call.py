@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sfb.kernels import half
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,17 +41,30 @@ class Call:
         number: Of the call, the same on all ranks.
         name: The user's call, for messages.
         blocking: Wait inside the collectives.
+        wire: Format of 16 bits in which factors travel between ranks; they have been rounded to it.
 
     Attributes:
         rebuild_seconds: Time spent in forming and applying the sum so far.
     """
 
-    __slots__ = ("_began", "_leases", "_named", "_phase", "blocking", "name", "number", "rebuild_seconds", "team")
+    __slots__ = (
+        "_began",
+        "_leases",
+        "_named",
+        "_phase",
+        "blocking",
+        "name",
+        "number",
+        "rebuild_seconds",
+        "team",
+        "wire",
+    )
 
-    def __init__(self, team: Team, number: int, name: str, *, blocking: bool) -> None:
+    def __init__(self, team: Team, number: int, name: str, *, blocking: bool, wire: str | None = None) -> None:
         self.team = team
         self.number = number
         self.blocking = blocking
+        self.wire = wire
         self.rebuild_seconds = 0.0
         self.name = name
         self._phase = 1
@@ -112,7 +128,33 @@ class Call:
     def allgather(
         self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray
     ) -> list[Any]:
-        """Gather rows: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix."""
+        """Gather rows of factors: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix."""
+        if self.wire is None:
+            return self.gather(comm, mine, gathered, counts, offsets)
+        kind = self.wire
+        halves = self.buffer(gathered.shape, np.dtype(np.uint16))
+        low = int(offsets[comm.rank])
+        own = slice(low, low + int(counts[comm.rank]))
+        half.pack(np.ascontiguousarray(gathered[own] if mine is self.team.in_place else mine), halves[own], kind)
+
+        def unpack() -> None:
+            for count, first in zip(counts, offsets, strict=True):
+                rows = slice(int(first), int(first) + int(count))
+                half.unpack(halves[rows], gathered[rows], kind)
+
+        return self._then(self.gather(comm, self.team.in_place, halves, counts, offsets), unpack)
+
+    def _then(self, requests: list[Any], do: Callable[[], None]) -> list[Any]:
+        """Return what to wait for: requests, and what is to be done after them."""
+        if self.blocking:
+            do()
+            return requests
+        return [*requests, _Then(do)]
+
+    def gather(
+        self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray
+    ) -> list[Any]:
+        """Gather rows as they are; otherwise as `allgather`."""
         width = gathered.shape[1]
         if gathered.size > LIMIT:
             row, send = self._rows(mine, gathered)
@@ -133,10 +175,18 @@ class Call:
         mine = self.buffer((messages.shape[1],), messages.dtype)
         mine[: factors.u.size] = factors.u.reshape(-1)
         mine[factors.u.size :] = factors.v.reshape(-1)
+        sent, received = mine, messages
+        if self.wire is not None:
+            sent, received = (self.buffer(array.shape, np.dtype(np.uint16)) for array in (mine, messages))
+            half.pack(mine, sent, self.wire)
+        requests: list[Any] = []
         if self.blocking:
-            comm.Allgather(mine, messages)
-            return _NOTHING
-        return [comm.Iallgather(mine, messages)]
+            comm.Allgather(sent, received)
+        else:
+            requests.append(comm.Iallgather(sent, received))
+        if self.wire is None:
+            return requests
+        return self._then(requests, partial(half.unpack, received, messages, self.wire))
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray
@@ -165,6 +215,20 @@ class Call:
         """Return a datatype of a row, and what is sent counted in it."""
         row = self.team.datatype(gathered.dtype).Create_contiguous(gathered.shape[1]).Commit()
         return row, mine if mine is self.team.in_place else [mine, len(mine), row]
+
+
+class _Then:
+    """Something to be done once what was to be waited for before has come."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def Test(self) -> bool:
+        self._do()
+        return True
+
+    def Wait(self) -> None:
+        self._do()
 
 
 def counts_by_node(values: Sequence[int] | np.ndarray, team: Team, slot: int) -> np.ndarray:

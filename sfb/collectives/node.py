@@ -33,9 +33,9 @@ def suits(problem: Problem) -> bool:
 def cost(problem: Problem) -> list[Use]:
     """Price S(K+D) elements written inside the node, each sample once into a node, 2PSKD/R flop."""
     samples = problem.depth / problem.ranks
-    across = [Use("across", samples * n * problem.itemsize) for n in problem.shape]
+    across = [Use("across", samples * n * problem.sent_itemsize) for n in problem.shape]
     if _packed(problem):
-        across = [Use("across", samples * problem.sample_bytes)]
+        across = [Use("across", samples * sum(problem.shape) * problem.sent_itemsize)]
     if problem.place.nodes == 1:
         across = []
     return [
@@ -56,12 +56,13 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
         slots[other] = seen.get(node, 0)
         seen[node] = int(slots[other]) + 1
     served = {slot for slot in range(max(seen.values())) if slot % seen[home] == slots[rank]}
-    samples = sum(
+    near = sum(int(count) for other, count in enumerate(problem.counts) if other != rank and node_of[other] == home)
+    far = sum(
         int(count)
         for other, count in enumerate(problem.counts)
-        if other != rank and (node_of[other] == home or int(slots[other]) in served)
+        if node_of[other] != home and int(slots[other]) in served
     )
-    return samples * problem.sample_bytes
+    return sum(problem.shape) * (near * problem.itemsize + far * problem.sent_itemsize)
 
 
 def prepare(problem: Problem, team: Team) -> None:

@@ -39,6 +39,7 @@ class Problem:
         shared: Whether the receiver has one copy per node, rather than one per rank.
         assigns: Whether the receiver is an array that is set to the sum.
         max_bytes: Ceiling of a rank's buffers.
+        wire: Format of 16 bits in which factors travel, if not their own.
         memo: Where algorithms keep what they would compute again in every call.
     """
 
@@ -51,6 +52,7 @@ class Problem:
     shared: bool = False
     assigns: bool = True
     max_bytes: int = MAX_BYTES
+    wire: str | None = None
     memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -104,6 +106,11 @@ class Problem:
     def sample_bytes(self) -> int:
         """Bytes of one sample's factors."""
         return sum(self.shape) * self.itemsize
+
+    @property
+    def sent_itemsize(self) -> int:
+        """Bytes of an element of gathered factors on their way between ranks."""
+        return self.itemsize if self.wire is None else 2
 
     @cached_property
     def packed(self) -> bool:

@@ -153,11 +153,11 @@ def _gather(problem: Problem, call: Call, parts: np.ndarray, counts: np.ndarray,
     """Bring every rank's rows of ``parts`` to every rank, or to every node where its ranks share them."""
     team = call.team
     if not problem.shared:
-        return call.allgather(team.world, team.in_place, parts, counts, firsts)
+        return call.gather(team.world, team.in_place, parts, counts, firsts)
     requests = []
     for slot, comm in team.across():
         its_counts, its_firsts = counts_by_node(counts, team, slot), counts_by_node(firsts, team, slot)
-        requests += call.allgather(comm, team.in_place, parts, its_counts, its_firsts)
+        requests += call.gather(comm, team.in_place, parts, its_counts, its_firsts)
     return requests
 
 

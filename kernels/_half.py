@@ -1,0 +1,112 @@
+"""Compiled loops of `sfb.kernels.half`."""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+_TINY = np.float32(2.0**-14)  # the least normal float16
+_STEP = np.float32(2.0**-24)  # between those below
+_MOST = np.float32(65504)
+
+
+@intrinsic
+def _bits(typing_context, x):
+    """The bits of a float32."""
+    return types.uint32(types.float32), lambda c, builder, s, arguments: builder.bitcast(arguments[0], ir.IntType(32))
+
+
+@intrinsic
+def _float(typing_context, bits):
+    """The float32 of bits."""
+    return types.float32(types.uint32), lambda c, builder, s, arguments: builder.bitcast(arguments[0], ir.FloatType())
+
+
+@intrinsic
+def _to_half(typing_context, x):
+    """The bits of the float16 nearest to a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _from_half(typing_context, bits):
+    """The float32 of the bits of a float16."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@njit(**_OPTIONS)
+def _random(low, high, i):
+    """32 bits that belong to element i, by MurmurHash3's finalizer (Appleby, 2011), which vectorises, of both words."""
+    h = np.uint32(np.uint32(i) * np.uint32(0x9E3779B9) + low)
+    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)) + high
+    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+    return np.uint32(h ^ (h >> np.uint32(16)))
+
+
+@njit(**_OPTIONS)
+def _cut(bits, lost):
+    """The upper half of a float32's bits after adding ``lost``; of a NaN, that of a quiet one."""
+    upper = np.uint32(bits + lost) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.uint16(quiet if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else upper)
+
+
+@njit(
+    types.void(
+        types.Array(types.float32, 1, "C", readonly=True),
+        types.Array(types.uint16, 1, "C"),
+        types.int64,
+        types.boolean,
+        types.uint64,
+    ),
+    **_OPTIONS,
+)
+def pack(x, packed, kind, stochastic, seed):
+    low, high = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+    if kind == 0 and stochastic:
+        for i in range(x.size):
+            packed[i] = _cut(_bits(x[i]), _random(low, high, i) >> np.uint32(16))
+    elif kind == 0:
+        for i in range(x.size):
+            bits = _bits(x[i])
+            packed[i] = _cut(bits, np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    elif not stochastic:
+        for i in range(x.size):
+            packed[i] = _to_half(x[i])
+    else:
+        for i in range(x.size):
+            value = x[i]
+            random = _random(low, high, i)
+            size = abs(value)
+            if size < _TINY:
+                whole = np.floor(value / _STEP + np.float32(random >> np.uint32(8)) * np.float32(2.0**-24))
+                value = np.copysign(whole * _STEP, value)
+            elif size <= _MOST:
+                bits = (_bits(value) + (random >> np.uint32(19))) & np.uint32(0xFFFFE000)
+                value = min(max(_float(bits), -_MOST), _MOST)
+            packed[i] = _to_half(value)
+
+
+@njit(
+    types.void(types.Array(types.uint16, 1, "C", readonly=True), types.Array(types.float32, 1, "C"), types.int64),
+    **_OPTIONS,
+)
+def unpack(packed, x, kind):
+    if kind == 0:
+        for i in range(x.size):
+            x[i] = _float(np.uint32(packed[i]) << np.uint32(16))
+    else:
+        for i in range(x.size):
+            x[i] = _from_half(packed[i])
