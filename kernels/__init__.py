@@ -25,6 +25,7 @@ __all__ = [
     "adagrad",
     "adam",
     "assign",
+    "norm",
     "partition",
     "proximal",
     "rebuild",
@@ -210,6 +211,24 @@ def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | Non
         raise ValueError(f"threshold must be ≥ 0, got {threshold!r}")
     kernel = _compiled().shrink_rows
     _share(lambda low, high: kernel(w, low, high, threshold), start, stop, 8 * w.shape[1], threads)
+
+
+def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
+    """Return the Frobenius norm of uᵀv from the Gram matrices uuᵀ and vvᵀ; the same on every machine.
+
+    ‖uᵀv‖² = Σ (uuᵀ ∘ vvᵀ): m²(K+D) multiplications, and uᵀv is not formed.
+
+    Args:
+        u: m×K, C-contiguous float32 or float64.
+        v: m×D, likewise.
+        threads: To share the work among.
+    """
+    depth = len(u)
+    grams = np.empty((2, depth, depth), u.dtype)
+    for factor, gram in zip((u, v), grams, strict=True):
+        turned = np.ascontiguousarray(factor.T)
+        rebuild(turned, turned.copy(), gram, threads=threads)
+    return float(np.sqrt(max(0.0, _compiled().inner(*grams))))
 
 
 def reduce(parts: np.ndarray, start: int, stop: int) -> None:

@@ -550,6 +550,16 @@ def shrink_rows(w, start, stop, threshold):
             row[c] *= scale
 
 
+@njit(_signatures(lambda t: types.float64(_matrix(t), _matrix(t))), cache=True, nogil=True)
+def inner(a, b):
+    """The sum of the products of the elements of two arrays, one after the other, in float64."""
+    total = 0.0
+    for k in range(a.shape[0]):
+        for c in range(a.shape[1]):
+            total += np.float64(a[k, c]) * np.float64(b[k, c])
+    return total
+
+
 @njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), **_OPTIONS)
 def reduce(parts, start, stop):
     """Add the elements of all rows of ``parts`` to those of its first, in the order of rows."""

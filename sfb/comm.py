@@ -574,9 +574,16 @@ class Comm(MPI.Intracomm):
             shared=opened.seen.block is not None,
             assigns=isinstance(receiver, Assign),
             max_bytes=self._options.max_bytes,
+            whole=receiver.whole,
             wire=self._options.wire,
         )
         call, algorithm = meeting.call, opened.algorithm
+        # All ranks find the same here.
+        if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
+            raise ValueError(
+                f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
+                f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
+            )
         _together(team, call, team.load_kernels)
         if algorithm == AUTO:
             plan = choose(problem, AUTO, self._known_profile(), trials=not self._options.reproducible)
@@ -682,7 +689,8 @@ class _Seen:
             check_algorithm(algorithm)
             receiver.check()
             name = None if self.block is None else self.block.name
-            key = (receiver.shape, receiver.dtype.str, type(receiver).__name__, receiver.passes, name, algorithm)
+            kind = type(receiver).__name__, receiver.passes, receiver.whole
+            key = (receiver.shape, receiver.dtype.str, *kind, name, algorithm)
             if len(self._signatures) >= _PLANS:
                 self._signatures.clear()
             rest = _normal(settings), self._places, self._options

@@ -34,6 +34,8 @@ class Optimizer(Receiver):
     hyperparameters: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
 
+    max_norm: float | None
+
     def __init__(self, param: np.ndarray, **settings: Any) -> None:
         super().__init__(param)
         for name, value in settings.items():
@@ -47,6 +49,8 @@ class Optimizer(Receiver):
         return f"{type(self).__name__}({self.shape[0]}×{self.shape[1]} {self.dtype}, {settings})"
 
     def __init_subclass__(cls) -> None:
+        if "max_norm" not in cls.hyperparameters:
+            cls.hyperparameters = (*cls.hyperparameters, "max_norm")
         cls._read = staticmethod(attrgetter(*cls.hyperparameters))
 
     _read: Callable[[Optimizer], tuple[object, ...]]
@@ -54,6 +58,16 @@ class Optimizer(Receiver):
     def check_settings(self) -> None:
         """Raise ValueError if a setting is out of range."""
         raise NotImplementedError
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]
+        """Whether it has to know the length of the gradient first."""
+        return self.max_norm is not None
+
+    @property
+    def plain(self) -> bool:  # type: ignore[override]
+        """Whether there is nothing to do but the rule."""
+        return self.max_norm is None
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -81,6 +95,18 @@ class Optimizer(Receiver):
             if array is None:
                 setattr(self, name, allocate(self.shape, self.dtype))
 
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply uᵀv to the rows, fused: the gradient is never stored."""
+        alpha = 1.0 if self.max_norm is None else self._scale(kernels.norm(u, v, threads=threads))
+        rule = self.rule()
+        kernels.update(rule, u, v, self.array, self.state, start, stop, first, alpha=alpha, threads=threads)
+
+    def _scale(self, norm: float) -> float:
+        """Return the factor of a gradient of that length; not a number stays so."""
+        assert self.max_norm is not None
+        scale = self.max_norm / (norm + 1e-6)
+        return 1.0 if scale >= 1 else scale
+
     def step(self, gradient: np.ndarray) -> None:
         """Apply a dense gradient to an array of this rank's own, without communication.
 
@@ -99,9 +125,14 @@ class Optimizer(Receiver):
             )
         self.prepare(np.zeros)
         self.begin()
+        if self.max_norm is not None:
+            gradient = gradient * self.dtype.type(self._scale(float(np.linalg.norm(gradient))))
         self.update_dense(gradient, 0, self.shape[0])
 
     def _check_finite(self, *names: str) -> None:
+        limit = self.max_norm
+        if limit is not None and not (isinstance(limit, Real) and limit > 0):
+            raise ValueError(f"max_norm must be None or a number > 0, got {limit!r}")
         for name in names:
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
@@ -120,6 +151,9 @@ class SGD(Optimizer):
         momentum: Factor of the velocity, ≥ 0.
         weight_decay: Factor of the parameter added to the gradient, ≥ 0.
         nesterov: Nesterov's momentum.
+        max_norm: Scale the gradient, the sum of all ranks', down to this Frobenius norm, as
+            torch.nn.utils.clip_grad_norm_ does for one parameter. Its norm comes from the factors, so "auto" takes
+            `broadcast` or `node`.
 
     Attributes:
         velocity: K×D, with momentum; None until the first step.
@@ -146,8 +180,10 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        max_norm: float | None = None,
     ) -> None:
-        super().__init__(param, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(param, lr=lr, **settings, max_norm=max_norm)
 
     def rule(self) -> kernels.Rule:
         """Return SGD of the settings."""
@@ -177,6 +213,7 @@ class Adam(Optimizer):
         betas: β₁ and β₂, each ≥ 0 and < 1.
         eps: Added to the root.
         weight_decay: Factor of the parameter added to the gradient, ≥ 0.
+        max_norm: As of `SGD`.
 
     Attributes:
         first_moment: K×D, m; None until the first step.
@@ -206,9 +243,10 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        max_norm: float | None = None,
     ) -> None:
         self.steps = 0
-        super().__init__(param, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(param, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_norm=max_norm)
 
     def begin(self) -> None:
         """Count a step."""
@@ -244,8 +282,9 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        max_norm: float | None = None,
     ) -> None:
-        super().__init__(param, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(param, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_norm=max_norm)
 
 
 class Adagrad(Optimizer):
@@ -258,6 +297,7 @@ class Adagrad(Optimizer):
         lr: Learning rate.
         eps: Added to the root.
         weight_decay: Factor of the parameter added to the gradient, ≥ 0.
+        max_norm: As of `SGD`.
 
     Attributes:
         squares: K×D, q; None until the first step.
@@ -274,8 +314,16 @@ class Adagrad(Optimizer):
     weight_decay: float
     squares: np.ndarray | None
 
-    def __init__(self, param: np.ndarray, *, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0.0) -> None:
-        super().__init__(param, lr=lr, eps=eps, weight_decay=weight_decay)
+    def __init__(
+        self,
+        param: np.ndarray,
+        *,
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(param, lr=lr, eps=eps, weight_decay=weight_decay, max_norm=max_norm)
 
     def rule(self) -> kernels.Rule:
         """Return AdaGrad of the settings."""
@@ -299,6 +347,7 @@ class Proximal(Optimizer):
         l1: Factor of the sum of magnitudes, ≥ 0: the lasso.
         l2: Factor of half the sum of squares, ≥ 0: the ridge.
         rows: Factor of the sum of lengths of rows, ≥ 0: the group lasso.
+        max_norm: As of `SGD`.
 
     Raises:
         TypeError, ValueError: As `SGD` does.
@@ -311,8 +360,17 @@ class Proximal(Optimizer):
     l2: float
     rows: float
 
-    def __init__(self, param: np.ndarray, *, lr: float, l1: float = 0.0, l2: float = 0.0, rows: float = 0.0) -> None:
-        super().__init__(param, lr=lr, l1=l1, l2=l2, rows=rows)
+    def __init__(
+        self,
+        param: np.ndarray,
+        *,
+        lr: float,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        rows: float = 0.0,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(param, lr=lr, l1=l1, l2=l2, rows=rows, max_norm=max_norm)
 
     def rule(self) -> kernels.Rule:
         """Return proximal gradient descent of the settings."""
@@ -320,8 +378,8 @@ class Proximal(Optimizer):
 
     @property
     def plain(self) -> bool:  # type: ignore[override]
-        """Whether rows are left as the rule leaves them."""
-        return not self.rows
+        """Whether there is nothing to do but the rule."""
+        return super().plain and not self.rows
 
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply uᵀv to the rows, and shrink them as groups."""

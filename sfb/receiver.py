@@ -25,11 +25,13 @@ class Receiver:
     Attributes:
         array: The array, in place of which no other is put.
         passes: Reads and writes of a K×D array that taking a sum costs, for the cost model.
+        whole: Whether it must see the factors of all ranks at once, and not just rows of their sum.
         plain: Whether `rule` is all there is to taking a sum; false for a subclass that does more.
     """
 
     passes = 1
     plain = True
+    whole = False
 
     def __init__(self, array: np.ndarray) -> None:
         check_receiver("the receiver", array)

@@ -53,7 +53,21 @@ def test_defaults_are_those_of_torch(ours, theirs, rule):
     torch = pytest.importorskip("torch")
     reference = getattr(torch.optim, theirs)([torch.zeros(1, requires_grad=True)], lr=0.1).defaults
     optimizer = ours(np.ones((1, 1)), lr=0.1)
-    assert all(getattr(optimizer, name) == reference[name] for name in optimizer.hyperparameters)
+    assert all(getattr(optimizer, name) == reference.get(name) for name in optimizer.hyperparameters)
+
+
+@pytest.mark.parametrize("length", [0.5, 50.0, float("nan")])
+def test_clips_as_torch_does(length):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    w, gradient = rng.standard_normal((2, 6, 40))
+    gradient *= length / np.linalg.norm(gradient)
+    parameter = torch.tensor(w.copy(), requires_grad=True)
+    parameter.grad = torch.tensor(gradient)
+    torch.nn.utils.clip_grad_norm_([parameter], 3.0)
+    torch.optim.SGD([parameter], lr=0.1).step()
+    SGD(w, lr=0.1, max_norm=3.0).step(gradient)
+    np.testing.assert_allclose(w, parameter.detach().numpy(), rtol=1e-12)
 
 
 def test_rows_shrink_as_groups():
@@ -96,6 +110,8 @@ def test_refuses(param, rule, error, message):
         (AdamW, {"weight_decay": float("inf")}, "weight_decay must be"),
         (Adagrad, {"lr": None}, "lr must be"),
         (Proximal, {"l1": -0.1}, "l1 must be"),
+        (SGD, {"max_norm": 0}, "max_norm must be"),
+        (Adam, {"max_norm": "1"}, "max_norm must be"),
         (Proximal, {"rows": "a"}, "rows must be"),
     ],
 )

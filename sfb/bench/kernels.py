@@ -72,6 +72,9 @@ COLUMNS = [
     Column("bandwidth", "GB/s", "{:.1f}".format, 8),
     Column("limit", "limit%", "{:.0f}".format, 8),
 ]
+# With several threads: the time of one by theirs.
+_SCALING = Column("scaling", "scaling", "{:.2f}".format, 9)
+_ALONE = "one thread"
 
 
 def run(
@@ -82,7 +85,7 @@ def run(
     warmup(node)
     node.Free()
     torch = _torch(config.threads)
-    printer = Printer(world, COLUMNS, as_csv=as_csv)
+    printer = Printer(world, [*COLUMNS, _SCALING] if config.threads > 1 else COLUMNS, as_csv=as_csv)
     results = []
     with threadpool_limits(config.threads):
         environment = describe(world) | {"kernel_threads": config.threads}
@@ -137,7 +140,7 @@ def _row(
         warmups=config.warmups,
         seconds=config.seconds,
     )
-    ours = times.pop("ours")
+    ours, alone = times.pop("ours"), times.pop(_ALONE, None)
     best = min(times, key=lambda label: times[label].median)
     return {
         "kernel": name,
@@ -148,6 +151,7 @@ def _row(
         "other": best,
         "other_seconds": times[best].median,
         "others": {label: taken.median for label, taken in times.items()},
+        "scaling": 1.0 if alone is None else alone.median / ours.median,
         "min": ours.min,
         "iterations": ours.iterations,
     }
@@ -177,16 +181,16 @@ def _candidates(
         then()
 
     if name == "rebuild":
-        yield "ours", partial(kernels.rebuild, u, v, w, threads=config.threads)
+        yield from _ours(config, partial(kernels.rebuild, u, v, w))
         yield "matmul", product
         yield "gemm", partial(into, g, 0.0)
     elif name == "accumulate":
-        yield "ours", partial(kernels.accumulate, u, v, w, threads=config.threads)
+        yield from _ours(config, partial(kernels.accumulate, u, v, w))
         yield "gemm", partial(into, g, 1.0)
         yield "matmul", partial(both, product, partial(np.add, spare, g, out=spare))
     elif name == "momentum":
         rule = kernels.sgd(_LR, _MOMENTUM)
-        yield "ours", partial(kernels.update, rule, u, v, w, states, threads=config.threads)
+        yield from _ours(config, partial(kernels.update, rule, u, v, w, states))
 
         def descend() -> None:
             np.multiply(states[0], number(_LR), out=g)
@@ -202,10 +206,16 @@ def _candidates(
         yield "gemm", partial(both, partial(into, states[0], _MOMENTUM), descend)
     else:
         rule = kernels.adam(_LR, 10, _BETAS, _EPS)
-        yield "ours", partial(kernels.update, rule, u, v, w, states, threads=config.threads)
+        yield from _ours(config, partial(kernels.update, rule, u, v, w, states))
         yield "numpy", partial(both, product, partial(_adam, spare, g, states[0], states[1], np.empty_like(g)))
     if torch and name in ("momentum", "adam"):
         yield "torch", _torch_step(torch, name, spare, u, v)
+
+
+def _ours(config: Config, call: Callable[..., None]) -> Iterator[tuple[str, Call]]:
+    yield "ours", partial(call, threads=config.threads)
+    if config.threads > 1:
+        yield _ALONE, call
 
 
 def _adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, q: np.ndarray, spare: np.ndarray) -> None:

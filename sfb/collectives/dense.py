@@ -30,7 +30,7 @@ _CACHED = 0.3
 
 def suits(problem: Problem) -> bool:
     """Return whether "auto" may take it."""
-    return True
+    return not problem.whole
 
 
 def cost(problem: Problem) -> list[Use]:

@@ -39,6 +39,7 @@ class Problem:
         shared: Whether the receiver has one copy per node, rather than one per rank.
         assigns: Whether the receiver is an array that is set to the sum.
         max_bytes: Ceiling of a rank's buffers.
+        whole: Whether the receiver must see the factors of all ranks at once.
         wire: Format of 16 bits in which factors travel, if not their own.
         memo: Where algorithms keep what they would compute again in every call.
     """
@@ -52,6 +53,7 @@ class Problem:
     shared: bool = False
     assigns: bool = True
     max_bytes: int = MAX_BYTES
+    whole: bool = False
     wire: str | None = None
     memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 

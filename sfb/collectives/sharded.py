@@ -25,7 +25,7 @@ __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 def suits(problem: Problem) -> bool:
     """Return whether "auto" may take it: on a single node `node` does the same without the exchange."""
     nbytes = problem.depth * problem.sample_bytes + problem.dense_bytes
-    return problem.place.nodes > 1 and nbytes <= problem.max_bytes and _countable(problem)
+    return not problem.whole and problem.place.nodes > 1 and nbytes <= problem.max_bytes and _countable(problem)
 
 
 def _countable(problem: Problem) -> bool:

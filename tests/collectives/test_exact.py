@@ -77,6 +77,24 @@ def test_sum_into_an_optimizer(any_comm, world, rng, trial, dtype, shared):
     assert bits["broadcast"] == bits["node"]
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("max_norm", [1.0, 1e6])
+def test_clipping_by_the_norm_of_the_sum(any_comm, world, rng, max_norm, shared):
+    comm, shape = any_comm, (90, 70)
+    start = rng.standard_normal(shape)
+    parts = oracle.draw(rng, [3] * world.size, shape, np.float64)
+    total = oracle.total(parts, shape)
+    expected = start - 0.1 * total * min(1, max_norm / np.linalg.norm(total))
+    for algorithm in ("broadcast", "node", "auto"):
+        w = array(comm, shape, np.float64, shared, start)
+        receiver = sfb.optim.SGD(w, lr=0.1, max_norm=max_norm)
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), receiver, algorithm=algorithm)
+        np.testing.assert_allclose(w, expected, rtol=1e-6)
+        oracle.assert_same_bits(world, w)
+    with pytest.raises(ValueError, match="max_norm needs the factors"):
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), receiver, algorithm="dense")
+
+
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
 def test_same_bits_twice(world, rng, algorithm):
     comm = sfb.Comm(world, reproducible=True)

@@ -156,6 +156,12 @@ def test_rules(make, textbook, settings_, dtype, depth, shape):
     np.testing.assert_allclose(dense, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 30, 300])
+def test_norm(depth):
+    (u, v), *_ = draw(depth, (40, 70), np.float64)
+    np.testing.assert_allclose(kernels.norm(u, v), np.linalg.norm(u.T @ v), rtol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_shrink_rows(rng, dtype):
     w = rng.standard_normal((9, 30)).astype(dtype)
