@@ -15,9 +15,8 @@ from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, SGD
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
-# Samples up to which the rows of a matrix up to so many bytes, in cache, stream one by one: there is too little work
-# in a tile then to hide its beginning and its end.
-STREAM, CACHED = 4, 8 << 20
+# Samples up to which the rows of a matrix up to so many bytes stream one by one: packing would take longer.
+STREAM, CACHED = 4, 1 << 18
 # Bytes of a row that are worked at a time, and of a row of sums that wait for further samples.
 WIDE, NARROW = 16384, 8192
 # Rows packed at a time, and rows of sums that wait for further samples.

@@ -165,7 +165,8 @@ def _candidates(
 
     rng, dtype = np.random.default_rng(0), np.dtype(config.dtype)
     u, v = (1e-3 * rng.standard_normal((depth, n)).astype(dtype) for n in shape)
-    w, g, spare, *states = np.zeros((5, *shape), dtype)
+    # Each apart: arrays that lie a power of two apart fall into the same places of the caches.
+    w, g, spare, *states = (np.zeros(shape, dtype) for _ in range(5))
     gemm = get_blas_funcs("gemm", dtype=dtype)
     number = dtype.type
 

@@ -83,15 +83,15 @@ def test_bits_do_not_depend_on_threads(depth):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("depth", range(5))
 def test_rows_that_stream_have_the_bits_of_tiles(depth, dtype):
-    (u, v), *_ = draw(depth, (3, 900_000), dtype)  # beyond what streams
-    w = np.random.default_rng(1).standard_normal((3, 900_000)).astype(dtype)
+    (u, v), *_ = draw(depth, (3, 90_000), dtype)  # beyond what streams
+    w = np.random.default_rng(1).standard_normal((3, 90_000)).astype(dtype)
     for alpha, beta in ((0.3, 1.0), (-0.1, 0.7)):
         whole, parts, g, its = w.copy(), w.copy(), np.empty_like(w), np.empty_like(w)
         kernels.accumulate(u, v, whole, alpha=alpha, beta=beta)
         kernels.rebuild(u, v, g, alpha=alpha)
-        for left in range(0, 900_000, 100_000):
-            here = slice(left, left + 100_000)
-            part, its_part = w[:, here].copy(), np.empty((3, 100_000), dtype)
+        for left in range(0, 90_000, 10_000):
+            here = slice(left, left + 10_000)
+            part, its_part = w[:, here].copy(), np.empty((3, 10_000), dtype)
             kernels.accumulate(u, v[:, here].copy(), part, alpha=alpha, beta=beta)
             kernels.rebuild(u, v[:, here].copy(), its_part, alpha=alpha)
             parts[:, here], its[:, here] = part, its_part
