@@ -40,8 +40,6 @@ def limit_process(comm: MPI.Intracomm) -> int:
     Returns:
         The threads that a rank may use.
     """
-    import scipy.linalg.cython_blas  # noqa: F401 - so that the BLAS of SciPy is found
-
     node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
     threads = threads_of(node, cores(node))
     node.Free()

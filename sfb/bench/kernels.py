@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from scipy.linalg import get_blas_funcs
 from threadpoolctl import threadpool_limits
 
 import sfb.kernels as kernels
@@ -171,8 +172,6 @@ def _candidates(
     config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any
 ) -> Iterator[tuple[str, Call]]:
     """Yield ways to do the same with arrays of their own."""
-    from scipy.linalg import get_blas_funcs
-
     rng, dtype = np.random.default_rng(0), np.dtype(config.dtype)
     number = dtype.type
     u, v = (1e-3 * rng.standard_normal((depth, n)).astype(dtype) for n in shape)
@@ -185,7 +184,7 @@ def _candidates(
     def product(c: np.ndarray) -> None:
         np.matmul(u.T, v, out=c)
 
-    def into(c: np.ndarray, beta: float) -> None:
+    def into(beta: float, c: np.ndarray) -> None:
         # Fortran's view: cᵀ = vᵀ u, in place.
         gemm(1.0, v.T, u.T, beta=beta, c=c.T, trans_b=1, overwrite_c=1)
 
@@ -204,7 +203,7 @@ def _candidates(
         descend(w, velocity, g)
 
     def gemm_momentum(w: np.ndarray, velocity: np.ndarray, spare: np.ndarray) -> None:
-        into(velocity, _MOMENTUM)
+        into(_MOMENTUM, velocity)
         descend(w, velocity, spare)
 
     def numpy_adam(w: np.ndarray, m: np.ndarray, q: np.ndarray, g: np.ndarray, spare: np.ndarray) -> None:
@@ -214,10 +213,10 @@ def _candidates(
     if name == "rebuild":
         yield "ours", partial(kernels.rebuild, u, v, *new(1), threads=config.threads)
         yield "matmul", partial(product, *new(1))
-        yield "gemm", partial(into, *new(1), 0.0)
+        yield "gemm", partial(into, 0.0, *new(1))
     elif name == "accumulate":
         yield "ours", partial(kernels.accumulate, u, v, *new(1), threads=config.threads)
-        yield "gemm", partial(into, *new(1), 1.0)
+        yield "gemm", partial(into, 1.0, *new(1))
         yield "matmul", partial(add_product, *new(2))
     elif name == "momentum":
         rule = kernels.sgd(_LR, _MOMENTUM)
@@ -229,7 +228,7 @@ def _candidates(
         yield "ours", partial(kernels.update, rule, u, v, *new(1), new(2), threads=config.threads)
         yield "numpy", partial(numpy_adam, *new(5))
     if torch and name in ("momentum", "adam"):
-        yield "torch", _torch_step(torch, name, *new(1), u, v)
+        yield "torch", _torch_step(torch, name, new(1)[0], u, v)
 
 
 def _adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, q: np.ndarray, spare: np.ndarray) -> None:
