@@ -170,27 +170,13 @@ def dense(
 ):
     """Sum the ranks' products in their order, in pieces of rows; return whether that is done.
 
+    Arguments as of `node`, but for these.
+
     Args:
-        board: As of `node`, and likewise
-        place: those
-        call: that are
-        user: not
-        progress: explained.
-        u: S×K, this rank's.
-        v: S×D.
-        slabs: Two sets of a slab of every rank, which take turns.
+        slabs: Two sets of a slab of every rank, which take turns: (2·ranks)×n, in memory that they share.
         high: Rows of a piece; the last may have fewer.
         pieces: How many there are.
-        kind: As of `node`.
-        alpha: Likewise.
-        beta: Likewise.
-        p: Likewise.
-        w: Likewise.
-        s: Likewise.
-        t: Likewise.
-        arrays: Likewise.
         shared: Whether w is shared, so that each rank works its rows of a piece, rather than all.
-        scratch: Of this thread.
     """
     ranks, me, spins, patience = place
     columns = w.shape[1]
