@@ -170,9 +170,9 @@ def dense(
 ):
     """Sum the ranks' products in their order, in pieces of rows; return whether that is done.
 
-    Arguments as of `node`, but for: ``slabs``, two sets of a slab of every rank, which take turns, (2·ranks)×n in memory
-    that they share; ``high``, the rows of a piece, of which the last may have fewer; ``pieces``, how many there are;
-    and ``shared``, with which each rank works its rows of a piece, rather than all.
+    Arguments as of `node`, but for: ``slabs``, two sets of a slab of every rank, which take turns, (2·ranks)×n in
+    memory that they share; ``high``, the rows of a piece, of which the last may have fewer; ``pieces``, how many there
+    are; and ``shared``, with which each rank works its rows of a piece, rather than all.
     """
     ranks, me, spins, patience = place
     columns = w.shape[1]
