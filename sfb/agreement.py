@@ -343,7 +343,8 @@ def _raise_first(call: str, reports: list[tuple[int, tuple[str, str]]], error: E
 
 
 _KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (TypeError, ValueError, MemoryError, MismatchError, ProfileError)
+    kind.__name__: kind
+    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError, ProfileError)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from sfb.shared import Block, find
 from sfb.team import STALL, Team
 
 __all__ = ["Comm", "Exchange"]
+
+_log = logging.getLogger("sfb")
 
 _PLANS = 256  # plans kept; S may change from call to call
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
@@ -127,6 +130,7 @@ class Comm(MPI.Intracomm):
         self._plans = {}
         self._seen = {}
         self._timed = None
+        self._helpless = False
         self._last = None
         self._queue = Queue()
         self._ticker = None
@@ -143,6 +147,7 @@ class Comm(MPI.Intracomm):
     _plans: dict[object, Plan]
     _seen: dict[int, _Seen]
     _timed: tuple[Plan, str, int] | None
+    _helpless: bool
     _last: Exchange | None
     _queue: Queue
     _ticker: Ticker | None
@@ -180,7 +185,11 @@ class Comm(MPI.Intracomm):
                 error = _plain_error(recvbuf, algorithm)
             if self._queue.busy:
                 self._queue.make_room()
-            self._team.agree.check_plain("Allreduce", _describe_plain, error)
+            team = self._team_or_none or self._team_if_possible()
+            if team is not None:
+                team.agree.check_plain("Allreduce", _describe_plain, error)
+            elif error is not None:
+                raise error
         super().Allreduce(sendbuf, recvbuf, op)
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
@@ -356,6 +365,16 @@ class Comm(MPI.Intracomm):
         if self._team_or_none is None:
             self._team_or_none = Team(self, stall=self._options.stall)
         return self._team_or_none
+
+    def _team_if_possible(self) -> Team | None:
+        """Return the team, or None where Numba cannot be imported: plain arrays do without."""
+        if not self._helpless:
+            try:
+                return self._team
+            except ImportError as error:
+                self._helpless = True
+                _log.warning("Allreduce does not check that all ranks pass plain arrays: %s", error)
+        return None
 
     def _request(self, steps: Iterator[Any], *, at_once: bool = False) -> Any:
         """Begin an exchange that does not block, or bring it to its end ``at_once``."""

@@ -80,7 +80,12 @@ class Team:
             once_per_node(self.node, _import_sync)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        compare(self.world, "Comm", error=error)
+        try:
+            compare(self.world, "Comm", error=error)
+        except Exception:
+            self.node.Free()
+            self.world.Free()
+            raise
         members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
         crowded = self.sharing > 1
         self.board = Board(self.world, self.node, members, crowded=crowded, stall=stall)

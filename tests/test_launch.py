@@ -150,3 +150,32 @@ def test_info_warns_of_ranks_that_are_alone():
     )
     assert done.returncode == 0
     assert "believes it is alone" in done.stderr
+
+
+@needs_mpirun
+def test_plain_arrays_do_without_numba(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            sys.modules["numba"] = None
+            import numpy as np
+            from mpi4py import MPI
+            import sfb
+            comm = sfb.Comm(MPI.COMM_WORLD)
+            for _ in range(2):
+                x = np.ones(3)
+                comm.Allreduce(MPI.IN_PLACE, x)
+                assert (x == comm.size).all()
+            try:
+                comm.Allreduce(sfb.Factors(np.ones((1, 2)), np.ones((1, 3))), np.empty((2, 3)))
+            except ImportError as error:
+                print("refused:", error)
+            """
+        )
+    )
+    code, out = mpirun(2, sys.executable, script)
+    assert code == 0, out
+    assert out.count("refused:") == 2
+    assert out.count("does not check that all ranks pass plain arrays") == 2
