@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
+import sfb.kernels as kernels
 from sfb.agreement import Agreement, Meeting, compare
 from sfb.calibrate import profile_for
 from sfb.checks import is_receiver
@@ -611,6 +612,8 @@ class Comm(MPI.Intracomm):
         # Each step is collective and can fail on one rank: agree on it before the next.
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             _together(team, call, partial(ALGORITHMS[name].prepare, problem, team))
+        # The kernels' memory too: amid the exchange a rank that has none could not tell the others.
+        _together(team, call, lambda: kernels.scratch_for(problem.depth, receiver.array, True))
         return plan
 
 
