@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable
 from numbers import Real
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import sfb.kernels as kernels
 from sfb.checks import check_matrix
 from sfb.receiver import Receiver
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "Proximal"]
 
@@ -24,7 +27,8 @@ class Optimizer(Receiver):
     changed between steps, on all ranks alike.
 
     Args:
-        param: K×D float32 or float64, C-contiguous and writeable; updated in place.
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule alone, which
+            `sfb.Store` takes, and `bind`.
 
     Attributes:
         hyperparameters: Names of the settings.
@@ -36,8 +40,11 @@ class Optimizer(Receiver):
 
     max_norm: float | None
 
-    def __init__(self, param: np.ndarray, **settings: Any) -> None:
-        super().__init__(param)
+    def __init__(self, param: np.ndarray | None, **settings: Any) -> None:
+        if param is None:
+            self.array = None  # type: ignore[assignment]
+        else:
+            super().__init__(param)
         for name, value in settings.items():
             setattr(self, name, value)
         for name in self.states:
@@ -46,7 +53,8 @@ class Optimizer(Receiver):
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyperparameters)
-        return f"{type(self).__name__}({self.shape[0]}×{self.shape[1]} {self.dtype}, {settings})"
+        what = "" if self.array is None else f"{self.shape[0]}×{self.shape[1]} {self.dtype}, "
+        return f"{type(self).__name__}({what}{settings})"
 
     def __init_subclass__(cls) -> None:
         if "max_norm" not in cls.hyperparameters:
@@ -54,6 +62,10 @@ class Optimizer(Receiver):
         cls._read = staticmethod(attrgetter(*cls.hyperparameters))
 
     _read: Callable[[Optimizer], tuple[object, ...]]
+
+    def bind(self, param: np.ndarray) -> Self:
+        """Return the same rule for ``param``, with state of its own; raises as the constructor does."""
+        return type(self)(param, **{name: getattr(self, name) for name in self.hyperparameters})
 
     def check_settings(self) -> None:
         """Raise ValueError if a setting is out of range."""
@@ -86,6 +98,8 @@ class Optimizer(Receiver):
 
     def check(self) -> None:
         """Raise TypeError or ValueError if the parameter, its state or the settings do not fit."""
+        if self.array is None:
+            raise TypeError(f"this {type(self).__name__} has no parameter to update: give it one, as in SGD(w, lr=0.1)")
         super().check()
         self.check_settings()
 
@@ -146,7 +160,7 @@ class SGD(Optimizer):
     the step is d + momentum·velocity, without momentum it is d.
 
     Args:
-        param: K×D float32 or float64, C-contiguous and writeable; updated in place.
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule without one.
         lr: Learning rate.
         momentum: Factor of the velocity, ≥ 0.
         weight_decay: Factor of the parameter added to the gradient, ≥ 0.
@@ -174,7 +188,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        param: np.ndarray,
+        param: np.ndarray | None = None,
         *,
         lr: float,
         momentum: float = 0.0,
@@ -208,7 +222,7 @@ class Adam(Optimizer):
     m̂ = m/(1−β₁ᵗ) and q̂ = q/(1−β₂ᵗ) in step t.
 
     Args:
-        param: K×D float32 or float64, C-contiguous and writeable; updated in place.
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule without one.
         lr: Learning rate.
         betas: β₁ and β₂, each ≥ 0 and < 1.
         eps: Added to the root.
@@ -237,7 +251,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        param: np.ndarray,
+        param: np.ndarray | None = None,
         *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -276,7 +290,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        param: np.ndarray,
+        param: np.ndarray | None = None,
         *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -293,7 +307,7 @@ class Adagrad(Optimizer):
     d = g + weight_decay·w; q ← q + d²; w ← w − lr·d/(√q + eps).
 
     Args:
-        param: K×D float32 or float64, C-contiguous and writeable; updated in place.
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule without one.
         lr: Learning rate.
         eps: Added to the root.
         weight_decay: Factor of the parameter added to the gradient, ≥ 0.
@@ -316,7 +330,7 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        param: np.ndarray,
+        param: np.ndarray | None = None,
         *,
         lr: float = 1e-2,
         eps: float = 1e-10,
@@ -342,7 +356,7 @@ class Proximal(Optimizer):
     JCGS 2013, section 3).
 
     Args:
-        param: K×D float32 or float64, C-contiguous and writeable; updated in place.
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule without one.
         lr: Learning rate.
         l1: Factor of the sum of magnitudes, ≥ 0: the lasso.
         l2: Factor of half the sum of squares, ≥ 0: the ridge.
@@ -362,7 +376,7 @@ class Proximal(Optimizer):
 
     def __init__(
         self,
-        param: np.ndarray,
+        param: np.ndarray | None = None,
         *,
         lr: float,
         l1: float = 0.0,

@@ -125,3 +125,14 @@ def test_refuses_a_foreign_velocity():
     optimizer.velocity = np.zeros((3, 2))
     with pytest.raises(ValueError, match="state"):
         optimizer.step(np.ones((2, 3)))
+
+
+def test_a_rule_without_a_parameter_binds_to_many():
+    rule = Adam(lr=0.1, betas=(0.8, 0.9), max_norm=2.0)
+    assert repr(rule) == "Adam(lr=0.1, betas=(0.8, 0.9), eps=1e-08, weight_decay=0.0, max_norm=2.0)"
+    with pytest.raises(TypeError, match="no parameter"):
+        rule.step(np.ones((2, 3)))
+    one, other = rule.bind(np.ones((2, 3))), rule.bind(np.ones((4, 5), np.float32))
+    one.step(np.ones((2, 3)))
+    assert (one.steps, other.steps, other.first_moment) == (1, 0, None)
+    assert one.settings == other.settings == rule.settings
