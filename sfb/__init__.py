@@ -10,14 +10,19 @@ from sfb import optim
 from sfb._version import __version__
 from sfb.factors import Factors
 from sfb.profile import Profile, ProfileError
+from sfb.store.consistency import ASP, BSP, SSP
 
 if TYPE_CHECKING:
     from sfb.agreement import MismatchError
     from sfb.comm import Comm, Exchange
     from sfb.persistent import Persistent
     from sfb.progress import Request
+    from sfb.store.store import Store, StoreError
 
 __all__ = [
+    "ASP",
+    "BSP",
+    "SSP",
     "Comm",
     "Exchange",
     "Factors",
@@ -26,6 +31,8 @@ __all__ = [
     "Profile",
     "ProfileError",
     "Request",
+    "Store",
+    "StoreError",
     "__version__",
     "optim",
 ]
@@ -37,6 +44,8 @@ _NEED_MPI = {
     "MismatchError": "sfb.agreement",
     "Persistent": "sfb.persistent",
     "Request": "sfb.progress",
+    "Store": "sfb.store.store",
+    "StoreError": "sfb.store.store",
 }
 
 

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from time import sleep
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -164,6 +164,17 @@ def run(steps: Iterator[Any]) -> Any:
         return end.value
 
 
+class Advancing(Protocol):
+    """What a thread can take forward."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+
+    def advance(self) -> Any:
+        """Do what is possible now."""
+
+
 class Ticker:
     """A thread that lets a queue advance from time to time while anything is in it.
 
@@ -172,7 +183,7 @@ class Ticker:
         interval: Seconds between two looks.
     """
 
-    def __init__(self, queue: Queue, interval: float) -> None:
+    def __init__(self, queue: Advancing, interval: float) -> None:
         self._queue = queue
         self._interval = interval
         self._wanted = threading.Event()

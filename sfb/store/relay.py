@@ -1,0 +1,282 @@
+"""The relay: entries travel along their origin's tree, with bounded memory on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mpi4py import MPI
+
+from sfb.store.entry import ABORT, UPDATE, Entry, pack, unpack
+from sfb.store.priority import Priority
+from sfb.store.throttle import Bucket
+
+if TYPE_CHECKING:
+    from sfb.topology import Topology
+
+__all__ = ["Relay"]
+
+_MESSAGE, _CREDIT = 1, 2  # tags
+_COALESCED = 1 << 20  # bytes of a message of several entries
+_FLIGHTS = 2  # messages on their way to a neighbour; more would wait in MPI rather than by priority
+_LIMIT = 2**31 - 1  # bytes of a message, MPI's count
+_PATIENCE = 0.005  # seconds for which credits may be collected before they are returned
+
+
+class _Edge:
+    """What a rank knows of an out-neighbour.
+
+    Attributes:
+        pending: Entries to be sent.
+        unreturned: Bytes sent and not yet returned as credit, by the hops that they had travelled.
+        flights: Messages on their way: request, memory, entries.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.pending: list[Entry] = []
+        self.unreturned = [0] * depth
+        self.flights: list[tuple[MPI.Request, np.ndarray, list[Entry]]] = []
+
+
+class Relay:
+    """Sends a rank's entries to all others, and passes theirs on; nothing blocks.
+
+    An entry follows the tree of its origin, so it reaches each rank once. A neighbour is sent at most a
+    window of bytes that it has not returned as credit, one window for each number of hops travelled;
+    credit returns when the entry has left for all children, that is, when it occupies the window of the
+    next hop there. Windows wait for windows of more hops only, and those of the last wait for nothing:
+    full buffers cannot wait for each other in a circle (structured buffer pools, Merlin and Schweitzer,
+    "Deadlock avoidance in store-and-forward networks", IEEE Trans. Communications 1980). An empty window
+    takes an entry of any size.
+
+    Args:
+        world: A communicator for this alone.
+        topology: Of its ranks.
+        deliver: Called with each entry of another rank.
+        priority: The order in which pending updates leave.
+        bucket: The rank's budget of bytes; None for no limit.
+        max_bytes: Of this rank's own entries that wait to be sent, and as much for the windows of all in-neighbours.
+
+    Attributes:
+        needed: Updates of this clock and earlier ones go first.
+        held: Bytes of entries in memory, and of messages on their way.
+        sent_bytes: So far; credits are not counted.
+        sent_messages: Likewise.
+        received_bytes: Likewise.
+        received_messages: Likewise.
+        largest: The largest number of entries that waited for one neighbour.
+        peak: The largest ``held``.
+    """
+
+    def __init__(
+        self,
+        world: MPI.Intracomm,
+        topology: Topology,
+        deliver: Callable[[Entry], None],
+        *,
+        priority: Priority,
+        bucket: Bucket | None,
+        max_bytes: int,
+    ) -> None:
+        self._world = world
+        self._rank = world.rank
+        self._deliver = deliver
+        self._priority = priority
+        self._bucket = bucket
+        self._children = [topology.children(origin, self._rank) for origin in range(world.size)]
+        self._depth = max(1, topology.diameter)
+        self._edges = {rank: _Edge(self._depth) for rank in topology.out_neighbours(self._rank)}
+        sources = topology.in_neighbours(self._rank)
+        self._owed = {rank: np.zeros(self._depth, np.int64) for rank in sources}
+        self._returned = dict.fromkeys(sources, 0.0)
+        self._returning: list[tuple[MPI.Request, np.ndarray]] = []
+        self._arriving: list[tuple[MPI.Request, np.ndarray, int]] = []
+        # The same on all ranks, as in-neighbours are as many as out-neighbours only in regular graphs.
+        widest = max((len(topology.in_neighbours(rank)) for rank in range(world.size)), default=1)
+        self._window = max_bytes // (max(1, widest) * self._depth)
+        self._own_limit = max_bytes
+        self._own = 0
+        self._most = _COALESCED if bucket is None else min(_COALESCED, bucket.size)
+        self._status = MPI.Status()
+        self.needed = -1
+        self.held = self.peak = self.largest = 0
+        self.sent_bytes = self.sent_messages = 0
+        self.received_bytes = self.received_messages = 0
+
+    def fits(self, nbytes: int) -> bool:
+        """Return whether this rank may push that much now: the rest of its own entries has left far enough."""
+        return self._own == 0 or self._own + nbytes <= self._own_limit
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was to be sent has left."""
+        return not any(edge.pending or edge.flights for edge in self._edges.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was sent has been taken on by its receivers, and nothing is due to anybody."""
+        owes = any(owed.any() for owed in self._owed.values())
+        return self.idle and not any(any(e.unreturned) for e in self._edges.values()) and not owes
+
+    @property
+    def queued(self) -> int:
+        """Entries that wait to be sent, counted for each neighbour."""
+        return sum(len(edge.pending) for edge in self._edges.values())
+
+    def push(self, entry: Entry) -> None:
+        """Send an entry of this rank's own; whether it `fits` has been asked."""
+        if entry.nbytes > _LIMIT:
+            raise ValueError(f"an update of {entry.nbytes} bytes is too large to be sent at once; push it in parts")
+        if self._children[self._rank]:
+            self._own += entry.nbytes
+            self._pass_on(entry)
+
+    def step(self, *, receive: bool = True, settle: bool = False) -> bool:
+        """Receive, pass on and send what is possible now; return whether anything happened.
+
+        Args:
+            receive: Take messages.
+            settle: Return all credits at once.
+        """
+        moved = receive and self._receive()
+        for rank, edge in self._edges.items():
+            if edge.flights and edge.flights[0][0].Test():
+                self._complete(*edge.flights.pop(0))
+                moved = True
+            while edge.pending and self._send(rank, edge):
+                moved = True
+        self._return_credits(settle)
+        return moved
+
+    def finish(self) -> None:
+        """Wait for the last credits to leave."""
+        MPI.Request.Waitall([request for request, _ in self._returning])
+        self._returning.clear()
+
+    def _receive(self) -> bool:
+        moved = False
+        while True:
+            message = self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)
+            if message is None:
+                break
+            moved = True
+            memory = np.empty(self._status.Get_count(MPI.BYTE), np.uint8)
+            source = self._status.source
+            if self._status.tag == _CREDIT:
+                message.Recv([memory, MPI.BYTE])
+                unreturned = self._edges[source].unreturned
+                for hop, nbytes in enumerate(memory.view(np.int64).tolist()):
+                    unreturned[hop] -= nbytes
+                continue
+            self._hold(memory.nbytes)
+            self._arriving.append((message.Irecv([memory, MPI.BYTE]), memory, source))
+        # In the order of messages, so that entries of one neighbour stay in theirs.
+        while self._arriving and self._arriving[0][0].Test():
+            _, memory, source = self._arriving.pop(0)
+            moved = True
+            self.received_messages += 1
+            self.received_bytes += memory.nbytes
+            self.held -= memory.nbytes  # from here on its entries count
+            for entry in unpack(memory, source):
+                self._hold(entry.nbytes)
+                self._pass_on(entry)
+                self._deliver(entry)
+        return moved
+
+    def _hold(self, nbytes: int) -> None:
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
+
+    def _pass_on(self, entry: Entry) -> None:
+        """Send an entry to this rank's children in the tree of its origin."""
+        children = self._children[entry.origin]
+        if entry.source < 0:
+            self._hold(entry.nbytes)
+        entry.sending = len(children)
+        for child in children:
+            pending = self._edges[child].pending
+            pending.append(entry)
+            self.largest = max(self.largest, len(pending))
+        if not children:
+            self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        """Let go of an entry that has left for all children."""
+        nbytes = entry.nbytes
+        self.held -= nbytes
+        if entry.source < 0:
+            self._own -= nbytes
+        else:
+            owed = self._owed[entry.source]
+            if not owed.any():
+                self._returned[entry.source] = monotonic()
+            owed[entry.hop - 1] += nbytes
+
+    def _send(self, rank: int, edge: _Edge) -> bool:
+        """Send a neighbour one message of what may go there; return whether there was anything."""
+        if self._bucket is not None and not self._bucket.ready():
+            return False
+        chosen: list[Entry] = []
+        total = 0
+        for entry in self._in_order(edge.pending):
+            # What is needed is posted at once: a rank that has read may do something else than call the store.
+            if len(edge.flights) >= _FLIGHTS and not self._urgent(entry):
+                break
+            nbytes, hop = entry.nbytes, entry.hop
+            if chosen and total + nbytes > self._most:
+                break
+            occupied = edge.unreturned[hop]
+            if occupied and occupied + nbytes > self._window and entry.kind != ABORT:
+                continue
+            edge.unreturned[hop] += nbytes
+            total += nbytes
+            chosen.append(entry)
+        if not chosen:
+            return False
+        gone = set(map(id, chosen))
+        edge.pending = [entry for entry in edge.pending if id(entry) not in gone]
+        memory = pack(chosen)
+        self._hold(memory.nbytes)
+        edge.flights.append((self._world.Isend([memory, MPI.BYTE], rank, _MESSAGE), memory, chosen))
+        self.sent_bytes += memory.nbytes
+        self.sent_messages += 1
+        if self._bucket is not None:
+            self._bucket.take(memory.nbytes)
+        for entry in chosen:
+            self._priority.sent(entry)
+        return True
+
+    def _in_order(self, pending: list[Entry]) -> Iterable[Entry]:
+        """Return what consistency needs first, then by priority."""
+        if len(pending) == 1:
+            return pending
+        urgent = [entry for entry in pending if self._urgent(entry)]
+        if len(urgent) == len(pending):
+            return urgent
+        rest = [entry for entry in pending if not self._urgent(entry)]
+        return [*urgent, *self._priority.order(rest)]
+
+    def _urgent(self, entry: Entry) -> bool:
+        """Return whether consistency needs an entry now."""
+        return entry.kind != UPDATE or entry.clock <= self.needed
+
+    def _complete(self, _request: MPI.Request, memory: np.ndarray, entries: list[Entry]) -> None:
+        self.held -= memory.nbytes
+        for entry in entries:
+            entry.sending -= 1
+            if entry.sending == 0:
+                self._release(entry)
+
+    def _return_credits(self, settle: bool) -> None:
+        if self._returning:
+            self._returning = [(request, memory) for request, memory in self._returning if not request.Test()]
+        for rank, owed in self._owed.items():
+            due = owed.any() and (
+                settle or 4 * owed.max() >= self._window or monotonic() > self._returned[rank] + _PATIENCE
+            )
+            if due:
+                memory = owed.copy()
+                owed[:] = 0
+                self._returning.append((self._world.Isend([memory, MPI.BYTE], rank, _CREDIT), memory))

@@ -1,0 +1,174 @@
+"""A rank's copy of the tables: which updates it has, and how they are applied."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+import sfb.kernels as kernels
+from sfb.optim import SGD, Optimizer
+from sfb.store.entry import CLOCK, END, Entry
+
+__all__ = ["Replica", "Table"]
+
+_FOREVER = 2**62  # clocks that a rank which has closed the store has ended
+
+
+class Table:
+    """A parameter, as the matrix that the kernels work on.
+
+    Args:
+        name: What the user calls it.
+        initial: Its value, of any shape, float32 or float64; copied.
+        rule: The update rule, without a parameter.
+
+    Attributes:
+        array: The value, in the user's shape.
+        matrix: The same memory as a matrix: rows by the first dimension, or a single row.
+        optimizer: The rule, bound to the matrix.
+        additive: Whether updates only add up, so that many may be applied as one.
+    """
+
+    def __init__(self, name: str, initial: np.ndarray, rule: Optimizer) -> None:
+        self.name = name
+        self.array = np.array(initial, order="C")
+        shape = self.array.shape
+        self.matrix = self.array.reshape(shape[0], prod(shape[1:])) if len(shape) > 1 else self.array.reshape(1, -1)
+        self.optimizer = rule.bind(self.matrix)
+        self.optimizer.prepare(np.zeros)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the rule is plain SGD."""
+        rule = self.optimizer
+        return isinstance(rule, SGD) and not rule.momentum and not rule.weight_decay and rule.plain
+
+    def take(self, entries: Sequence[Entry], threads: int) -> None:
+        """Apply the sum of these updates, in their order, as one step of the rule."""
+        rows, columns = self.matrix.shape
+        factors = []
+        dense: np.ndarray | None = None
+        for entry in entries:
+            values = entry.payload.view(self.matrix.dtype)
+            if entry.size < 0:
+                gradient = values.reshape(rows, columns)
+                dense = gradient if dense is None else dense + gradient
+            else:
+                middle = entry.size * rows
+                factors.append((values[:middle].reshape(-1, rows), values[middle:].reshape(-1, columns)))
+        if len(factors) == 1:
+            u, v = factors[0]
+        elif factors:
+            u, v = (np.concatenate(parts) for parts in zip(*factors, strict=True))
+        if dense is None:
+            self.optimizer.begin()
+            self.optimizer.update(u, v, 0, rows, threads=threads)
+        else:
+            if factors:
+                dense = dense.copy()
+                kernels.accumulate(u, v, dense, threads=threads)
+            self.optimizer.step(dense)
+
+
+class Replica:
+    """The tables of one rank, the updates it has yet to apply, and how far each rank is known to be.
+
+    Under `BSP` the updates of a clock wait until all have come, and are then applied as one step of the
+    rule, summed in the order of ranks: every rank holds the same bits. Otherwise each update is a step of
+    its own, in the order of arrival.
+
+    Args:
+        tables: The parameters.
+        size: Number of ranks.
+        ordered: Whether updates are summed clock by clock.
+        threads: Of the kernels.
+
+    Attributes:
+        ended: For each rank the clocks that it has ended, and of which all updates are here.
+        waiting_bytes: Of updates that are here and not yet applied.
+        applied: Updates applied so far.
+        fastest: The clock of the rank that is known to be furthest.
+    """
+
+    def __init__(self, tables: Sequence[Table], size: int, *, ordered: bool, threads: int) -> None:
+        self.tables = tables
+        self.ended = [0] * size
+        self.waiting_bytes = 0
+        self.applied = 0
+        self.fastest = 0
+        self._ordered = ordered
+        self._threads = threads
+        self._waiting: dict[int, list[Entry]] = defaultdict(list)
+        self._numbers: dict[tuple[int, int], set[int]] = defaultdict(set)
+        self._expected: dict[tuple[int, int], int] = {}
+        self._closed: dict[int, int] = {}
+
+    @property
+    def seen(self) -> int:
+        """The last clock of which every update of every rank is here; −1 for none."""
+        return min(self.ended) - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank has closed the store, and every update is here."""
+        return self.seen >= _FOREVER - 1
+
+    def behind(self, clock: int) -> list[int]:
+        """Return the ranks of which something up to ``clock`` is not here."""
+        return [rank for rank, ended in enumerate(self.ended) if ended <= clock]
+
+    def deliver(self, entry: Entry) -> None:
+        """Take note of an update, or of an end of a clock or of a rank's use of the store."""
+        key = entry.origin, entry.clock
+        if entry.kind == CLOCK:
+            self._expected[key] = entry.size
+        elif entry.kind == END:
+            self._closed[entry.origin] = entry.clock
+        else:
+            numbers = self._numbers[key]
+            assert entry.number not in numbers, f"update {entry.number} of rank {entry.origin} has come twice"
+            numbers.add(entry.number)
+            self._waiting[entry.clock if self._ordered else 0].append(entry)
+            self.waiting_bytes += entry.nbytes
+        self._advance(entry.origin)
+
+    def _advance(self, origin: int) -> None:
+        """Count the clocks of a rank that have ended, all of their updates being here."""
+        clock = self.ended[origin]
+        while (expected := self._expected.get((origin, clock))) is not None:
+            came = len(self._numbers.get((origin, clock), ()))
+            assert came <= expected, f"{came} updates of rank {origin} in clock {clock}, which had {expected}"
+            if came < expected:
+                break
+            del self._expected[origin, clock]
+            self._numbers.pop((origin, clock), None)
+            clock += 1
+        if clock < _FOREVER:
+            self.fastest = max(self.fastest, clock)
+        if self._closed.get(origin) == clock:
+            clock = _FOREVER
+        self.ended[origin] = clock
+
+    def apply(self) -> None:
+        """Apply all updates whose turn has come."""
+        for clock in sorted(self._waiting):
+            if self._ordered and clock > self.seen:
+                break
+            entries = self._waiting.pop(clock)
+            if self._ordered:
+                entries.sort(key=lambda entry: (entry.origin, entry.number))
+            by_table: dict[int, list[Entry]] = defaultdict(list)
+            for entry in entries:
+                by_table[entry.table].append(entry)
+            for number, updates in sorted(by_table.items()):
+                table = self.tables[number]
+                if self._ordered or table.additive:
+                    table.take(updates, self._threads)
+                else:
+                    for update in updates:
+                        table.take([update], self._threads)
+            self.applied += len(entries)
+            self.waiting_bytes -= sum(entry.nbytes for entry in entries)
