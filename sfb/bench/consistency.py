@@ -1,0 +1,240 @@
+"""Training with stragglers under BSP, SSP and ASP: objective against seconds and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import sfb
+from sfb.bench.engine import Column, Printer, write_json
+from sfb.environment import describe, header
+from sfb.models.data import Dataset, load
+from sfb.models.mlr import mlr
+from sfb.models.network import Network
+from sfb.threads import limit_process
+
+__all__ = ["COLUMNS", "Config", "consistency_of", "draw", "run"]
+
+_POINTS = 60  # of the curve of a run
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        data: As of `sfb train`.
+        modes: "bsp", "ssp:S" and "asp".
+        priorities: As of `sfb.Store`.
+        stragglers: "none"; "transient", where a tenth of all steps takes five times as long; or "permanent", where
+            rank 0 takes twice as long.
+        compute: Milliseconds of a step, slept: ranks may share cores.
+        steps: Of each rank.
+        batch: Samples of a rank and step.
+        lr: Learning rate, of the mean over a step's samples of all ranks.
+        bandwidth: As of `sfb.Store`; None for no limit.
+        topology: Likewise.
+        target: Objective to be reached.
+        repeats: Of each run, in turn; medians are reported.
+        seed: Of stragglers and batches.
+    """
+
+    data: str = "mnist"
+    modes: Sequence[str] = ("bsp", "ssp:1", "ssp:3", "ssp:10", "asp")
+    priorities: Sequence[str] = ("fifo",)
+    stragglers: str = "transient"
+    compute: float = 10.0
+    steps: int = 200
+    batch: int = 16
+    lr: float = 0.5
+    bandwidth: str | None = None
+    topology: str = "halton"
+    target: float = 0.5
+    repeats: int = 3
+    seed: int = 0
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+COLUMNS = [
+    Column("mode", "mode", width=8),
+    Column("priority", "priority", width=12),
+    Column("seconds", "time(s)", _number, 10),
+    Column("steps_per_second", "steps/s", "{:.1f}".format, 10),
+    Column("speedup", "over first", "{:.2f}".format, 11),
+    Column("objective", "objective", _number, 10),
+    Column("reached", "reached(s)", _number, 11),
+    Column("reached_mb", "reached(MB)", _number, 12),
+    Column("wait", "waited(%)", "{:.0f}".format, 10),
+    Column("staleness", "stale", "{:.2f}".format, 7),
+    Column("differ", "differ", "{:.1e}".format, 9),
+]
+
+
+def consistency_of(mode: str) -> sfb.SSP | sfb.ASP:
+    """Return what "bsp", "ssp:3" or "asp" stands for.
+
+    Raises:
+        ValueError: Nothing.
+    """
+    name, _, staleness = mode.partition(":")
+    if name == "ssp" and staleness.isdecimal():
+        return sfb.SSP(int(staleness))
+    if mode in ("bsp", "asp"):
+        return sfb.BSP() if mode == "bsp" else sfb.ASP()
+    raise ValueError(f"expected bsp, ssp:S or asp, got {mode!r}")
+
+
+def run(
+    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
+) -> list[dict[str, Any]]:
+    """Measure, print on rank 0, and return the rows; collective.
+
+    Raises:
+        DataError: The data cannot be trained on.
+    """
+    limit_process(world)
+    data = load(world, config.data)
+    environment = describe(world)
+    printer = Printer(world, COLUMNS, as_csv=as_csv)
+    printer.comment(
+        [
+            f"sfb bench consistency: multiclass logistic regression on {config.data}, plain SGD",
+            *header(environment),
+            f"stragglers: {config.stragglers}; a step computes {config.compute} ms (slept), {config.steps} a rank",
+            f"bandwidth of a rank: {config.bandwidth or 'not limited'}; topology: {config.topology}",
+            f"reached: when, and with how many MB sent by all ranks, rank 0 has an objective of {config.target}; "
+            "stale: mean clocks that reads were behind",
+            "differ: largest difference between the replicas of two ranks in the end",
+        ]
+    )
+    printer.heading()
+    cases = [(mode, priority) for mode in config.modes for priority in config.priorities]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
+    for repeat in range(config.repeats):
+        for case in cases if repeat % 2 == 0 else cases[::-1]:
+            runs[case].append(_train(world, data, config, *case, seed=config.seed + repeat))
+    results: list[dict[str, Any]] = []
+    for (mode, priority), repeated in runs.items():
+        row: dict[str, Any] = {"mode": mode, "priority": priority}
+        for key in ("seconds", "steps_per_second", "objective", "reached", "reached_mb", "wait", "staleness", "differ"):
+            values = [one[key] for one in repeated]
+            row[key] = None if None in values else float(np.median(values))
+        row["speedup"] = row["steps_per_second"] / (results[0] if results else row)["steps_per_second"]
+        row["curve"] = sorted(repeated, key=lambda one: one["seconds"])[len(repeated) // 2]["curve"]
+        printer.row(row)
+        results.append(row)
+    if json_file is not None and world.rank == 0:
+        write_json(json_file, asdict(config), environment, results)
+    return results
+
+
+def _train(
+    world: MPI.Intracomm, data: Dataset, config: Config, mode: str, priority: str, *, seed: int
+) -> dict[str, Any]:
+    """Train once; return times, and the curve of the objective over them."""
+    network = mlr(data.x.shape[1], data.classes)
+    layer = network.layers[0]
+    rule = sfb.optim.SGD(lr=config.lr / (config.batch * world.size))
+    batches = np.random.default_rng([seed, world.rank])
+    delays = _delays(config, world.rank, np.random.default_rng([seed, world.rank, 1]))
+    shots: list[tuple[float, int, np.ndarray, np.ndarray]] = []
+    every = max(1, config.steps // _POINTS)
+    own = data.train[world.rank :: world.size]
+    store = sfb.Store(
+        world,
+        {"w": layer.weights, "b": layer.bias},
+        rule,
+        topology=config.topology,
+        consistency=consistency_of(mode),
+        bandwidth=config.bandwidth,
+        priority=priority,
+        seed=seed,
+        progress="thread" if MPI.Query_thread() == MPI.THREAD_MULTIPLE else "poll",
+    )
+    world.Barrier()
+    begin = perf_counter()
+    with store:
+        for step in range(config.steps):
+            layer.weights, layer.bias = store["w"], store["b"]
+            if step % every == 0 and world.rank == 0:
+                shots.append(
+                    (perf_counter() - begin, store.stats().sent_bytes, layer.weights.copy(), layer.bias.copy())
+                )
+            chosen = batches.choice(own, config.batch)
+            activations = network.forward(data.x[chosen])
+            _, error = network.loss(activations[-1], data.y[chosen])
+            for _, factors in network.backward(activations, error):
+                store.push("w", factors)
+                store.push("b", error.sum(axis=0))
+            store.clock()
+            sleep(delays[step])
+    seconds = world.allreduce(perf_counter() - begin, MPI.MAX)
+    stats = store.stats()
+    layer.weights, layer.bias = store["w"], store["b"]
+    shots.append((perf_counter() - begin, stats.sent_bytes, layer.weights, layer.bias))
+    curve = [(at, sent * world.size / 1e6, _objective(network, data, *values)) for at, sent, *values in shots]
+    first = next((point for point in curve if point[2] <= config.target), None)
+    lowest, highest = (np.empty_like(layer.weights) for _ in range(2))
+    world.Allreduce(shots[-1][2], lowest, MPI.MIN)
+    world.Allreduce(shots[-1][2], highest, MPI.MAX)
+    reads = sum(stats.staleness.values())
+    behind = sum(clocks * count for clocks, count in stats.staleness.items()) / reads
+    return world.bcast(
+        {
+            "seconds": seconds,
+            "steps_per_second": world.size * config.steps / seconds,
+            "objective": curve[-1][2],
+            "reached": None if first is None else first[0],
+            "reached_mb": None if first is None else first[1],
+            "wait": 100 * stats.wait_seconds / seconds,
+            "staleness": behind,
+            "differ": float((highest - lowest).max()),
+            "curve": curve,
+        }
+    )
+
+
+def _delays(config: Config, rank: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the seconds that each step of a rank takes."""
+    seconds = np.full(config.steps, config.compute * 1e-3)
+    if config.stragglers == "transient":
+        seconds[rng.random(config.steps) < 0.1] *= 5
+    elif config.stragglers == "permanent" and rank == 0:
+        seconds *= 2
+    return seconds
+
+
+def _objective(network: Network, data: Dataset, weights: np.ndarray, bias: np.ndarray) -> float:
+    """Return the mean cross-entropy over the training data."""
+    layer = network.layers[0]
+    layer.weights, layer.bias = weights, bias
+    total, _ = network.loss(network.forward(data.x[data.train])[-1], data.y[data.train])
+    return total / len(data.train)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the objective against seconds and against megabytes sent, one line for each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    several = len({row["priority"] for row in rows}) > 1
+    for panel, column, label in zip(panels, (0, 1), ("seconds", "MB sent by all ranks"), strict=True):
+        for row in rows:
+            name = f"{row['mode']}, {row['priority']}" if several else row["mode"]
+            panel.plot([p[column] for p in row["curve"]], [p[2] for p in row["curve"]], label=name)
+        panel.set_yscale("log")
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("mean cross-entropy on the training data")
+    panels[0].legend()
+    figure.savefig(path, dpi=120)
