@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sfb import optim
+from sfb import optim, topology
 from sfb._version import __version__
 from sfb.factors import Factors
 from sfb.profile import Profile, ProfileError
@@ -35,6 +35,7 @@ __all__ = [
     "StoreError",
     "__version__",
     "optim",
+    "topology",
 ]
 
 # Where the names are that need MPI.

@@ -1,0 +1,211 @@
+"""The command line: what is printed, and how a run on many ranks ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sfb._version import __version__
+from sfb.cli.bench import bench
+from sfb.cli.common import Failure, Finite, Output, Sizes, comm_world, json_option, plot_option, start, world_size
+from sfb.cli.topology import topology
+from sfb.launch import abort, foreign_launcher, lone_rank
+from sfb.profile import ProfileError
+
+__all__ = ["cli", "run"]
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+
+
+def run() -> int:
+    """Run the command line; return the exit code."""
+    try:
+        result = cli.main(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except ProfileError as error:  # every rank has come to it
+        Failure(str(error)).show()
+        return 1
+    except OSError as error:
+        if world_size() > 1:
+            abort(error)
+        print(f"sfb: error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if world_size() > 1:
+            abort(error)
+        raise
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="sfb")
+def cli() -> None:
+    """MPI collectives over sufficient factors.
+
+    Start it with mpirun: mpirun -n 4 sfb train mlp
+    """
+
+
+@cli.command()
+@json_option
+def info(json_file: Path | None) -> None:
+    """Say what is installed, and how the ranks lie on nodes and cores."""
+    problem = foreign_launcher()
+    if problem:
+        raise Failure(problem)
+    from sfb.environment import describe, header, slow_blas
+    from sfb.threads import limit_process
+
+    world = comm_world()
+    warning = lone_rank(world.size)
+    threads = limit_process(world)
+    environment = describe(world)
+    if world.rank == 0:
+        for line in header(environment):
+            click.echo(line)
+        click.echo(f"threads per rank that the commands use: {threads}")
+        if json_file is not None:
+            json_file.write_text(json.dumps(environment, indent=1) + "\n")
+        for problem in (warning, slow_blas(environment)):
+            if problem:
+                click.echo(f"warning: {problem}", err=True)
+
+
+@cli.command()
+def warmup() -> None:
+    """Compile all kernels into Numba's cache, on one rank of each node first."""
+    world = start()
+    from sfb import Comm
+    from sfb.warmup import warmup as compile_kernels
+
+    with Comm(world) as comm:
+        compile_kernels(comm.node)
+    if world.rank == 0:
+        click.echo("kernels are compiled and cached")
+
+
+@cli.command()
+@click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE uses it.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, about.")
+def tune(output: Path | None, seconds: float) -> None:
+    """Measure what these ranks can do, once, for the choice of algorithms.
+
+    The profile is kept in the user's cache, by hosts, ranks per node, MPI and threads, and found there by every
+    later program that starts the same ranks.
+    """
+    world = start()
+    from sfb import Comm
+    from sfb.calibrate import cache_file, describe
+    from sfb.calibrate import tune as measure
+    from sfb.threads import limit_process
+
+    limit_process(world)
+    with Comm(world) as comm:
+        profile = measure(comm, seconds)
+    if world.rank == 0:
+        kept = cache_file(profile.identity)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for path in (kept, output):
+            if path is not None:
+                path.write_text(profile.to_json())
+                click.echo(f"written: {path}")
+        for line in describe(profile):
+            click.echo(line)
+
+
+@cli.command()
+@click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the gradient.")
+@click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
+@click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")
+@click.option("--ranks", type=click.IntRange(1), default=4, help="Ranks in all.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes that they fill.")
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
+@click.option("-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array",
+              help="What takes the sum.")  # fmt: skip
+@click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
+              help="Receivers with one copy per node or per rank.")  # fmt: skip
+@click.option("--profile", type=click.Path(exists=True, dir_okay=False), envvar="SFB_PROFILE",
+              help="File that sfb tune wrote; stated rates without one.")  # fmt: skip
+def explain(**options: Any) -> None:
+    """Say which algorithm "auto" would take for an exchange, and why; needs no MPI.
+
+    Times measured on other numbers of ranks and nodes are scaled by the cost model.
+    """
+    from sfb.plan import what_if
+    from sfb.profile import Profile
+
+    path = options.pop("profile")
+    profile = Profile.load(path) if path else Profile()
+    if options["nodes"] > options["ranks"]:
+        raise Failure(f"{options['ranks']} ranks cannot fill {options['nodes']} nodes")
+    click.echo(what_if(profile=profile, **options).explain())
+
+
+@cli.command()
+@click.argument("model", type=click.Choice(["mlp", "mlr"]))
+@click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
+@click.option("--comm", type=click.Choice(["auto", "dense", "broadcast", "node", "sharded", "mpi"]), default="auto",
+              help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")
+@click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate.")
+@click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Of SGD.")
+@click.option("--weight-decay", type=Finite(0), default=1e-4, help="Of SGD.")
+@click.option("--hidden", type=Sizes(1), default="4096,4096", help="Units of the hidden layers of mlp.")
+@click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
+              help="Part of the data held out.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, split and order.")
+@click.option("--overlap/--no-overlap", default=False,
+              help="Exchange a layer's gradient while backward goes on.")  # fmt: skip
+@click.option("--reproducible", is_flag=True, help="Choose algorithms without measuring: the same bits in every run.")
+@json_option
+def train(json_file: Path | None, **options: Any) -> None:
+    """Train a ready-made model, data-parallel.
+
+    mlp is a multilayer perceptron with ReLU, mlr multiclass logistic regression. Each layer's
+    gradient is exchanged on its own, with the algorithm that suits its shape.
+    """
+    world = start()
+    from sfb.models.data import DataError
+    from sfb.models.report import Progress
+    from sfb.models.train import Config, TrainingError
+    from sfb.models.train import train as run_training
+    from sfb.threads import limit_process
+
+    config = Config(**{**options, "hidden": tuple(options["hidden"])})
+    limit_process(world)
+    try:
+        with Progress(config, world) as progress:
+            result = run_training(world, config, progress.report, progress.tick)
+    except (DataError, TrainingError) as error:
+        raise Failure(str(error)) from error
+    if world.rank == 0:
+        progress.finish(result)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+@plot_option
+def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
+    """Compare training runs, the JSON files of `sfb train -J`; ratios are to the first."""
+    from sfb.models.report import ReportError, compare_runs
+
+    try:
+        compare_runs(runs, json_file, plot)
+    except ReportError as error:
+        raise Failure(str(error)) from error
+
+
+cli.add_command(bench)
+cli.add_command(topology)

@@ -1,0 +1,174 @@
+"""The other graphs, and how a user names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any
+
+from sfb.topology.graph import Circulant, Network, Topology
+from sfb.topology.halton import check_size, exponential, halton, halton_malt2, halton_published
+
+__all__ = [
+    "NAMES",
+    "chord",
+    "complete",
+    "create",
+    "exponential",
+    "from_networkx",
+    "hypercube",
+    "random_regular",
+    "ring",
+    "torus",
+]
+
+
+def ring(size: int) -> Circulant:
+    """Return the graph in which every rank sends to the next."""
+    check_size(size)
+    return Circulant("ring", size, [1])
+
+
+def complete(size: int) -> Circulant:
+    """Return the graph in which every rank sends to every other."""
+    check_size(size)
+    return Circulant("complete", size, range(1, size))
+
+
+def chord(size: int) -> Circulant:
+    """Return the fingers of Chord for ranks spread evenly: the offsets ⌈N/2⌉, ⌈N/4⌉, … 1.
+
+    Stoica et al., "Chord: A Scalable Peer-to-peer Lookup Service", SIGCOMM 2001, section 4.3. Where N is a power of two
+    it is the exponential graph.
+    """
+    check_size(size)
+    return Circulant("chord", size, [-(-size >> k) for k in range(1, (size - 1).bit_length() + 1)])
+
+
+def hypercube(size: int) -> Topology:
+    """Return the graph in which ranks whose numbers differ in one bit send to each other.
+
+    Raises:
+        ValueError: ``size`` is no power of two.
+    """
+    import networkx
+
+    check_size(size)
+    if size & (size - 1):
+        raise ValueError(f"a hypercube needs a power of two of ranks, got {size}")
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(size))
+    graph.add_edges_from((rank, rank ^ 1 << bit) for rank in range(size) for bit in range(size.bit_length() - 1))
+    return Network("hypercube", graph)
+
+
+def torus(size: int) -> Topology:
+    """Return the grid, as square as ``size`` allows, whose rows and columns close to rings."""
+    import networkx
+
+    check_size(size)
+    rows = next(rows for rows in range(isqrt(size), 0, -1) if size % rows == 0)
+    columns = size // rows
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(size))
+    for rank in range(size):
+        row, column = divmod(rank, columns)
+        for other in (
+            row * columns + (column + 1) % columns,
+            row * columns + (column - 1) % columns,
+            (row + 1) % rows * columns + column,
+            (row - 1) % rows * columns + column,
+        ):
+            if other != rank:
+                graph.add_edge(rank, other)
+    return Network("torus", graph)
+
+
+def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topology:
+    """Return a random connected graph whose ranks each exchange with ``degree`` others, by default ⌈log2 N⌉.
+
+    Raises:
+        ValueError: There is no such graph: size·degree is odd, or the degree is not below the size.
+    """
+    import networkx
+
+    check_size(size)
+    if degree is None:
+        degree = (size - 1).bit_length()
+        degree += size * degree % 2  # no graph has an odd number of ends of edges
+    if degree >= size or size * degree % 2:
+        if size <= 3 and degree >= size - 1:
+            return Circulant("random_regular", size, range(1, size))
+        raise ValueError(f"no graph of {size} ranks has degree {degree}")
+    for attempt in range(100):
+        graph = networkx.random_regular_graph(degree, size, seed=seed + attempt)
+        if networkx.is_connected(graph):
+            return _network("random_regular", graph)
+    raise ValueError(f"found no connected graph of {size} ranks and degree {degree}")
+
+
+def from_networkx(graph: Any) -> Topology:
+    """Return a networkx graph as a topology; edges of an undirected one go both ways.
+
+    Args:
+        graph: A Graph or DiGraph of the nodes 0 to N−1.
+
+    Raises:
+        TypeError: It is no graph.
+        ValueError: Other nodes, an edge from a rank to itself, or not (strongly) connected.
+    """
+    import networkx
+
+    if not isinstance(graph, networkx.Graph):
+        raise TypeError(f"expected a networkx graph, got {type(graph).__name__}")
+    if not len(graph) or set(graph) != set(range(len(graph))):
+        raise ValueError(f"the nodes of the graph must be the ranks 0 to {max(0, len(graph) - 1)}")
+    if networkx.number_of_selfloops(graph):
+        raise ValueError("the graph has edges from a rank to itself")
+    topology = _network("networkx", graph)
+    _ = topology.diameter
+    return topology
+
+
+def create(topology: Any, size: int) -> Topology:
+    """Return what a user's ``topology`` stands for on ``size`` ranks: a name, a `Topology`, or a networkx graph.
+
+    Raises:
+        TypeError: Neither.
+        ValueError: An unknown name, another number of ranks, or a disconnected graph.
+    """
+    if isinstance(topology, str):
+        if topology not in NAMES:
+            raise ValueError(f"topology must be one of {', '.join(NAMES)}, got {topology!r}")
+        return NAMES[topology](size)
+    if not isinstance(topology, Topology):
+        topology = from_networkx(topology)
+    if topology.size != size:
+        raise ValueError(f"the topology has {topology.size} ranks, the communicator {size}")
+    _ = topology.diameter
+    return topology
+
+
+def _network(name: str, graph: Any) -> Network:
+    import networkx
+
+    directed = networkx.DiGraph()
+    directed.add_nodes_from(range(len(graph)))
+    directed.add_edges_from(graph.edges)
+    if not graph.is_directed():
+        directed.add_edges_from((b, a) for a, b in graph.edges)
+    return Network(name, directed)
+
+
+NAMES: dict[str, Callable[[int], Topology]] = {
+    "halton": halton,
+    "halton_published": halton_published,
+    "halton_malt2": halton_malt2,
+    "exponential": exponential,
+    "chord": chord,
+    "ring": ring,
+    "hypercube": hypercube,
+    "torus": torus,
+    "complete": complete,
+    "random_regular": random_regular,
+}

@@ -1,0 +1,175 @@
+import functools
+import json
+import math
+
+import networkx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sfb import topology
+from sfb.cli import cli
+
+SIZES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 31]
+DISCONNECTED = [n for n in range(2, 129) if n % 16 == 0 or (n % 8 == 0 and n <= 128) or n == 12]
+
+
+def graphs(sizes=SIZES):
+    for name, make in topology.NAMES.items():
+        for size in sizes:
+            try:
+                yield make(size)
+            except ValueError:
+                assert name in ("halton_published", "hypercube", "random_regular")
+    yield topology.from_networkx(networkx.path_graph(6))
+    yield topology.from_networkx(networkx.DiGraph([(0, 1), (1, 2), (2, 0), (2, 1), (2, 3), (3, 0)]))
+
+
+GRAPHS = list(graphs())
+
+
+@pytest.mark.parametrize("sizes", [range(2, 130), range(130, 1025, 61), [1000, 1024]], ids=["small", "more", "large"])
+def test_halton_is_at_least_as_good_as_the_exponential_graph(sizes):
+    for size in sizes:
+        graph, reference = topology.halton(size), topology.exponential(size)
+        assert graph.connected
+        assert graph.degree <= math.ceil(math.log2(size))
+        assert graph.diameter <= reference.diameter
+        assert graph.second_eigenvalue <= min(0.65, reference.second_eigenvalue + 1e-9)
+
+
+@pytest.mark.parametrize(("size", "offsets"), [(8, (4, 3, 5)), (64, (46, 22, 41, 8, 37, 25))])
+def test_halton_is_the_same_everywhere(size, offsets):
+    assert topology.halton(size).offsets == offsets
+
+
+def test_where_the_published_rule_is_disconnected():
+    found = []
+    for size in range(2, 129):
+        try:
+            topology.halton_published(size)
+        except ValueError as error:
+            assert "disconnected" in str(error)  # noqa: PT017 - most sizes do not raise
+            found.append(size)
+    assert found == DISCONNECTED
+
+
+def test_what_is_known_of_the_published_rule_and_of_its_repair():
+    assert topology.halton_published(10).offsets == (5, 2, 7)
+    known = [(8, 3, 0.5), (16, 4, 0.825), (64, 9, 0.963), (128, 17, 0.992)]
+    for size, diameter, second in known:
+        graph = topology.halton_malt2(size)
+        assert graph.offsets[0] == 1
+        assert graph.diameter == diameter
+        assert graph.second_eigenvalue == pytest.approx(second, abs=5e-4)
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{g.size}")
+def test_properties_are_those_of_the_graph(graph):
+    size = graph.size
+    reference = networkx.DiGraph()
+    reference.add_nodes_from(range(size))
+    reference.add_edges_from((rank, other) for rank in range(size) for other in graph.out_neighbours(rank))
+    assert all(sorted(graph.in_neighbours(rank)) == sorted(reference.predecessors(rank)) for rank in range(size))
+    assert graph.degree == max(degree for _, degree in reference.out_degree)
+    assert graph.connected
+    if size > 1:
+        assert graph.diameter == networkx.diameter(reference)
+        assert graph.mean_distance == pytest.approx(networkx.average_shortest_path_length(reference))
+    averaging = networkx.to_numpy_array(reference, nodelist=range(size)) + np.eye(size)
+    averaging /= averaging.sum(axis=1, keepdims=True)
+    values = np.sort(np.abs(np.linalg.eigvals(averaging)))
+    assert graph.second_eigenvalue == pytest.approx(values[-2] if size > 1 else 0, abs=1e-6)
+    assert graph.spectral_gap == 1 - graph.second_eigenvalue
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{g.size}")
+def test_a_tree_reaches_every_rank_once_by_shortest_paths(graph):
+    for origin in range(graph.size):
+        tree, depth, line = graph.relay_tree(origin), {origin: 0}, [origin]
+        for rank in line:
+            for child in tree[rank]:
+                assert child in graph.out_neighbours(rank)
+                assert child not in depth
+                depth[child] = depth[rank] + 1
+                line.append(child)
+        assert sorted(line) == list(range(graph.size))
+        assert max(depth.values()) <= graph.diameter
+    assert max(depth.values(), default=0) <= graph.diameter
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{g.size}")
+def test_mixing_weights_are_doubly_stochastic(graph):
+    try:
+        weights = graph.mixing_weights().toarray()
+    except ValueError as error:
+        assert "regular" in str(error)  # noqa: PT017
+        assert graph.name == "networkx"
+        return
+    np.testing.assert_allclose(weights.sum(axis=0), 1)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert (weights >= 0).all()
+    for rank in range(graph.size):
+        assert set(np.flatnonzero(weights[rank])) <= {rank, *graph.in_neighbours(rank)}
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{g.size}")
+def test_a_schedule_visits_all_neighbours(graph):
+    out = [graph.out_neighbours(rank) for rank in range(graph.size)]
+    steps = graph.degree
+    peers = [[graph.peer(rank, step) for step in range(steps)] for rank in range(graph.size)]
+    assert all(set(theirs) == set(its) for theirs, its in zip(peers, out, strict=True) if its)
+    if graph.name != "networkx":
+        assert all(len({theirs[step] for theirs in peers}) == graph.size for step in range(steps))
+
+
+def test_graphs_are_immutable():
+    for graph in (topology.ring(4), topology.torus(4)):
+        with pytest.raises(AttributeError, match="immutable"):
+            graph.size = 5
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: topology.ring(0), ValueError, "at least 1 rank"),
+        (lambda: topology.halton(0), ValueError, "at least 1 rank"),
+        (lambda: topology.hypercube(6), ValueError, "power of two"),
+        (lambda: topology.random_regular(5, 3), ValueError, "degree 3"),
+        (lambda: topology.from_networkx([1]), TypeError, "networkx graph"),
+        (lambda: topology.from_networkx(networkx.Graph([(1, 2)])), ValueError, "ranks 0 to 1"),
+        (lambda: topology.from_networkx(networkx.Graph([(0, 0)])), ValueError, "to itself"),
+        (lambda: topology.from_networkx(networkx.DiGraph([(0, 1)])), ValueError, "no path leads from rank 1 to rank 0"),
+        (lambda: topology.create("star", 4), ValueError, "halton"),
+        (lambda: topology.create(topology.ring(3), 4), ValueError, "3 ranks, the communicator 4"),
+        (lambda: topology.create(3, 4), TypeError, "networkx"),
+        (lambda: topology.create("halton_published", 16), ValueError, "2 divides"),
+    ],
+)
+def test_errors(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
+
+
+run = functools.partial(CliRunner().invoke, cli)
+
+
+def test_command(tmp_path):
+    result = run(["topology", "halton,halton_published", "8,10", "-J", str(tmp_path / "t.json")])
+    assert result.exit_code == 0
+    assert "disconnected" in result.output
+    rows = json.loads((tmp_path / "t.json").read_text())["results"]
+    assert [row["diameter"] for row in rows if not row["problem"]] == [2, 3, 4]
+    assert rows[2]["problem"].startswith("the halton_published graph of 8 ranks is disconnected: 2 divides")
+
+
+@pytest.mark.parametrize("arguments", [["halton", "16"], ["ring,halton", "8:32"]])
+def test_plots(tmp_path, arguments):
+    pytest.importorskip("matplotlib")
+    assert run(["topology", *arguments, "--plot", str(tmp_path / "t.png")]).exit_code == 0
+    assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_command_errors():
+    assert "no graph is called 'star'" in str(run(["topology", "star", "8"], standalone_mode=False).exception)
+    assert run(["topology", "halton", "0"]).exit_code == 2
