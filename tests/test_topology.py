@@ -11,7 +11,7 @@ from sfb import topology
 from sfb.cli import cli
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 31]
-DISCONNECTED = [n for n in range(2, 129) if n % 16 == 0 or (n % 8 == 0 and n <= 128) or n == 12]
+DISCONNECTED = [12, *range(8, 129, 8)]
 
 
 def graphs(sizes=SIZES):
@@ -51,7 +51,7 @@ def test_where_the_published_rule_is_disconnected():
         except ValueError as error:
             assert "disconnected" in str(error)  # noqa: PT017 - most sizes do not raise
             found.append(size)
-    assert found == DISCONNECTED
+    assert found == sorted(DISCONNECTED)
 
 
 def test_what_is_known_of_the_published_rule_and_of_its_repair():
@@ -159,7 +159,7 @@ def test_command(tmp_path):
     assert result.exit_code == 0
     assert "disconnected" in result.output
     rows = json.loads((tmp_path / "t.json").read_text())["results"]
-    assert [row["diameter"] for row in rows if not row["problem"]] == [2, 3, 4]
+    assert [row["diameter"] for row in rows if not row["problem"]] == [2, 2, 4]
     assert rows[2]["problem"].startswith("the halton_published graph of 8 ranks is disconnected: 2 divides")
 
 

@@ -160,7 +160,7 @@ class Circulant(Topology):
         distance[0] = level = 0
         frontier = np.zeros(1, np.int64)
         used = dict.fromkeys(self.offsets, 0)
-        while frontier.size:
+        while frontier.size and self.offsets:
             level += 1
             following = []
             # Offsets that have served least come first, so that all edges carry about as much.

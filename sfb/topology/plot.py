@@ -11,6 +11,7 @@ from sfb.topology.graph import Topology
 
 __all__ = ["draw_graph", "draw_quality"]
 
+_FEW = 40  # sizes up to which a line joins the points of a family
 _ALL_EDGES = 128  # ranks up to which the edges of all are drawn
 
 
@@ -57,12 +58,13 @@ def draw_quality(rows: list[dict[str, Any]], path: Path) -> None:
     for panel, key, label in zip(panels, ("diameter", "second_eigenvalue"), ("diameter", "λ2"), strict=True):
         for name in dict.fromkeys(row["topology"] for row in rows):
             line = [(row["ranks"], row[key]) for row in rows if row["topology"] == name]
-            panel.plot(*zip(*line, strict=True), "o-", label=name, markersize=2.5, linewidth=1)
+            style = "o-" if len(line) <= _FEW else "."
+            panel.plot(*zip(*line, strict=True), style, label=name, markersize=4, linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_xlabel("ranks")
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_yscale("log")
     panels[1].set_ylim(0.3, 1.02)
-    panels[1].legend()
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     figure.savefig(path, dpi=120)
