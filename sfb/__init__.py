@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from sfb.comm import Comm, Exchange
     from sfb.persistent import Persistent
     from sfb.progress import Request
-    from sfb.store.store import Store, StoreError
+    from sfb.store.averaging import AveragingStore
+    from sfb.store.base import StoreError
+    from sfb.store.store import Store
 
 __all__ = [
     "ASP",
     "BSP",
     "SSP",
+    "AveragingStore",
     "Comm",
     "Exchange",
     "Factors",
@@ -40,13 +43,14 @@ __all__ = [
 
 # Where the names are that need MPI.
 _NEED_MPI = {
+    "AveragingStore": "sfb.store.averaging",
     "Comm": "sfb.comm",
     "Exchange": "sfb.comm",
     "MismatchError": "sfb.agreement",
     "Persistent": "sfb.persistent",
     "Request": "sfb.progress",
     "Store": "sfb.store.store",
-    "StoreError": "sfb.store.store",
+    "StoreError": "sfb.store.base",
 }
 
 

@@ -6,40 +6,30 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from os import sched_yield
 from time import monotonic, perf_counter
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb import topology as topologies
-from sfb.agreement import compare
 from sfb.board import Watch
-from sfb.checks import FLOATS
 from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.progress import Ticker
 from sfb.store import priority as priorities
+from sfb.store.base import StoreBase, StoreError
 from sfb.store.consistency import BSP, Consistency
 from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
 from sfb.store.replica import Replica, Table
 from sfb.store.throttle import Bucket, parse
 from sfb.team import STALL
-from sfb.threads import cores, threads_of
-from sfb.warmup import warmup
 
-__all__ = ["Stats", "Store", "StoreError"]
+__all__ = ["Stats", "Store"]
 
 _TICK = 5e-4  # seconds between two looks of the thread
 _FAREWELL = 5.0  # seconds for which a rank that fails tries to say so
-
-
-class StoreError(RuntimeError):
-    """Another rank has left the store by an exception."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class Stats:
     peak_bytes: int
 
 
-class Store:
+class Store(StoreBase):
     """Parameters of which every rank holds a replica; there is no server.
 
     A rank pushes updates, which travel to its neighbours in a graph and on from there, until every rank has applied
@@ -89,6 +79,9 @@ class Store:
     `Comm.Allreduce` does, and are seen from the next clock on; all ranks hold the same bits. Under `SSP` and `ASP`
     each update is a step of its own, applied as it arrives; a rank sees its own at once. Rules but plain SGD depend
     on the order, so that replicas differ then by what ranks have seen in different orders.
+
+    ``store[name]`` is this rank's replica of a table, read-only; it changes with later calls, and after `close` it
+    holds every update.
 
     Args:
         comm: The ranks; any intracommunicator. The store talks on one of its own.
@@ -129,15 +122,12 @@ class Store:
         progress: str = "poll",
         stall: float = STALL,
     ) -> None:
-        if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an MPI.Intracomm, got {type(comm).__name__}")
-        world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
-        node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
-        threads = threads_of(node, cores(node))
-        error: Exception | None = None
-        text = ""
-        try:
-            consistency = BSP() if consistency is None else consistency
+        self.consistency = consistency = BSP() if consistency is None else consistency
+        bucket: Bucket | None = None
+        order = priorities.Priority()
+
+        def prepare() -> str:
+            nonlocal bucket, order
             if not isinstance(consistency, Consistency):
                 raise TypeError(f"consistency must be BSP(), SSP(s) or ASP(), got {consistency!r}")
             if not max_bytes > 0:
@@ -146,42 +136,20 @@ class Store:
                 raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
             if progress == "thread" and MPI.Query_thread() != MPI.THREAD_MULTIPLE:
                 raise ValueError('progress="thread" needs an MPI with MPI_THREAD_MULTIPLE; use "poll"')
-            self._tables = _tables(tables, rule)
-            graph = topologies.create(topology, world.size)
-            self._bucket = None if bandwidth is None else Bucket(parse(bandwidth))
-            self._priority = priorities.create(priority, seed + world.rank)
-            text = _describe(self._tables, graph, consistency, max_bytes)
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-            error = caught
-        try:
-            compare(world, "Store", f"Store of {text}", error)
-            try:
-                warmup(node)
-            except Exception as caught:
-                error = caught
-            compare(world, "Store", error=error)
-        except Exception:
-            world.Free()
-            raise
-        finally:
-            node.Free()
-        assert consistency is not None
-        self.consistency = consistency
-        self.topology = graph
-        self._world = world
-        self._rank = world.rank
-        self._numbers = {table.name: number for number, table in enumerate(self._tables)}
-        self._replica = Replica(self._tables, world.size, ordered=consistency.ordered, threads=threads)
-        self._relay = Relay(
-            world, graph, self._deliver, priority=self._priority, bucket=self._bucket, max_bytes=max_bytes
-        )
+            bucket = None if bandwidth is None else Bucket(parse(bandwidth))
+            order = priorities.create(priority, seed + comm.rank)
+            return f"{consistency!r}, max_bytes={max_bytes}"
+
+        super().__init__(comm, tables, rule, topology, prepare)
+        world = self._world
+        self._bucket = bucket
+        self._priority = order
+        self._replica = Replica(self._tables, world.size, ordered=consistency.ordered, threads=self._threads)
+        self._relay = Relay(world, self.topology, self._deliver, priority=order, bucket=bucket, max_bytes=max_bytes)
         self._limit = max_bytes
         self._stall = stall
-        self._clock = 0
         self._pushed = 0
         self._lock = threading.RLock()
-        self._failure: str | None = None
-        self._open = True
         self._norms: dict[int, float] = {}
         self._reads = self._waits = 0
         self._wait_seconds = 0.0
@@ -196,26 +164,12 @@ class Store:
         names = ", ".join(table.name for table in self._tables)
         return f"Store({names}; {self.topology.name}, {self.consistency!r}, clock {self._clock})"
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Return this rank's replica of a table, read-only, once it is as fresh as consistency demands.
-
-        It changes with later calls of the store; after `close` it holds every update. Under `BSP` and without
-        ``bandwidth`` other ranks need nothing more of this one to read at the same clock: collectives may follow.
-
-        Raises:
-            KeyError: There is no such table.
-            StoreError: This or another rank has left the store by an exception.
-        """
-        table = self._tables[self._number(name)]
-        if self._open or self._failure is not None:
-            self._refresh(name)
-        view = table.array.view()
-        view.flags.writeable = False
-        return view
-
     def _refresh(self, name: str) -> None:
-        """Wait for what a read at this clock has to see, and apply all that is here."""
-        self._check_open()
+        """Wait for what a read at this clock has to see, and apply all that is here.
+
+        Under `BSP` and without ``bandwidth`` other ranks need nothing more of this one then to read at the same
+        clock: collectives of the user may follow.
+        """
         bound = self.consistency.bound(self._clock)
         replica = self._replica
         self._reads += 1
@@ -229,15 +183,6 @@ class Store:
             replica.apply()
             self._staleness[max(0, self._clock - 1 - replica.seen)] += 1
         assert replica.seen >= bound, f"clock {self._clock} sees only clocks up to {replica.seen}"
-
-    def optimizer(self, name: str) -> Optimizer:
-        """Return the rule bound to this rank's replica of a table; change its settings on all ranks alike."""
-        return self._tables[self._number(name)].optimizer
-
-    @property
-    def clock_now(self) -> int:
-        """The clock of this rank: how often it has called `clock`."""
-        return self._clock
 
     def push(self, name: str, update: Factors | np.ndarray) -> None:
         """Send an update, a gradient, to all ranks, this one included; it is stamped with this rank's clock.
@@ -297,17 +242,6 @@ class Store:
         self._world.Barrier()
         self._world.Free()
 
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        elif self._open:
-            self._abandon(error)
-
     def stats(self) -> Stats:
         """Return what the store has done on this rank so far."""
         relay, replica = self._relay, self._replica
@@ -340,29 +274,9 @@ class Store:
                 self._relay.step(receive=room)
                 self._note_peak()
 
-    def _number(self, name: str) -> int:
-        try:
-            return self._numbers[name]
-        except (KeyError, TypeError):
-            raise KeyError(f"no table {name!r}; there are {', '.join(map(repr, self._numbers))}") from None
-
-    def _check_open(self) -> None:
-        if self._failure is not None:
-            raise StoreError(self._failure)
-        if not self._open:
-            raise RuntimeError("the store is closed")
-
     def _parts(self, number: int, table: Table, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
         """Check an update, and return size, payload and magnitude of each of its parts."""
-        dtype = table.array.dtype
-        if not isinstance(update, (Factors, np.ndarray)):
-            raise TypeError(f"an update must be Factors or an array, got {type(update).__name__}")
-        if isinstance(update, Factors):
-            update.check()
-        if update.shape != table.array.shape or update.dtype != dtype:
-            raise ValueError(
-                f"an update of {table.name!r} must be {table.array.shape} {dtype}, got {update.shape} {update.dtype}"
-            )
+        self._check_update(table, update)
         measure = self._priority.measure
         scale = 1.0
         if measure == "relative":
@@ -457,33 +371,3 @@ class Store:
 
 def _left(rank: int, text: bytes) -> str:
     return f"rank {rank} has left the store: {text.decode(errors='replace')}"
-
-
-def _tables(tables: Mapping[str, np.ndarray], rule: Optimizer | Mapping[str, Optimizer]) -> list[Table]:
-    """Check initial values and rules, and return the tables by name."""
-    if not isinstance(tables, Mapping) or not tables or not all(isinstance(name, str) for name in tables):
-        raise TypeError("tables must be a mapping of one or more names to arrays")
-    made = []
-    for name, value in sorted(tables.items()):
-        if not isinstance(value, np.ndarray) or value.dtype not in FLOATS:
-            got = f"{value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"table {name!r} must be a NumPy array of float32 or float64, got {got}")
-        its = rule.get(name) if isinstance(rule, Mapping) else rule
-        if not isinstance(its, Optimizer):
-            raise TypeError(f"the rule of {name!r} must be an optimizer such as sfb.optim.SGD(lr=0.1), got {its!r}")
-        made.append(Table(name, value, its))
-    if isinstance(rule, Mapping) and set(rule) - set(tables):
-        raise ValueError(f"rules for tables that do not exist: {', '.join(sorted(set(rule) - set(tables)))}")
-    return made
-
-
-def _describe(tables: list[Table], graph: topologies.Topology, consistency: Consistency, max_bytes: int) -> str:
-    """Say what has to be the same on all ranks."""
-    parts = []
-    for table in tables:
-        digest = blake2b(table.array.tobytes(), digest_size=4).hexdigest()
-        settings = repr(table.optimizer)
-        parts.append(f"{table.name!r} {table.array.shape} {table.array.dtype} with values {digest} and {settings}")
-    edges = blake2b(repr([graph.out_neighbours(rank) for rank in range(graph.size)]).encode(), digest_size=4)
-    what = f"topology {graph.name} {edges.hexdigest()}, {consistency!r}, max_bytes={max_bytes}"
-    return f"{'; '.join(parts)}; {what}"

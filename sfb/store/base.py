@@ -1,0 +1,191 @@
+"""What stores have in common: tables on ranks that agree about them, reading, leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mpi4py import MPI
+
+from sfb import topology as topologies
+from sfb.agreement import compare
+from sfb.checks import FLOATS
+from sfb.factors import Factors
+from sfb.optim import Optimizer
+from sfb.store.replica import Table
+from sfb.threads import cores, threads_of
+from sfb.warmup import warmup
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["StoreBase", "StoreError"]
+
+
+class StoreError(RuntimeError):
+    """This or another rank has left the store by an exception."""
+
+
+class StoreBase:
+    """Tables of which every rank holds a replica; making it is collective.
+
+    Args:
+        comm: The ranks.
+        tables: Initial values by name.
+        rule: For all tables, or one for each name.
+        topology: Of the ranks.
+        prepare: Checks what else was passed, and says what of it has to be the same on all ranks.
+
+    Attributes:
+        topology: The graph of the ranks.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong on this or another rank; on every rank.
+        MismatchError: Ranks disagree; on every rank.
+    """
+
+    topology: topologies.Topology
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        tables: Mapping[str, np.ndarray],
+        rule: Optimizer | Mapping[str, Optimizer],
+        topology: Any,
+        prepare: Callable[[], str],
+    ) -> None:
+        if not isinstance(comm, MPI.Intracomm):
+            raise TypeError(f"comm must be an MPI.Intracomm, got {type(comm).__name__}")
+        self._world = world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
+        self._rank = world.rank
+        node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
+        self._threads = threads_of(node, cores(node))
+        name = type(self).__name__
+        error: Exception | None = None
+        text = ""
+        try:
+            self._tables = _tables(tables, rule)
+            self.topology = topologies.create(topology, world.size)
+            text = f"{name} of {_describe(self._tables, self.topology)}, {prepare()}"
+        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            error = caught
+        try:
+            compare(world, name, text, error)
+            try:
+                warmup(node)
+            except Exception as caught:
+                error = caught
+            compare(world, name, error=error)
+        except Exception:
+            world.Free()
+            raise
+        finally:
+            node.Free()
+        self._numbers = {table.name: number for number, table in enumerate(self._tables)}
+        self._clock = 0
+        self._open = True
+        self._failure: str | None = None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return this rank's replica of a table, read-only, once it is as fresh as it has to be.
+
+        It changes with later calls of the store; after `close` it holds the final value.
+
+        Raises:
+            KeyError: There is no such table.
+            StoreError: This or another rank has left the store by an exception.
+        """
+        table = self._tables[self._number(name)]
+        if self._open or self._failure is not None:
+            self._check_open()
+            self._refresh(name)
+        view = table.array.view()
+        view.flags.writeable = False
+        return view
+
+    def optimizer(self, name: str) -> Optimizer:
+        """Return the rule bound to this rank's replica of a table; change its settings on all ranks alike."""
+        return self._tables[self._number(name)].optimizer
+
+    @property
+    def clock_now(self) -> int:
+        """The clock of this rank: how often it has called `clock`."""
+        return self._clock
+
+    def close(self) -> None:
+        """End the use of the store; collective."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif self._open:
+            self._abandon(error)
+
+    def _refresh(self, name: str) -> None:
+        """Make the replica fit to be read."""
+        raise NotImplementedError
+
+    def _abandon(self, error: BaseException) -> None:
+        """Leave without the other ranks, telling them."""
+        raise NotImplementedError
+
+    def _number(self, name: str) -> int:
+        try:
+            return self._numbers[name]
+        except (KeyError, TypeError):
+            raise KeyError(f"no table {name!r}; there are {', '.join(map(repr, self._numbers))}") from None
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise StoreError(self._failure)
+        if not self._open:
+            raise RuntimeError("the store is closed")
+
+    @staticmethod
+    def _check_update(table: Table, update: Any) -> None:
+        if not isinstance(update, (Factors, np.ndarray)):
+            raise TypeError(f"an update must be Factors or an array, got {type(update).__name__}")
+        if isinstance(update, Factors):
+            update.check()
+        shape, dtype = table.array.shape, table.array.dtype
+        if update.shape != shape or update.dtype != dtype:
+            raise ValueError(f"an update of {table.name!r} must be {shape} {dtype}, got {update.shape} {update.dtype}")
+
+
+def _tables(tables: Mapping[str, np.ndarray], rule: Optimizer | Mapping[str, Optimizer]) -> list[Table]:
+    """Check initial values and rules, and return the tables by name."""
+    if not isinstance(tables, Mapping) or not tables or not all(isinstance(name, str) for name in tables):
+        raise TypeError("tables must be a mapping of one or more names to arrays")
+    made = []
+    for name, value in sorted(tables.items()):
+        if not isinstance(value, np.ndarray) or value.dtype not in FLOATS:
+            got = f"{value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(f"table {name!r} must be a NumPy array of float32 or float64, got {got}")
+        its = rule.get(name) if isinstance(rule, Mapping) else rule
+        if not isinstance(its, Optimizer):
+            raise TypeError(f"the rule of {name!r} must be an optimizer such as sfb.optim.SGD(lr=0.1), got {its!r}")
+        made.append(Table(name, value, its))
+    if isinstance(rule, Mapping) and set(rule) - set(tables):
+        raise ValueError(f"rules for tables that do not exist: {', '.join(sorted(set(rule) - set(tables)))}")
+    return made
+
+
+def _describe(tables: list[Table], graph: topologies.Topology) -> str:
+    """Say what has to be the same on all ranks."""
+    parts = []
+    for table in tables:
+        digest = blake2b(table.array.tobytes(), digest_size=4).hexdigest()
+        parts.append(
+            f"{table.name!r} {table.array.shape} {table.array.dtype} with values {digest} and {table.optimizer!r}"
+        )
+    edges = blake2b(repr([graph.out_neighbours(rank) for rank in range(graph.size)]).encode(), digest_size=4)
+    return f"{'; '.join(parts)}; topology {graph.name} {edges.hexdigest()}"
