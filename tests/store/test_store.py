@@ -1,6 +1,7 @@
 import gc
 import time
 
+import networkx
 import numpy as np
 import oracle
 import pytest
@@ -256,6 +257,7 @@ WRONG = [
     ({"bandwidth": -1}, ValueError, "above 0"),
     ({"priority": "best"}, ValueError, "fifo"),
     ({"topology": "star"}, ValueError, "halton"),
+    ({"topology": networkx.empty_graph(4)}, ValueError, "disconnected"),
     ({"max_bytes": 0}, ValueError, "max_bytes"),
     ({"progress": "fast"}, ValueError, "poll"),
 ]
