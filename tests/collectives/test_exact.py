@@ -139,7 +139,7 @@ def test_ranks_that_lie_crosswise_on_nodes(world, rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
-@pytest.mark.parametrize("shape", [(10, 784), (1, 1), (0, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(10, 90), (1, 1), (0, 5)], ids=str)
 def test_what_goes_with_the_headers(lone_comm, world, rng, algorithm, shape, dtype):
     """Small exchanges between ranks that are nodes need no messages of their own; their bits are those of others."""
     comm = lone_comm
