@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += ["join", "look", "meet", "reach", "reached"]
+__all__ += ["FAILED", "join", "judge", "look", "meet", "reach", "reached"]
 
 RING = 64
 WORDS = 4
@@ -22,6 +22,9 @@ WORDS = 4
 # The first and the last phase of a call; an algorithm counts its own between them.
 _PHASES = 1 << 20
 ARRIVED, DONE = 1, _PHASES - 1
+
+# The digest of a process whose own arguments are wrong, above all others.
+FAILED = (1 << 63) - 1
 
 # What `look` sees: processes missing; equal digests and sizes; equal digests; different digests.
 PENDING, AGREED, UNEVEN, DIFFERENT = 0, 1, 2, 3
@@ -104,6 +107,36 @@ def meet(board, processes, me, call, digest, size, elapsed, spins, patience):
     board[mine + 2] = elapsed
     _store(board, mine + 3, _PHASES * call + ARRIVED)
     return look(board, processes, me, call, spins, patience)
+
+
+@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD)], **_OPTIONS)
+def judge(words, processes, head, sizes):
+    """Compare the headers in the messages of nodes, which lie one behind another in ``words``.
+
+    Args:
+        words: Of each node, three for each process, to ``head`` − 2; the kind and the bytes of its parcel; the parcel.
+        processes: Of each node.
+        head: Words of a message before its parcel.
+        sizes: Where those of all processes go.
+
+    Returns:
+        What `look` would, the largest elapsed time, and the kind of all parcels, or 0 if they differ.
+    """
+    verdict, elapsed, kind, at, start = AGREED, 0, words[head - 2], 0, 0
+    for node in range(len(processes)):
+        for process in range(processes[node]):
+            header = start + 3 * process
+            sizes[at] = words[header + 1]
+            if words[header] != words[0] or words[header] == FAILED:
+                verdict = DIFFERENT
+            elif sizes[at] != sizes[0] and verdict == AGREED:
+                verdict = UNEVEN
+            elapsed = max(elapsed, words[header + 2])
+            at += 1
+        if words[start + head - 2] != kind:
+            kind = 0
+        start += head + (words[start + head - 1] + 7) // 8
+    return verdict, elapsed, kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)

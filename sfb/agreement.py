@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from os import sched_yield
@@ -14,11 +14,11 @@ from mpi4py import MPI
 
 from sfb.board import Board
 from sfb.collectives.call import ALONE
+from sfb.collectives.problem import CARRIED
 from sfb.profile import ProfileError
 
 __all__ = ["Agreement", "Meeting", "MismatchError", "compare"]
 
-_FAILED = np.iinfo(np.int64).max  # above every digest: this rank's own arguments are wrong
 _PLAIN = 0  # below every digest: a plain array
 _TAGS = 32768  # what MPI guarantees
 _PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
@@ -35,12 +35,36 @@ class Meeting:
         number: Of the call on its communicator, the same on all ranks.
         counts: Once settled, the sizes of all ranks, where they differ.
         elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
+        parcel: The kind and the bytes of this rank's parcel; 0 and 0 if it has none.
+        parcels: Once settled, those of all ranks in their order, if all are of the same kind.
+        waits: Whether no other call is under way.
     """
 
-    __slots__ = ("call", "counts", "describe", "digest", "elapsed", "error", "number", "size", "verdict")
+    __slots__ = (
+        "call",
+        "counts",
+        "describe",
+        "digest",
+        "elapsed",
+        "error",
+        "number",
+        "parcel",
+        "parcels",
+        "size",
+        "verdict",
+        "waits",
+    )
 
     def __init__(
-        self, call: str, number: int, digest: int, size: int, describe: Callable[[], str], error: Exception | None
+        self,
+        call: str,
+        number: int,
+        digest: int,
+        size: int,
+        describe: Callable[[], str],
+        error: Exception | None,
+        parcel: tuple[int, int] = (0, 0),
+        waits: bool = True,
     ) -> None:
         self.call = call
         self.number = number
@@ -48,6 +72,9 @@ class Meeting:
         self.size = size
         self.describe = describe
         self.error = error
+        self.parcel = parcel
+        self.waits = waits
+        self.parcels: list[np.ndarray] | None = None
         self.counts: np.ndarray | None = None
         self.elapsed = 0
         self.verdict = 0
@@ -60,10 +87,16 @@ class Agreement:
     of each node exchanges them with those of other nodes by Bruck's allgather (Bruck et al., IEEE TPDS
     1997, section 4), and announces the outcome. Messages carry the number of their call as tag.
 
+    Where every rank is a node of its own, a rank may send a parcel of bytes behind its header, which
+    all others have then once they agree.
+
     Args:
         world: The library's own communicator.
         board: That of this rank's node.
         node_of: For each rank of the world, the number of its node.
+
+    Attributes:
+        room: Memory for the parcel of the next call that blocks, bytes; empty where none may be sent.
     """
 
     def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
@@ -76,9 +109,22 @@ class Agreement:
         nodes = max(node_of) + 1
         self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
         self._home = node_of[world.rank]
-        # In the order in which Bruck's algorithm gathers them: from this rank's node on.
-        self._order = [self._members[(self._home + i) % nodes] for i in range(nodes)]
         self._largest = max(len(members) for members in self._members)
+        # In the order in which Bruck's algorithm gathers them: from this rank's node on.
+        order = [self._members[(self._home + i) % nodes] for i in range(nodes)]
+        self._ranks = np.array([len(members) for members in order])
+        # Its rounds: the nodes that are known before and those that are learnt, of which and by which rank.
+        self._rounds = []
+        known = 1
+        while known < nodes:
+            learnt = order[known : 2 * known]
+            self._rounds.append((known, learnt, order[known][0], order[-known][0]))
+            known += len(learnt)
+        # A node sends the words of its headers, the kind and the bytes of its parcel, and that.
+        self._head = 3 * self._largest + 2
+        room = CARRIED // nodes // 8 if nodes > 1 and self._largest == 1 else 0
+        self._buffer = np.empty(nodes * (self._head + room), np.int64)
+        self.room = self._buffer[self._head : self._head + room].view(np.uint8)
 
     def check(
         self,
@@ -99,11 +145,11 @@ class Agreement:
         self._number += 1
         if self._board.ranks == 1 and error is None:
             return
-        digest = _PLAIN if error is None else _FAILED
+        digest = _PLAIN if error is None else self._sync.FAILED
         verdict = self._board.meet(self._number, digest, 0, 0, wait=True)
         if verdict == self._sync.AGREED and error is None:
             return
-        meeting = Meeting(call, self._number, digest, 0, describe, error)
+        meeting = Meeting(call, self._number, digest, 0, describe, error, waits=False)
         meeting.verdict = verdict
         _wait(self._on_node(meeting))
         if meeting.verdict == self._sync.DIFFERENT or error is not None:
@@ -119,6 +165,7 @@ class Agreement:
         elapsed: int = 0,
         error: Exception | None = None,
         wait: bool = False,
+        parcel: tuple[int, int] = (0, 0),
     ) -> Meeting:
         """Show the other ranks what this one is about to do, without waiting for them.
 
@@ -130,18 +177,19 @@ class Agreement:
             elapsed: Nanoseconds of the call before, for the choice of algorithms.
             error: What is wrong with this rank's own arguments, if anything.
             wait: Look for the others a while, as `steps` is going to be waited for at once.
+            parcel: A number > 0 that says what has been put into `room`, and its bytes; for a call that waits.
         """
         self._number += 1
         digest = signature if type(signature) is int else self.digest(call, signature)
         if error is not None:
-            digest = _FAILED
-        meeting = Meeting(call, self._number, digest, size, describe, error)
+            digest, parcel = self._sync.FAILED, (0, 0)
+        meeting = Meeting(call, self._number, digest, size, describe, error, parcel, wait)
         meeting.verdict = self._board.meet(self._number, digest, size, elapsed, wait=wait)
         return meeting
 
     def settled(self, meeting: Meeting) -> bool:
         """Return whether there is nothing more to find out: all ranks of a single node agree, sizes included."""
-        return meeting.verdict == 1 and len(self._members) == 1 and meeting.digest != _FAILED
+        return meeting.verdict == 1 and len(self._members) == 1 and meeting.digest != self._sync.FAILED
 
     def steps(self, meeting: Meeting, *, timed: bool = False) -> Iterator[Any]:
         """Yield what is to be waited for until the ranks agree.
@@ -158,7 +206,7 @@ class Agreement:
         if meeting.verdict == sync.PENDING:
             yield from self._on_node(meeting)
         if len(self._members) == 1:
-            if meeting.verdict == sync.DIFFERENT or meeting.digest == _FAILED:
+            if meeting.verdict == sync.DIFFERENT or meeting.digest == sync.FAILED:
                 yield from self._raise(meeting, True)
             if meeting.verdict == sync.UNEVEN:
                 meeting.counts = board.headers(meeting.number)[:, 1].copy()
@@ -168,13 +216,14 @@ class Agreement:
         if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] == _PLAIN).any():
             yield from self._fail(meeting)
         if board.me == 0:
-            yield from self._between_nodes(meeting)
-        elif not board.was_announced(meeting.number, wait=False):
-            yield _Announcement(board, meeting)
-        verdict, _, meeting.elapsed = board.announced(meeting.number)
+            verdict = yield from self._between_nodes(meeting)
+        else:
+            if not board.was_announced(meeting.number, wait=False):
+                yield _Announcement(board, meeting)
+            verdict, _, meeting.elapsed = board.announced(meeting.number)
         if verdict == sync.DIFFERENT:
             yield from self._raise(meeting, True)
-        if verdict == sync.UNEVEN:
+        if verdict == sync.UNEVEN and meeting.counts is None:
             meeting.counts = np.empty(self._world.size, np.int64)
             yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
 
@@ -183,10 +232,11 @@ class Agreement:
         everybody = True
         if len(self._members) > 1:
             if self._board.me == 0:
-                yield from self._between_nodes(meeting, _PLAIN_PATIENCE)
-            elif not self._board.was_announced(meeting.number, wait=False):
-                yield _Announcement(self._board, meeting)
-            everybody = bool(self._board.announced(meeting.number)[1])
+                everybody = (yield from self._between_nodes(meeting, _PLAIN_PATIENCE)) is not None
+            else:
+                if not self._board.was_announced(meeting.number, wait=False):
+                    yield _Announcement(self._board, meeting)
+                everybody = bool(self._board.announced(meeting.number)[1])
         yield from self._raise(meeting, everybody)
 
     def _on_node(self, meeting: Meeting) -> Iterator[Any]:
@@ -194,41 +244,55 @@ class Agreement:
         if not arrival.Test():
             yield arrival
 
-    def _between_nodes(self, meeting: Meeting, patience: float | None = None) -> Iterator[Any]:
-        """Gather the headers of all nodes, on the first rank of each, and announce what they say.
+    def _between_nodes(self, meeting: Meeting, patience: float | None = None) -> Generator[Any, None, int | None]:
+        """Gather the headers of all nodes, on the first rank of each, announce what they say, and return the verdict.
 
         Args:
             meeting: To be settled.
-            patience: Seconds after which to give up, if that is allowed: this node disagrees within itself.
+            patience: Seconds after which to give up and return None, if that is allowed: this node disagrees within
+                itself.
         """
-        nodes, world = len(self._members), self._world
-        headers = np.zeros((nodes, self._largest, 3), np.int64)
-        headers[0, : self._board.ranks] = self._board.headers(meeting.number)
-        known = 1
+        board, sync, nodes = self._board, self._sync, len(self._members)
+        # Where the call does not wait, others may be under way.
+        words = self._buffer if meeting.waits else np.empty(self._buffer.size, np.int64)
+        starts = yield from self._gather(meeting, words, patience)
+        if len(starts) <= nodes:
+            board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
+            return None
+        sizes = np.empty(self._world.size, np.int64)
+        verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self._head, sizes)
+        if board.ranks > 1:
+            board.announce(meeting.number, (verdict, 1, meeting.elapsed))
+        if self._largest == 1:  # ranks are numbered as their nodes are
+            if verdict == sync.UNEVEN:
+                meeting.counts = np.roll(sizes, self._home)
+            if kind and verdict != sync.DIFFERENT:
+                content, head = words.view(np.uint8), self._head
+                parcels = [content[8 * (start + head) :][: words[start + head - 1]] for start in starts[:-1]]
+                meeting.parcels = parcels[-self._home :] + parcels[: -self._home]
+        return verdict
+
+    def _gather(self, meeting: Meeting, words: np.ndarray, patience: float | None) -> Generator[Any, None, list[int]]:
+        """Put what every node sends into ``words``, in the order of Bruck's algorithm; return where each begins.
+
+        And where the last ends; less, if patience ran out.
+        """
+        world, head = self._world, self._head
+        words[: 3 * self._board.ranks] = self._board.headers(meeting.number).reshape(-1)
+        words[head - 2], words[head - 1] = meeting.parcel
+        starts = [0, head + (meeting.parcel[1] + 7) // 8]
         tag = meeting.number % _TAGS
-        while known < nodes:
-            take = min(known, nodes - known)
-            source = self._members[(self._home + known) % nodes][0]
-            target = self._members[(self._home - known) % nodes][0]
-            received = world.Irecv(headers[known : known + take], source, tag)
-            sent = world.Isend(headers[:take], target, tag)
-            lacking = [rank for members in self._order[known : known + take] for rank in members]
-            messages = _Messages(self._board, [received, sent], lacking, meeting.call)
+        for known, learnt, source, target in self._rounds:
+            received = world.Irecv(words[starts[known] :], source, tag)
+            sent = world.Isend(words[: starts[len(learnt)]], target, tag)
+            messages = _Messages(self._board, [received, sent], learnt, meeting.call)
             if patience is None:
                 yield messages
             elif not messages.wait_until(monotonic() + patience):
-                self._board.announce(meeting.number, (self._sync.DIFFERENT, 0, 0))
-                return
-            known += take
-        rows = np.concatenate([headers[i, : len(members)] for i, members in enumerate(self._order)])
-        digests, sizes = rows[:, 0], rows[:, 1]
-        if (digests != digests[0]).any() or digests[0] == _FAILED:
-            verdict = self._sync.DIFFERENT
-        elif (sizes != sizes[0]).any():
-            verdict = self._sync.UNEVEN
-        else:
-            verdict = self._sync.AGREED
-        self._board.announce(meeting.number, (verdict, 1, int(rows[:, 2].max())))
+                break
+            for _ in learnt:
+                starts.append(starts[-1] + head + (int(words[starts[-1] + head - 1]) + 7) // 8)
+        return starts
 
     @staticmethod
     def digest(call: str, signature: object) -> int:
@@ -288,7 +352,7 @@ class _Announcement:
 class _Messages:
     """Messages between the first ranks of nodes."""
 
-    def __init__(self, board: Board, requests: list[MPI.Request], lacking: list[int], call: str) -> None:
+    def __init__(self, board: Board, requests: list[MPI.Request], lacking: list[list[int]], call: str) -> None:
         self._board = board
         self._requests = requests
         self._lacking = lacking
@@ -315,7 +379,7 @@ class _Messages:
             tests += 1
             if tests % 1024 == 0:
                 watch = watch or self._board.watch()
-                watch.look(lambda: self._lacking, self._call)
+                watch.look(lambda: [rank for members in self._lacking for rank in members], self._call)
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:

@@ -22,7 +22,7 @@ import sfb.kernels as kernels
 from sfb.agreement import Agreement, Meeting, compare
 from sfb.calibrate import profile_for
 from sfb.checks import is_receiver
-from sfb.collectives import ALGORITHMS, MAX_BYTES, Problem
+from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem
 from sfb.collectives.call import ALONE, POSTED, Call
 from sfb.factors import Factors
 from sfb.kernels import half
@@ -399,13 +399,14 @@ class Comm(MPI.Intracomm):
 
     def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange, waiting; what `_steps` does, with less ado."""
-        opened = self._open(call, factors, recvbuf, op, algorithm)
-        plan = opened.plan
+        opened = self._open(call, factors, recvbuf, op, algorithm, carry=True)
+        plan, parcel, shown = opened.plan, opened.parcel, perf_counter()
         if plan is None:
             plan = run(self._settle(opened))
         name = plan.algorithm if plan.trial is None else plan.trial.next
         began = perf_counter()
-        doing = Call(self._team, opened.meeting.number, call, blocking=True, wire=self._options.wire)
+        carried = opened.meeting.parcels if parcel.algorithm == name else None
+        doing = Call(self._team, opened.meeting.number, call, blocking=True, wire=self._options.wire, parcels=carried)
         opened.receiver.begin()
         factors = self._rounded(factors, opened.meeting.number)
         for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
@@ -414,7 +415,11 @@ class Comm(MPI.Intracomm):
         doing.finish()
         seconds = perf_counter() - began
         if plan.trial is not None:
-            self._timed = plan, name, round(seconds * 1e9)
+            # Of the agreement what the parcel adds to it, without the wait for ranks that come later.
+            extra = parcel.seconds + plan.carriage(parcel.nbytes) if carried is not None else 0.0
+            self._timed = plan, name, round((seconds + extra) * 1e9)
+        if carried is not None:
+            seconds += parcel.seconds + began - shown
         return self._report(plan, name, seconds, doing)
 
     def _steps(
@@ -480,13 +485,29 @@ class Comm(MPI.Intracomm):
         yield from agree.steps(meeting)
         return (yield from self._run(plan, meeting, factors, receiver))
 
-    def _open(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str, *, wait: bool = True) -> _Opened:
-        """Check the arguments on this rank, and show the others what is to come; ``wait`` for them a moment."""
+    def _open(
+        self,
+        call: str,
+        factors: Any,
+        recvbuf: Any,
+        op: MPI.Op,
+        algorithm: str,
+        *,
+        wait: bool = True,
+        carry: bool = False,
+    ) -> _Opened:
+        """Check the arguments on this rank, and show the others what is to come.
+
+        ``wait`` for them a moment; ``carry`` along what the algorithm will probably need, if it goes with the headers.
+        """
         error: Exception | None = None
         seen: _Seen | None = None
         receiver = recvbuf
         signature: _Signature | None = None
         digest = size = 0
+        parcel = _NO_PARCEL
+        timed, self._timed = self._timed, None
+        agree = self._team.agree
         try:
             seen = self._see(recvbuf)
             receiver = seen.receiver(recvbuf)
@@ -494,10 +515,10 @@ class Comm(MPI.Intracomm):
             signature = seen.signature(algorithm, receiver)
             digest = signature.digest(call)
             size = len(factors.u)
+            if carry and agree.room.size:
+                parcel = self._pack(signature, factors, timed)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        timed, self._timed = self._timed, None
-        agree = self._team.agree
         meeting = agree.open(
             call,
             digest,
@@ -506,13 +527,30 @@ class Comm(MPI.Intracomm):
             elapsed=0 if timed is None else timed[2],
             error=error,
             wait=wait,
+            parcel=(parcel.kind, parcel.nbytes),
         )
         plan: Plan | None = None
         if timed is None and signature is not None and agree.settled(meeting):
             plan = signature.plans.get(size)
             if plan is not None and not plan.kept:  # what is forgotten on one rank is forgotten on all
                 plan = None
-        return _Opened(meeting, seen, receiver, algorithm, signature, timed, plan)
+        return _Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel)
+
+    def _pack(self, signature: _Signature, factors: Factors, timed: tuple[Plan, str, int] | None) -> _Parcel:
+        """Write what the algorithm of the last such call would send into the agreement's room, if it goes there."""
+        size = len(factors.u)
+        plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
+        if plan is None:
+            return _NO_PARCEL
+        name = (
+            plan.algorithm if plan.trial is None else plan.trial.after(timed[1] if timed and timed[0] is plan else None)
+        )
+        if name not in PARCELS:
+            return _NO_PARCEL
+        kind, pack = PARCELS[name]
+        began = perf_counter()
+        nbytes = pack(plan.problem, factors, self._team.agree.room, self._team.threads)
+        return _NO_PARCEL if nbytes is None else _Parcel(name, kind, nbytes, perf_counter() - began)
 
     def _settle(self, opened: _Opened) -> Generator[Any, None, Plan]:
         """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""
@@ -531,6 +569,7 @@ class Comm(MPI.Intracomm):
             if len(self._plans) >= _PLANS:
                 self._plans.pop(next(iter(self._plans))).kept = False
             self._plans[key] = plan
+        opened.signature.last = plan
         if opened.seen.complete and meeting.counts is None:
             opened.signature.plans = {size: plan}
         if not opened.seen.complete:
@@ -617,6 +656,25 @@ class Comm(MPI.Intracomm):
         return plan
 
 
+class _Parcel(NamedTuple):
+    """What a rank sends with its header.
+
+    Attributes:
+        algorithm: That needs it; None if nothing is sent.
+        kind: Its number, from 1 on.
+        nbytes: That it has.
+        seconds: That it took to write.
+    """
+
+    algorithm: str | None
+    kind: int
+    nbytes: int
+    seconds: float
+
+
+_NO_PARCEL = _Parcel(None, 0, 0, 0.0)
+
+
 class _Opened(NamedTuple):
     """A call that this rank has shown the others.
 
@@ -628,6 +686,7 @@ class _Opened(NamedTuple):
         signature: What has to be equal on all ranks; None likewise.
         timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
         plan: Where all ranks are known to agree already, S included, what they did last time.
+        parcel: What was sent along.
     """
 
     meeting: Meeting
@@ -637,6 +696,7 @@ class _Opened(NamedTuple):
     signature: _Signature | None
     timed: tuple[Plan, str, int] | None
     plan: Plan | None
+    parcel: _Parcel
 
 
 class _Signature:
@@ -645,11 +705,13 @@ class _Signature:
     Attributes:
         key: What plans depend on.
         plans: The last plan, by S, where that is the same on all ranks.
+        last: The last plan, whatever S.
     """
 
     def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
         self.key = key
         self.plans: dict[object, Plan] = {}
+        self.last: Plan | None = None
         self._whole = key, *rest
         self._digests: dict[str, int] = {}
 

@@ -57,7 +57,11 @@ class Trial:
     @property
     def next(self) -> str:
         """The algorithm whose turn it is."""
-        return min(self._left, key=lambda name: len(self.seconds[name]))
+        return self.after(None)
+
+    def after(self, pending: str | None) -> str:
+        """Return whose turn it is once a call of ``pending`` is noted too, should all go on."""
+        return min(self._left, key=lambda name: len(self.seconds[name]) + (name == pending))
 
     def add(self, algorithm: str, seconds: float) -> None:
         """Note the seconds of a call, and give up those that are far behind."""
@@ -114,6 +118,11 @@ class Plan:
             self.algorithm = self.trial.best
             self.measured = self.trial.measured
             self.trial = None
+
+    def carriage(self, nbytes: int) -> float:
+        """Return the estimated seconds by which so many bytes of a rank prolong the agreement."""
+        place = self.problem.place
+        return max(0.0, sum(self.profile.seconds(use, place) for use in self.problem.carried_cost(nbytes)))
 
     def explain(self) -> str:
         """Return a table of the estimates, of times measured so far, and the reason for the choice."""

@@ -30,17 +30,30 @@ def comm(world):
     comm.free()
 
 
-@pytest.fixture(params=["one node", "nodes of two"])
+@pytest.fixture(params=["one node", "nodes of two", "nodes of one"])
 def any_comm(request, world):
-    """A Comm over the real node, and one that takes every two ranks for a node of their own."""
+    """A Comm over the real node, and ones that take every two ranks, or each, for a node of their own."""
     import sfb
 
     if request.param == "one node":
         comm = sfb.Comm(world)
     else:
-        pair = split_hosts(world, lambda slot: slot // 2)
-        comm = sfb.Comm(world, node=pair)
-        pair.Free()
+        size = 2 if request.param == "nodes of two" else 1
+        part = split_hosts(world, lambda slot: slot // size)
+        comm = sfb.Comm(world, node=part)
+        part.Free()
+    yield comm
+    comm.free()
+
+
+@pytest.fixture
+def lone_comm(world):
+    """A Comm that takes every rank for a node of its own."""
+    import sfb
+
+    part = split_hosts(world, lambda slot: slot)
+    comm = sfb.Comm(world, node=part)
+    part.Free()
     yield comm
     comm.free()
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import sfb
+from sfb.collectives.call import Call
 
 pytestmark = pytest.mark.mpi
 
@@ -44,3 +45,65 @@ def test_messages_of_the_user_arrive_while_ranks_wait(world):
         if request is not None:
             request.Wait()
     np.testing.assert_array_equal(g, 2 * world.size)
+
+
+@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
+def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, monkeypatch, algorithm):
+    factors, optimizer = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), sfb.optim.SGD(np.zeros((4, 3)), lr=1.0)
+    lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
+    for collective in ("allgather_packed", "allgather_in_place", "gather"):
+        monkeypatch.delattr(Call, collective)
+    lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
+    np.testing.assert_array_equal(optimizer.array, -4 * world.size)
+
+
+@pytest.mark.parametrize("algorithm", ["broadcast", "dense", "auto"])
+def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_comm, world, algorithm):
+    if world.size == 1:
+        pytest.skip("needs ranks that can disagree")
+    optimizer = sfb.optim.SGD(np.zeros((4, 3)), lr=1.0)
+    last = world.rank == world.size - 1
+    calls = 0
+
+    def reduce(columns=3):
+        factors = sfb.Factors(np.ones((2, 4)), np.ones((2, columns)))
+        lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
+
+    def refused(error, match, columns=3):
+        with pytest.raises(error, match=match) as caught:
+            reduce(columns)
+        assert len(set(world.allgather(str(caught.value)))) == 1
+
+    for _ in range(3):
+        for _ in range(2):
+            reduce()
+            calls += 1
+        optimizer.lr = 1.0 + last
+        refused(sfb.MismatchError, f"rank {world.size - 1}: .*lr=2.0")
+        optimizer.lr = 1.0
+        refused(ValueError, f"rank {world.size - 1}: the receiver must have the shape", 3 + last)
+        np.testing.assert_array_equal(optimizer.array, -2 * world.size * calls)
+
+
+def test_algorithms_that_differ_between_nodes(lone_comm, world):
+    """Ranks whose headers bring the factors of different algorithms."""
+    if world.size == 1:
+        pytest.skip("needs ranks that can disagree")
+    factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
+    for algorithm in ("broadcast", "dense"):
+        lone_comm.Allreduce(factors, g, algorithm=algorithm)
+    with pytest.raises(sfb.MismatchError, match=r"rank 0: .*'dense'"):
+        lone_comm.Allreduce(factors, g, algorithm="broadcast" if world.rank else "dense")
+    lone_comm.Allreduce(factors, g, algorithm="dense")
+    np.testing.assert_array_equal(g, 2 * world.size)
+
+
+def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world):
+    """Some send factors with their headers and others do not yet: they go by a collective then."""
+    g = np.empty((4, 3))
+    for turn in range(6):
+        samples = (turn + world.rank) % 3
+        factors = sfb.Factors(np.ones((samples, 4)), np.ones((samples, 3)))
+        target = g if (turn + world.rank) % 2 else np.empty_like(g)
+        lone_comm.Allreduce(factors, target, algorithm="broadcast")
+        np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))

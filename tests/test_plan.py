@@ -6,6 +6,7 @@ import pytest
 
 from sfb.collectives import ALGORITHMS, Problem, spread
 from sfb.plan import Trial, choose, what_if
+from sfb.profile import EXCHANGES, Place, Profile
 
 
 def problem(shape, samples, ranks, nodes=1, shared=False, sharing=1.0, **options):
@@ -51,9 +52,19 @@ def amounts(name, problem):
 
 
 def test_dense_reduces_the_matrix():
-    cost = amounts("dense", problem((64, 32), 5, 4, nodes=4))
-    assert cost["allreduce"] == 64 * 32 * 4
-    assert cost["rebuild"] == 64 * 32
+    cost = amounts("dense", problem((640, 32), 5, 4, nodes=4))
+    assert cost["allreduce"] == 640 * 32 * 4
+    assert cost["rebuild"] == 640 * 32
+
+
+def test_small_exchanges_of_ranks_that_are_nodes_cost_bytes_and_no_message():
+    profile = Profile()
+    for name, sent in (("broadcast", 5 * (64 + 32) * 4), ("dense", 64 * 32 * 4)):
+        exchange = [use for use in ALGORITHMS[name].cost(problem((64, 32), 5, 4, nodes=4)) if use.kind in EXCHANGES]
+        seconds = sum(profile.seconds(use, Place(4, 1, 4)) for use in exchange)
+        assert seconds == pytest.approx(3 * sent / profile.far_bandwidth)
+    assert "allgather" in amounts("broadcast", problem((64, 32), 5, 4, nodes=2))
+    assert "allreduce" in amounts("dense", problem((64, 32), 5, 4, nodes=2))
 
 
 def test_node_rebuilds_a_share_and_brings_each_sample_into_a_node_once():
@@ -97,6 +108,14 @@ def test_a_trial_ends_with_the_fastest():
         trial.add(name, 9.0 if first else {"a": 1.2, "b": 1.0}[name])  # the first call of each does not count
     assert trial.best == "b"
     assert trial.measured == {"a": 1.2, "b": 1.0}
+
+
+def test_a_trial_tells_what_follows_a_call_under_way():
+    trial = Trial(["a", "b"])
+    assert trial.after("a") == "b"
+    trial.add("a", 1.0)
+    assert trial.next == "b"
+    assert trial.after("b") == "a"
 
 
 def test_a_trial_gives_up_what_is_far_behind():

@@ -7,7 +7,12 @@ A module of this package defines
 - ``wire_bytes(problem, rank) -> int``: bytes that the rank receives from other ranks, through memory or network;
 - ``prepare(problem, team) -> None``: allocate buffers; collective, may raise MemoryError on any rank;
 - ``run(problem, call, factors, receiver) -> Iterator``: exchange the factors and update the receiver, a generator
-  of things to wait for (`sfb.collectives.call`); collective.
+  of things to wait for (`sfb.collectives.call`); collective;
+
+and, if what its ranks send may go with the headers of the agreement (`Problem.carried`), here and in `PARCELS`,
+
+- ``parcel(problem, factors, memory, threads) -> int | None``: write what this rank sends into ``memory``, and return
+  the bytes, or None if it does not go there; ``run`` finds those of all ranks in ``call.parcels``, or None there.
 
 Adding an algorithm is adding a module and its name below.
 """
@@ -19,7 +24,10 @@ from types import ModuleType
 from sfb.collectives import broadcast, dense, node, sharded
 from sfb.collectives.problem import MAX_BYTES, Problem, spread
 
-__all__ = ["ALGORITHMS", "MAX_BYTES", "Problem", "spread"]
+__all__ = ["ALGORITHMS", "MAX_BYTES", "PARCELS", "Problem", "spread"]
 
 # In the order in which ties are decided.
 ALGORITHMS: dict[str, ModuleType] = {"node": node, "broadcast": broadcast, "dense": dense, "sharded": sharded}
+
+# Those that have a ``parcel``, and the number by which ranks know it.
+PARCELS = {"broadcast": (1, broadcast.parcel), "dense": (2, dense.parcel)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sfb.receiver import Receiver
 if TYPE_CHECKING:
     from sfb.team import Team
 
-__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
 
 
 def suits(problem: Problem) -> bool:
@@ -30,6 +30,8 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     if problem.ranks == 1:
         gathers = []
+    elif problem.carried(problem.deepest * problem.sample_bytes):
+        gathers = problem.carried_cost(samples * problem.sample_bytes)
     elif problem.packed:
         gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
     else:
@@ -48,6 +50,16 @@ def prepare(problem: Problem, team: Team) -> None:
     """Allocate room for everybody's factors."""
     if problem.ranks > 1 and problem.fits:
         team.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
+
+
+def parcel(problem: Problem, factors: Factors, memory: np.ndarray, threads: int) -> int | None:
+    """Pack u and v."""
+    if not problem.carried(factors.nbytes):
+        return None
+    end = factors.u.nbytes
+    memory[:end] = factors.u.reshape(-1).view(np.uint8)
+    memory[end : factors.nbytes] = factors.v.reshape(-1).view(np.uint8)
+    return factors.nbytes
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -72,6 +84,9 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
+    elif call.parcels is not None and problem.fits:
+        u, v = _unpack(problem, call, call.parcels)
+        update(problem, call, receiver, u, v, 0, problem.shape[0])
     elif problem.packed:
         u, v = yield from _gather_packed(problem, call, factors)
         update(problem, call, receiver, u, v, 0, problem.shape[0])
@@ -79,6 +94,22 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from blocks(problem, call, receiver, gather)
     if problem.shared:
         yield from call.meet(last=True)
+
+
+def _unpack(problem: Problem, call: Call, parcels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return u and v of all ranks, which lie one behind the other in the bytes of each."""
+    rows, columns = problem.shape
+    both = call.buffer((problem.depth * (rows + columns),), problem.dtype)
+    middle = problem.depth * rows
+    u, v = both[:middle], both[middle:]
+    low = 0
+    for samples, message in zip(problem.counts.tolist(), parcels, strict=True):
+        high = low + samples
+        elements = message.view(problem.dtype)
+        u[low * rows : high * rows] = elements[: samples * rows]
+        v[low * columns : high * columns] = elements[samples * rows :]
+        low = high
+    return u.reshape(problem.depth, rows), v.reshape(problem.depth, columns)
 
 
 def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Gathering:

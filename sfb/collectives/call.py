@@ -42,6 +42,7 @@ class Call:
         name: The user's call, for messages.
         blocking: Wait inside the collectives.
         wire: Format of 16 bits in which factors travel between ranks; they have been rounded to it.
+        parcels: What each rank sent with the agreement's headers, in bytes; None if that is yet to be sent.
 
     Attributes:
         rebuild_seconds: Time spent in forming and applying the sum so far.
@@ -55,16 +56,27 @@ class Call:
         "blocking",
         "name",
         "number",
+        "parcels",
         "rebuild_seconds",
         "team",
         "wire",
     )
 
-    def __init__(self, team: Team, number: int, name: str, *, blocking: bool, wire: str | None = None) -> None:
+    def __init__(
+        self,
+        team: Team,
+        number: int,
+        name: str,
+        *,
+        blocking: bool,
+        wire: str | None = None,
+        parcels: Sequence[np.ndarray] | None = None,
+    ) -> None:
         self.team = team
         self.number = number
         self.blocking = blocking
         self.wire = wire
+        self.parcels = parcels
         self.rebuild_seconds = 0.0
         self.name = name
         self._phase = 1
@@ -187,6 +199,13 @@ class Call:
         if self.wire is None:
             return requests
         return self._then(requests, partial(half.unpack, received, messages, self.wire))
+
+    def allgather_in_place(self, comm: MPI.Intracomm, gathered: np.ndarray) -> list[Any]:
+        """Gather an array of each rank as an item of ``gathered``, where this rank's lies already."""
+        if self.blocking:
+            comm.Allgather(self.team.in_place, gathered)
+            return []
+        return [comm.Iallgather(self.team.in_place, gathered)]
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray

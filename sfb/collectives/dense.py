@@ -1,9 +1,14 @@
-"""Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce."""
+"""Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce.
+
+Small ones of few ranks on as many nodes are gathered, and summed by each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import quick
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from sfb.shared import Block
     from sfb.team import Team
 
-__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
 
 # A rank's product goes through its slab of the node's memory in pieces: of at least so many bytes, that there be few,
 # and rows, that packing v repays.
@@ -38,6 +43,9 @@ def cost(problem: Problem) -> list[Use]:
     elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
     product = Use("rebuild", elements, problem.deepest)
     passes = problem.passes - problem.assigns
+    if _gathered(problem):
+        summed = Use("pass", (_CACHED * problem.ranks + problem.passes) * problem.dense_bytes)
+        return [product, *problem.carried_cost(problem.dense_bytes), summed]
     if problem.place.nodes > 1 or problem.ranks == 1:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
         reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
@@ -53,6 +61,8 @@ def cost(problem: Problem) -> list[Use]:
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of a ring, which are also those read and written in the memory of a node: 2KD(P−1)/P."""
+    if _gathered(problem):
+        return (problem.ranks - 1) * problem.dense_bytes
     return 2 * problem.dense_bytes * (problem.ranks - 1) // problem.ranks
 
 
@@ -60,8 +70,19 @@ def prepare(problem: Problem, team: Team) -> None:
     """Allocate the slabs, or the local product."""
     if team.nodes == 1 and team.size > 1:
         team.grow_staging(2 * team.size * _slab_bytes(problem))
+    elif _gathered(problem):
+        team.reserve(problem.ranks * problem.dense_bytes)
     elif not (problem.assigns and not problem.shared):
         team.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
+
+
+def parcel(problem: Problem, factors: Factors, memory: np.ndarray, threads: int) -> int | None:
+    """Form the local product."""
+    if not _gathered(problem):
+        return None
+    product = memory[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
+    kernels.rebuild(factors.u, factors.v, product, 0, problem.shape[0], threads=threads)
+    return problem.dense_bytes
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -70,6 +91,8 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from _in_one_call(problem, call, factors, receiver)
     elif call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
+    elif _gathered(problem):
+        yield from _gather(problem, call, factors, receiver)
     else:
         yield from _between_nodes(problem, call, factors, receiver)
 
@@ -91,6 +114,29 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
                 receiver.update_dense(piece, *own_rows(problem, call, low, end), low, threads=call.team.threads)
     if problem.shared:
         yield from call.meet(last=True)
+
+
+def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    """Sum the products of all ranks in their order."""
+    rows, threads = problem.shape[0], call.team.threads
+    if call.parcels is not None:
+        products = [message.view(problem.dtype).reshape(problem.shape) for message in call.parcels]
+    else:
+        gathered = call.buffer((problem.ranks, *problem.shape), problem.dtype)
+        products = list(gathered)
+        with call:
+            kernels.rebuild(factors.u, factors.v, products[call.team.rank], 0, rows, threads=threads)
+        yield from posted(call.allgather_in_place(call.team.world, gathered), True)
+    with call:
+        total = products[0]
+        for product in products[1:]:
+            total += product
+        receiver.update_dense(total, 0, rows, threads=threads)
+
+
+def _gathered(problem: Problem) -> bool:
+    """Return whether the products of all ranks are gathered, as they are few and small."""
+    return problem.carried(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
 
 
 def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

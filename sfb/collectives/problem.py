@@ -11,13 +11,16 @@ import numpy as np
 
 from sfb.profile import Place, Use
 
-__all__ = ["MAX_BYTES", "Problem", "spread"]
+__all__ = ["CARRIED", "MAX_BYTES", "Problem", "spread"]
 
 # Default ceiling of a rank's buffers for one exchange.
 MAX_BYTES = 1 << 30
 
 # Bytes of a rank's factors up to which they are packed into one message.
 _PACKED = 1 << 15
+
+# Bytes of all ranks together up to which they go with the headers of the agreement rather than in a round of their own.
+CARRIED = 1 << 17
 
 
 def spread(ranks: int, nodes: int) -> list[int]:
@@ -118,6 +121,16 @@ class Problem:
     def packed(self) -> bool:
         """Whether u and v of a rank travel as one message: latency is dearer than copying."""
         return self.uniform and self.fits and int(self.counts[0]) * self.sample_bytes <= _PACKED
+
+    def carried(self, nbytes: int) -> bool:
+        """Return whether so many bytes of each rank go with the headers of the agreement: ranks that are nodes."""
+        alone = 1 < self.ranks == self.place.nodes
+        return alone and self.wire is None and self.fits and nbytes <= CARRIED // self.ranks // 8 * 8
+
+    @staticmethod
+    def carried_cost(nbytes: float) -> list[Use]:
+        """Return the price of what is `carried`: its bytes, but no message beside the agreement's."""
+        return [Use("allgather", nbytes), Use("allgather", times=-1)]
 
     @cached_property
     def share(self) -> float:

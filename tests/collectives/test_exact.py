@@ -137,6 +137,31 @@ def test_ranks_that_lie_crosswise_on_nodes(world, rng):
     assert (abs(g - oracle.total(parts, (60, 50))) <= oracle.bound(parts, (60, 50), np.float64)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
+@pytest.mark.parametrize("shape", [(10, 90), (1, 1), (0, 5)], ids=str)
+def test_what_goes_with_the_headers(lone_comm, world, rng, algorithm, shape, dtype):
+    """Small exchanges between ranks that are nodes need no messages of their own; their bits are those of others."""
+    comm = lone_comm
+    big = 1 + (1 << 20) // (sum(shape) * np.dtype(dtype).itemsize)  # beyond what goes there, on one rank
+    for samples in ([3] * world.size, range(world.size), [0] * world.size, [1] * (world.size - 1) + [big]):
+        parts = oracle.draw(rng, list(samples), shape, dtype)
+        factors, g = sfb.Factors(*parts[world.rank]), np.empty(shape, dtype)
+        bits = set()
+        for _ in range(3):
+            comm.Allreduce(factors, g, algorithm=algorithm)
+            bits.add(g.tobytes())
+        comm.Iallreduce(factors, g, algorithm=algorithm).Wait()
+        bits.add(g.tobytes())
+        persistent = comm.Allreduce_init(factors, g, algorithm=algorithm)
+        persistent.Start()
+        persistent.Wait()
+        bits.add(g.tobytes())
+        assert len(bits) == 1
+        assert (abs(g - oracle.total(parts, shape)) <= oracle.bound(parts, shape, dtype)).all()
+        oracle.assert_same_bits(world, g)
+
+
 def test_samples_may_change_from_call_to_call(comm, world, rng):
     g = np.empty((40, 30))
     for samples in ([3] * world.size, [0] * world.size, list(range(world.size)), [50] * world.size, [1] * world.size):
