@@ -172,11 +172,11 @@ def _train(
             chosen = batches.choice(own, config.batch)
             activations = network.forward(data.x[chosen])
             _, error = network.loss(activations[-1], data.y[chosen])
+            sleep(delays[step])
             for _, factors in network.backward(activations, error):
                 store.push("w", factors)
                 store.push("b", error.sum(axis=0))
             store.clock()
-            sleep(delays[step])
     seconds = world.allreduce(perf_counter() - begin, MPI.MAX)
     stats = store.stats()
     layer.weights, layer.bias = store["w"], store["b"]
