@@ -180,3 +180,14 @@ def test_import_does_not_start_mpi_or_numba():
     code = "import sys, sfb; sfb.Factors; sfb.optim; print('mpi4py.MPI' in sys.modules, 'numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_bench_store_and_consistency():
+    out, _ = sfb("bench", "store", "-K", 8, "-D", 9, "-S", "0,1", "--topology", "ring", "-n", 1)
+    assert [line.split()[1] for line in out.splitlines() if line[0] != "#"] == ["Allreduce", "ring"] * 2
+    out, _ = sfb("bench", "consistency", "--data", "digits", "--steps", 3, "--compute", 0, "--modes", "bsp,ssp:2")
+    assert [line.split()[0] for line in out.splitlines() if line[0] != "#"] == ["bsp", "ssp:2"]
+    assert "bsp, ssp:S or asp, got 'ssp'" in sfb("bench", "consistency", "--modes", "ssp", code=1)[1]
+    wrong = sfb("bench", "consistency", "--data", "digits", "--bandwidth", "fast", code=1)[1]
+    assert "1Gbit/s" in wrong
+    assert "fifo" in sfb("bench", "consistency", "--data", "digits", "--priority", "best", code=1)[1]
