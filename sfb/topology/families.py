@@ -59,7 +59,7 @@ def hypercube(size: int) -> Topology:
     graph = networkx.DiGraph()
     graph.add_nodes_from(range(size))
     graph.add_edges_from((rank, rank ^ 1 << bit) for rank in range(size) for bit in range(size.bit_length() - 1))
-    return Network("hypercube", graph)
+    return Network("hypercube", graph, transitive=True)
 
 
 def torus(size: int) -> Topology:
@@ -81,7 +81,7 @@ def torus(size: int) -> Topology:
         ):
             if other != rank:
                 graph.add_edge(rank, other)
-    return Network("torus", graph)
+    return Network("torus", graph, transitive=True)
 
 
 def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topology:

@@ -215,16 +215,18 @@ class Network(Topology):
     Args:
         name: Of its family.
         graph: A DiGraph of the nodes 0 to N−1.
+        transitive: Whether it looks the same from every rank.
     """
 
-    def __init__(self, name: str, graph: Any) -> None:
+    def __init__(self, name: str, graph: Any, *, transitive: bool = False) -> None:
         out = tuple(tuple(sorted(graph.successors(rank))) for rank in range(len(graph)))
         into = tuple(tuple(sorted(graph.predecessors(rank))) for rank in range(len(graph)))
-        self._init(name=name, size=len(graph), _out=out, _into=into, _graph=graph)
+        self._init(name=name, size=len(graph), _out=out, _into=into, _graph=graph, _transitive=transitive)
 
     _out: tuple[tuple[int, ...], ...]
     _into: tuple[tuple[int, ...], ...]
     _graph: Any
+    _transitive: bool
 
     def out_neighbours(self, rank: int) -> tuple[int, ...]:
         """Return the ranks that ``rank`` sends to, ascending."""
@@ -246,17 +248,23 @@ class Network(Topology):
 
         return networkx.is_strongly_connected(self._graph)
 
-    @functools.cached_property
-    def _distances(self) -> np.ndarray:
-        from scipy.sparse.csgraph import shortest_path
+    def _distances(self, origin: int) -> np.ndarray:
+        from scipy.sparse.csgraph import dijkstra
 
-        distances = shortest_path(self._adjacency, unweighted=True)
+        distances = dijkstra(self._adjacency, indices=origin, unweighted=True)
         if not np.isfinite(distances).all():
-            origin, rank = np.argwhere(~np.isfinite(distances))[0]
+            rank = np.flatnonzero(~np.isfinite(distances))[0]
             raise self._disconnected(f"no path leads from rank {origin} to rank {rank}")
         return distances
 
-    @property
+    @functools.cached_property
+    def _eccentricity(self) -> tuple[int, float]:
+        """The largest distance of two ranks, and the sum of distances from a rank, averaged over ranks."""
+        origins = range(1 if self._transitive else self.size)
+        largest, total = zip(*((d.max(), d.sum()) for d in map(self._distances, origins)), strict=True)
+        return int(max(largest)), sum(total) / len(origins)
+
+    @functools.cached_property
     def _adjacency(self) -> csr_array:
         from scipy.sparse import csr_array
 
@@ -267,12 +275,12 @@ class Network(Topology):
     @property
     def diameter(self) -> int:
         """The most edges on a shortest path."""
-        return int(self._distances.max())
+        return self._eccentricity[0]
 
     @property
     def mean_distance(self) -> float:
         """Edges on a shortest path, averaged over pairs of different ranks."""
-        return float(self._distances.sum()) / max(1, self.size * (self.size - 1))
+        return self._eccentricity[1] / max(1, self.size - 1)
 
     @functools.cached_property
     def second_eigenvalue(self) -> float:
@@ -318,7 +326,7 @@ class Network(Topology):
         """Return whom ``rank`` passes on what comes from ``origin``."""
         tree = self._trees.get(origin)
         if tree is None:
-            distances = self._distances[origin]
+            distances = self._distances(origin)
             tree = [[] for _ in range(self.size)]
             for child in range(self.size):
                 if child != origin:
