@@ -168,6 +168,22 @@ def bench_store(json_file: Path | None, as_csv: bool, rows: int, columns: int, *
     store.run(world, store.Config(shape=(rows, columns), **options), json_file=json_file, as_csv=as_csv)
 
 
+@bench.command("transport")
+@click.option("-n", "--iterations", type=click.IntRange(1), default=50, help="Timed samples, of 20 round trips each.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Most time for one size.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@json_option
+def bench_transport(json_file: Path | None, as_csv: bool, **options: Any) -> None:
+    """Messages inside a node, two-sided and one-sided; for 2 ranks."""
+    world = start()
+    from sfb.bench import transport
+
+    try:
+        transport.run(world, transport.Config(**options), json_file=json_file, as_csv=as_csv)
+    except ValueError as error:
+        raise Failure(str(error)) from error
+
+
 @bench.command("consistency")
 @click.option("--data", default="mnist", help="As of sfb train.")
 @click.option("--modes", type=Names(), default="bsp,ssp:1,ssp:3,ssp:10,asp", help="Of bsp, ssp:S and asp.")
