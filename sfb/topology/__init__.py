@@ -1,10 +1,9 @@
 """Directed graphs over ranks: who sends to whom, how well that mixes, and the trees along which updates travel."""
 
+from sfb.topology.create import NAMES, create
 from sfb.topology.families import (
-    NAMES,
     chord,
     complete,
-    create,
     exponential,
     from_networkx,
     hypercube,

@@ -1,19 +1,15 @@
-"""The other graphs, and how a user names one."""
+"""Graphs that are known well, and those of networkx."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isqrt
 from typing import Any
 
-from sfb.topology.graph import Circulant, Network, Topology
-from sfb.topology.halton import check_size, exponential, halton, halton_malt2, halton_published
+from sfb.topology.graph import Circulant, Network, Topology, check_size
 
 __all__ = [
-    "NAMES",
     "chord",
     "complete",
-    "create",
     "exponential",
     "from_networkx",
     "hypercube",
@@ -21,6 +17,12 @@ __all__ = [
     "ring",
     "torus",
 ]
+
+
+def exponential(size: int) -> Circulant:
+    """Return the graph of the offsets 1, 2, 4, … below ``size``."""
+    check_size(size)
+    return Circulant("exponential", size, [1 << k for k in range((size - 1).bit_length())])
 
 
 def ring(size: int) -> Circulant:
@@ -130,25 +132,6 @@ def from_networkx(graph: Any) -> Topology:
     return topology
 
 
-def create(topology: Any, size: int) -> Topology:
-    """Return what a user's ``topology`` stands for on ``size`` ranks: a name, a `Topology`, or a networkx graph.
-
-    Raises:
-        TypeError: Neither.
-        ValueError: An unknown name, another number of ranks, or a disconnected graph.
-    """
-    if isinstance(topology, str):
-        if topology not in NAMES:
-            raise ValueError(f"topology must be one of {', '.join(NAMES)}, got {topology!r}")
-        return NAMES[topology](size)
-    if not isinstance(topology, Topology):
-        topology = from_networkx(topology)
-    if topology.size != size:
-        raise ValueError(f"the topology has {topology.size} ranks, the communicator {size}")
-    _ = topology.diameter
-    return topology
-
-
 def _network(name: str, graph: Any) -> Network:
     import networkx
 
@@ -158,17 +141,3 @@ def _network(name: str, graph: Any) -> Network:
     if not graph.is_directed():
         directed.add_edges_from((b, a) for a, b in graph.edges)
     return Network(name, directed)
-
-
-NAMES: dict[str, Callable[[int], Topology]] = {
-    "halton": halton,
-    "halton_published": halton_published,
-    "halton_malt2": halton_malt2,
-    "exponential": exponential,
-    "chord": chord,
-    "ring": ring,
-    "hypercube": hypercube,
-    "torus": torus,
-    "complete": complete,
-    "random_regular": random_regular,
-}

@@ -12,9 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["Circulant", "Network", "Topology"]
+__all__ = ["Circulant", "Network", "Topology", "check_size"]
 
 _DENSE = 1024  # ranks up to which all eigenvalues are computed
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError if there is no graph of so few ranks."""
+    if size < 1:
+        raise ValueError(f"a graph needs at least 1 rank, got {size}")
 
 
 class Topology:

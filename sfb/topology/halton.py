@@ -7,20 +7,15 @@ from math import gcd
 
 import numpy as np
 
-from sfb.topology.graph import Circulant
+from sfb.topology.families import exponential
+from sfb.topology.graph import Circulant, check_size
 
-__all__ = ["check_size", "exponential", "halton", "halton_malt2", "halton_published"]
+__all__ = ["halton", "halton_malt2", "halton_published"]
 
 _DRAWS = 4096  # choices of offsets to compare
 _POINTS = 1 << 22  # at most so many eigenvalues in all
 _BATCH = 1 << 18  # at once
 _DIGITS = 9  # of an eigenvalue that count: the same choice on every machine
-
-
-def exponential(size: int) -> Circulant:
-    """Return the graph of the offsets 1, 2, 4, … below ``size``."""
-    check_size(size)
-    return Circulant("exponential", size, [1 << k for k in range((size - 1).bit_length())])
 
 
 def halton_published(size: int) -> Circulant:
@@ -84,12 +79,6 @@ def halton(size: int) -> Circulant:
         if found is not None:
             return found[2]
     return Circulant("halton", size, reference.offsets)
-
-
-def check_size(size: int) -> None:
-    """Raise ValueError if there is no graph of so few ranks."""
-    if size < 1:
-        raise ValueError(f"a graph needs at least 1 rank, got {size}")
 
 
 def _points(size: int, first: int, count: int) -> list[int]:
