@@ -13,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Column, Printer, Times, measure, write_json
+from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.collectives import ALGORITHMS
 from sfb.environment import describe, header
 from sfb.plan import AUTO
@@ -59,23 +59,19 @@ class Config:
     check: bool = True
 
 
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
 COLUMNS = [
     Column("K", "K", width=7),
     Column("D", "D", width=7),
     Column("S", "S", width=6),
     Column("algorithm", "algorithm", width=11),
     Column("taken", "taken", width=11),
-    Column("seconds", "time(us)", _us, 12),
-    Column("min", "min", _us, 12),
-    Column("avg", "avg", _us, 12),
-    Column("p99", "p99", _us, 12),
-    Column("exchange", "exch(us)", _us, 12),
-    Column("rebuild", "rebuild(us)", _us, 12),
-    Column("predicted", "pred(us)", lambda seconds: "-" if seconds is None else _us(seconds), 12),
+    Column("seconds", "time(us)", microseconds, 12),
+    Column("min", "min", microseconds, 12),
+    Column("avg", "avg", microseconds, 12),
+    Column("p99", "p99", microseconds, 12),
+    Column("exchange", "exch(us)", microseconds, 12),
+    Column("rebuild", "rebuild(us)", microseconds, 12),
+    Column("predicted", "pred(us)", lambda seconds: "-" if seconds is None else microseconds(seconds), 12),
     Column("wire_bytes", "wire(B)", width=12),
     Column("algbw", "algbw(GB/s)", "{:.2f}".format, 12),
     Column("busbw", "busbw(GB/s)", "{:.2f}".format, 12),

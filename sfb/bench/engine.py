@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Column", "Printer", "Sample", "Times", "measure", "write_json"]
+__all__ = ["Column", "Printer", "Sample", "Times", "measure", "microseconds", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ class Column:
     heading: str
     show: Callable[[Any], str] = str
     width: int = 10
+
+
+def microseconds(seconds: float) -> str:
+    """Return how a column shows seconds."""
+    return f"{seconds * 1e6:.1f}"
 
 
 class Printer:

@@ -16,7 +16,7 @@ from scipy.linalg import get_blas_funcs
 from threadpoolctl import threadpool_limits
 
 import sfb.kernels as kernels
-from sfb.bench.engine import Column, Printer, Times, measure, write_json
+from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.environment import describe, header
 from sfb.warmup import warmup
 
@@ -56,18 +56,14 @@ class Config:
     seconds: float = 2.0
 
 
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
 COLUMNS = [
     Column("kernel", "kernel", width=11),
     Column("K", "K", width=7),
     Column("D", "D", width=7),
     Column("m", "m", width=6),
-    Column("seconds", "time(us)", _us, 12),
+    Column("seconds", "time(us)", microseconds, 12),
     Column("other", "best other", width=11),
-    Column("other_seconds", "time(us)", _us, 12),
+    Column("other_seconds", "time(us)", microseconds, 12),
     Column("ratio", "ratio", "{:.2f}".format, 8),
     Column("gflops", "Gflop/s", "{:.1f}".format, 9),
     Column("bandwidth", "GB/s", "{:.1f}".format, 8),

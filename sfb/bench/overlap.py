@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Column, Printer, measure, write_json
+from sfb.bench.engine import Column, Printer, measure, microseconds, write_json
 from sfb.environment import describe, header
 from sfb.threads import limit_process
 
@@ -41,18 +41,14 @@ class Config:
     seconds: float = 20.0
 
 
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
 COLUMNS = [
     Column("K", "K", width=7),
     Column("D", "D", width=7),
     Column("S", "S", width=6),
     Column("candidate", "candidate", width=14),
-    Column("pure", "pure(us)", _us, 12),
-    Column("compute", "compute(us)", _us, 12),
-    Column("total", "total(us)", _us, 12),
+    Column("pure", "pure(us)", microseconds, 12),
+    Column("compute", "compute(us)", microseconds, 12),
+    Column("total", "total(us)", microseconds, 12),
     Column("overlap", "overlap(%)", "{:.1f}".format, 11),
 ]
 

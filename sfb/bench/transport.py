@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.bench.engine import Column, Printer, measure, write_json
+from sfb.bench.engine import Column, Printer, measure, microseconds, write_json
 from sfb.environment import describe, header
 from sfb.kernels import sync
 from sfb.threads import limit_process
@@ -39,15 +39,11 @@ class Config:
     seconds: float = 10.0
 
 
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
 COLUMNS = [
     Column("bytes", "size(B)", width=10),
-    Column("two-sided", "two-sided(us)", _us, 15),
-    Column("stores", "stores(us)", _us, 12),
-    Column("put", "put(us)", _us, 12),
+    Column("two-sided", "two-sided(us)", microseconds, 15),
+    Column("stores", "stores(us)", microseconds, 12),
+    Column("put", "put(us)", microseconds, 12),
 ]
 
 

@@ -67,7 +67,6 @@ class Relay:
         received_bytes: Likewise.
         received_messages: Likewise.
         largest: The largest number of entries that waited for one neighbour.
-        peak: The largest ``held``.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Relay:
         self._most = _COALESCED if bucket is None else min(_COALESCED, bucket.size)
         self._status = MPI.Status()
         self.needed = -1
-        self.held = self.peak = self.largest = 0
+        self.held = self.largest = 0
         self.sent_bytes = self.sent_messages = 0
         self.received_bytes = self.received_messages = 0
 
@@ -170,7 +169,7 @@ class Relay:
                 for hop, nbytes in enumerate(memory.view(np.int64).tolist()):
                     unreturned[hop] -= nbytes
                 continue
-            self._hold(memory.nbytes)
+            self.held += memory.nbytes
             self._arriving.append((message.Irecv([memory, MPI.BYTE]), memory, source))
         # In the order of messages, so that entries of one neighbour stay in theirs.
         while self._arriving and self._arriving[0][0].Test():
@@ -180,20 +179,16 @@ class Relay:
             self.received_bytes += memory.nbytes
             self.held -= memory.nbytes  # from here on its entries count
             for entry in unpack(memory, source):
-                self._hold(entry.nbytes)
+                self.held += entry.nbytes
                 self._pass_on(entry)
                 self._deliver(entry)
         return moved
-
-    def _hold(self, nbytes: int) -> None:
-        self.held += nbytes
-        self.peak = max(self.peak, self.held)
 
     def _pass_on(self, entry: Entry) -> None:
         """Send an entry to this rank's children in the tree of its origin."""
         children = self._children[entry.origin]
         if entry.source < 0:
-            self._hold(entry.nbytes)
+            self.held += entry.nbytes
         entry.sending = len(children)
         for child in children:
             pending = self._edges[child].pending
@@ -238,7 +233,7 @@ class Relay:
         gone = set(map(id, chosen))
         edge.pending = [entry for entry in edge.pending if id(entry) not in gone]
         memory = pack(chosen)
-        self._hold(memory.nbytes)
+        self.held += memory.nbytes
         edge.flights.append((self._world.Isend([memory, MPI.BYTE], rank, _MESSAGE), memory, chosen))
         self.sent_bytes += memory.nbytes
         self.sent_messages += 1

@@ -132,6 +132,8 @@ class Store(StoreBase):
                 raise TypeError(f"consistency must be BSP(), SSP(s) or ASP(), got {consistency!r}")
             if not max_bytes > 0:
                 raise ValueError(f"max_bytes must be > 0, got {max_bytes!r}")
+            if not stall > 0:
+                raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
             if progress not in ("thread", "poll"):
                 raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
             if progress == "thread" and MPI.Query_thread() != MPI.THREAD_MULTIPLE:

@@ -260,6 +260,7 @@ WRONG = [
     ({"topology": networkx.empty_graph(4)}, ValueError, "disconnected"),
     ({"max_bytes": 0}, ValueError, "max_bytes"),
     ({"progress": "fast"}, ValueError, "poll"),
+    ({"stall": -1}, ValueError, "stall"),
 ]
 
 
