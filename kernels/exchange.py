@@ -6,40 +6,17 @@ long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
-import time
-
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from sfb.kernels._loops import accumulate, reduce, update, update_dense
 from sfb.kernels.rules import ASSIGN, SGD
-from sfb.kernels.sync import ARRIVED, DONE, reach, reached
+from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
 
 __all__ = ["FIRST", "dense", "node", "phase"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
 
-_MONOTONIC = time.CLOCK_MONOTONIC
-
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-
-
-@intrinsic
-def _now(typing_context):
-    """Nanoseconds of a clock that never goes back."""
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(64)
-        stamp = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
-        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), stamp.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
-        builder.call(function, [ir.Constant(ir.IntType(32), _MONOTONIC), stamp])
-        seconds, rest = (builder.load(cgutils.gep_inbounds(builder, stamp, 0, i)) for i in (0, 1))
-        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
-
-    return types.int64(), generate
 
 
 def _array(t, dimensions, readonly=False):
@@ -134,9 +111,9 @@ def node(
     if progress[0] == 1:
         if not reached(board, 0, ranks, call, FIRST, spins, patience):
             return False
-        began = _now()
+        began = now()
         _take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, start, stop, scratch)
-        progress[1] += _now() - began
+        progress[1] += now() - began
         reach(board, me, call, DONE)
         progress[0] = 2
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
@@ -187,22 +164,22 @@ def dense(
         turn = slabs[piece % 2 * ranks : (piece % 2 + 1) * ranks]
         start, stop = rows * me // ranks, rows * (me + 1) // ranks
         if stage == 0:
-            began = _now()
+            began = now()
             mine = turn[me][: rows * columns].reshape(rows, columns)
             accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch)
-            progress[1] += _now() - began
+            progress[1] += now() - began
             reach(board, me, call, FIRST + 2 * piece)
         elif not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):
             return False
         else:
-            began = _now()
+            began = now()
             total = turn[0][: rows * columns].reshape(rows, columns)
             if stage == 1:
                 reduce(turn, start * columns, stop * columns)
             if (stage == 1) == shared:
                 first, last = (low + start, low + stop) if shared else (low, low + rows)
                 update_dense(kind, p, total, w, s, t, low, first, last, 1.0)
-            progress[1] += _now() - began
+            progress[1] += now() - began
             if stage == 1 and not shared:
                 reach(board, me, call, FIRST + 2 * piece + 1)
         progress[0] += 2 if stage == 1 and shared else 1

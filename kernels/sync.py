@@ -7,6 +7,8 @@ grows, and is stored after what it announces, with release semantics.
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
+import time
+
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -14,7 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += ["FAILED", "join", "judge", "look", "meet", "reach", "reached"]
+__all__ += ["FAILED", "MIXED", "join", "judge", "look", "meet", "now", "reach", "reached"]
 
 RING = 64
 WORDS = 4
@@ -23,11 +25,13 @@ WORDS = 4
 _PHASES = 1 << 20
 ARRIVED, DONE = 1, _PHASES - 1
 
-# The digest of a process whose own arguments are wrong, above all others.
+# The digest of a process whose own arguments are wrong, above all others. Those of plain arrays are not above 0.
 FAILED = (1 << 63) - 1
 
-# What `look` sees: processes missing; equal digests and sizes; equal digests; different digests.
-PENDING, AGREED, UNEVEN, DIFFERENT = 0, 1, 2, 3
+# What `look` sees: processes missing; equal digests and sizes; equal digests; different ones; such of plain arrays.
+PENDING, AGREED, UNEVEN, DIFFERENT, MIXED = 0, 1, 2, 3, 4
+
+_MONOTONIC = time.CLOCK_MONOTONIC
 
 
 def _address(context, builder, array_type, array, index):
@@ -63,6 +67,22 @@ def _yield(typing_context):
     return types.void(), generate
 
 
+@intrinsic
+def now(typing_context):
+    """Nanoseconds of a clock that never goes back."""
+
+    def generate(context, builder, signature, arguments):
+        word = ir.IntType(64)
+        stamp = cgutils.alloca_once(builder, ir.ArrayType(word, 2))
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), stamp.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        builder.call(function, [ir.Constant(ir.IntType(32), _MONOTONIC), stamp])
+        seconds, rest = (builder.load(cgutils.gep_inbounds(builder, stamp, 0, i)) for i in (0, 1))
+        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
+
+    return types.int64(), generate
+
+
 _BOARD = types.Array(types.int64, 1, "C")
 _INT = types.int64
 _OPTIONS = {"cache": True, "nogil": True}
@@ -86,16 +106,17 @@ def look(board, processes, me, call, spins, patience):
     """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived."""
     slot = call % RING
     mine = (me * RING + slot) * WORDS
-    verdict = AGREED
+    verdict, plain = AGREED, board[mine] <= 0
     for process in range(processes):
         theirs = (process * RING + slot) * WORDS
         if not _await(board, theirs + 3, _PHASES * call + ARRIVED, spins, patience):
             return PENDING
         if board[theirs] != board[mine]:
             verdict = DIFFERENT
+            plain = plain and board[theirs] <= 0
         elif board[theirs + 1] != board[mine + 1] and verdict == AGREED:
             verdict = UNEVEN
-    return verdict
+    return MIXED if verdict == DIFFERENT and plain else verdict
 
 
 @njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
@@ -123,12 +144,14 @@ def judge(words, processes, head, sizes):
         What `look` would, the largest elapsed time, and the kind of all parcels, or 0 if they differ.
     """
     verdict, elapsed, kind, at, start = AGREED, 0, words[head - 2], 0, 0
+    plain = words[0] <= 0
     for node in range(len(processes)):
         for process in range(processes[node]):
             header = start + 3 * process
             sizes[at] = words[header + 1]
             if words[header] != words[0] or words[header] == FAILED:
                 verdict = DIFFERENT
+                plain = plain and words[header] <= 0
             elif sizes[at] != sizes[0] and verdict == AGREED:
                 verdict = UNEVEN
             elapsed = max(elapsed, words[header + 2])
@@ -136,7 +159,7 @@ def judge(words, processes, head, sizes):
         if words[start + head - 2] != kind:
             kind = 0
         start += head + (words[start + head - 1] + 7) // 8
-    return verdict, elapsed, kind
+    return MIXED if verdict == DIFFERENT and plain else verdict, elapsed, kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)

@@ -17,9 +17,9 @@ from sfb.collectives.call import ALONE
 from sfb.collectives.problem import CARRIED
 from sfb.profile import ProfileError
 
-__all__ = ["Agreement", "Meeting", "MismatchError", "compare"]
+__all__ = ["PLAIN", "Agreement", "Meeting", "MismatchError", "compare"]
 
-_PLAIN = 0  # below every digest: a plain array
+PLAIN = 0  # what stands for a plain array; below all that stands for others
 _TAGS = 32768  # what MPI guarantees
 _PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
 
@@ -140,20 +140,54 @@ class Agreement:
         _wait(self.steps(meeting))
         return meeting
 
-    def check_plain(self, call: str, describe: Callable[[], str], error: Exception | None = None) -> None:
-        """Compare a call of plain arrays with those of the other ranks of this node only."""
+    def begin(self) -> int:
+        """Return the number of the next call."""
         self._number += 1
-        if self._board.ranks == 1 and error is None:
-            return
-        digest = _PLAIN if error is None else self._sync.FAILED
-        verdict = self._board.meet(self._number, digest, 0, 0, wait=True)
-        if verdict == self._sync.AGREED and error is None:
-            return
-        meeting = Meeting(call, self._number, digest, 0, describe, error, waits=False)
-        meeting.verdict = verdict
-        _wait(self._on_node(meeting))
+        return self._number
+
+    def plain(
+        self, call: str, number: int, verdict: int | None = None, *, digest: int = PLAIN, error: Exception | None = None
+    ) -> bool:
+        """Find out whether all ranks of this node pass plain arrays in a call, and return whether digests agree, too.
+
+        Args:
+            call: The user's call, for the message.
+            number: Of the call.
+            verdict: What this rank has seen of the others, if they have been shown its ``digest`` already.
+            digest: `PLAIN`, or a number below that has to be equal on all ranks, as far as they are to do something.
+            error: What is wrong with this rank's own arguments, if anything.
+
+        Raises:
+            MismatchError, Exception: As `steps`, on the ranks of this node, and on all if those listen.
+        """
+        meeting = self._plain(call, number, verdict, digest, 0, error)
         if meeting.verdict == self._sync.DIFFERENT or error is not None:
             _wait(self._fail(meeting))
+        return meeting.verdict == self._sync.AGREED and digest < PLAIN
+
+    def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
+        """Find out the same of the ranks of all nodes, and whether they give the same ``size``; as `plain` otherwise."""
+        meeting = self._plain(call, number, None, digest, size)
+        if meeting.verdict == self._sync.DIFFERENT:
+            _wait(self._fail(meeting))
+        _wait(self._across(meeting))
+        if meeting.verdict == self._sync.DIFFERENT:
+            _wait(self._raise(meeting, True))
+        return meeting.verdict == self._sync.AGREED and digest < PLAIN
+
+    def _plain(
+        self, call: str, number: int, verdict: int | None, digest: int, size: int, error: Exception | None = None
+    ) -> Meeting:
+        """Return a call of plain arrays, once all ranks of the node have shown theirs."""
+        if error is not None:
+            digest = self._sync.FAILED
+        if verdict is None:
+            verdict = self._board.meet(number, digest, size, 0, wait=True)
+        meeting = Meeting(call, number, digest, size, _describe_plain, error)
+        meeting.verdict = verdict
+        if verdict == self._sync.PENDING:
+            _wait(self._on_node(meeting))
+        return meeting
 
     def open(
         self,
@@ -179,12 +213,12 @@ class Agreement:
             wait: Look for the others a while, as `steps` is going to be waited for at once.
             parcel: A number > 0 that says what has been put into `room`, and its bytes; for a call that waits.
         """
-        self._number += 1
+        number = self.begin()
         digest = signature if type(signature) is int else self.digest(call, signature)
         if error is not None:
             digest, parcel = self._sync.FAILED, (0, 0)
-        meeting = Meeting(call, self._number, digest, size, describe, error, parcel, wait)
-        meeting.verdict = self._board.meet(self._number, digest, size, elapsed, wait=wait)
+        meeting = Meeting(call, number, digest, size, describe, error, parcel, wait)
+        meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
         return meeting
 
     def settled(self, meeting: Meeting) -> bool:
@@ -213,19 +247,24 @@ class Agreement:
             if timed:
                 meeting.elapsed = int(board.headers(meeting.number)[:, 2].max())
             return
-        if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] == _PLAIN).any():
+        if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] <= PLAIN).any():
             yield from self._fail(meeting)
+        yield from self._across(meeting)
+        if meeting.verdict == sync.DIFFERENT:
+            yield from self._raise(meeting, True)
+        if meeting.verdict == sync.UNEVEN and meeting.counts is None:
+            meeting.counts = np.empty(self._world.size, np.int64)
+            yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
+
+    def _across(self, meeting: Meeting) -> Iterator[Any]:
+        """Set the verdict to that of all nodes."""
+        board = self._board
         if board.me == 0:
-            verdict = yield from self._between_nodes(meeting)
+            meeting.verdict = yield from self._between_nodes(meeting)
         else:
             if not board.was_announced(meeting.number, wait=False):
                 yield _Announcement(board, meeting)
-            verdict, _, meeting.elapsed = board.announced(meeting.number)
-        if verdict == sync.DIFFERENT:
-            yield from self._raise(meeting, True)
-        if verdict == sync.UNEVEN and meeting.counts is None:
-            meeting.counts = np.empty(self._world.size, np.int64)
-            yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
+            meeting.verdict, _, meeting.elapsed = board.announced(meeting.number)
 
     def _fail(self, meeting: Meeting) -> Iterator[Any]:
         """Raise on all ranks, or on those of this node alone if others pass plain arrays and listen to nobody."""
@@ -380,6 +419,10 @@ class _Messages:
             if tests % 1024 == 0:
                 watch = watch or self._board.watch()
                 watch.look(lambda: [rank for members in self._lacking for rank in members], self._call)
+
+
+def _describe_plain() -> str:
+    return "a plain buffer, not Factors"
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:

@@ -28,6 +28,7 @@ class Board:
 
     Attributes:
         words: The memory.
+        window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
         place: Ranks of the node, this one's number, looks to wait for others, and looks before the core is yielded.
         glance: The same with no waiting.
         last_phase: Of a call.
@@ -47,7 +48,7 @@ class Board:
     def __init__(
         self, world: MPI.Intracomm, node: MPI.Intracomm, members: Sequence[int], *, crowded: bool, stall: float
     ) -> None:
-        from sfb.kernels import sync
+        from sfb.kernels import arrays, sync
 
         self._sync = sync
         self.last_phase = sync.DONE
@@ -61,8 +62,11 @@ class Board:
         self.place = self.ranks, self.me, _SPINS, self._patience
         self.glance = self.ranks, self.me, 0, self._patience
         slots = self.ranks + 1  # one for what the first rank announces to the others
-        self._block = Block(node, slots * sync.RING * sync.WORDS * 8)
-        self.words = self._block.array((slots * sync.RING * sync.WORDS,), np.dtype(np.int64))
+        room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
+        words = slots * sync.RING * sync.WORDS
+        self._block = Block(node, 8 * words + room)
+        self.words = self._block.array((words,), np.dtype(np.int64))
+        self.window = self._block.array((room,), np.dtype(np.uint8), 8 * words)
         if self.me == 0:
             self.words[:] = 0
         node.Barrier()
@@ -145,7 +149,7 @@ class Board:
 
     def free(self) -> None:
         """Give the memory back; collective over the node."""
-        del self.words
+        del self.words, self.window
         self._block.release()
         self._block.free()
 

@@ -19,6 +19,7 @@ from mpi4py import MPI
 import sfb.kernels as kernels
 from sfb._version import __version__
 from sfb.agreement import compare
+from sfb.arrays import Arrays
 from sfb.collectives import ALGORITHMS, Problem
 from sfb.collectives.call import Call
 from sfb.factors import Factors
@@ -139,9 +140,10 @@ def measure(team: Team, seconds: float) -> Profile:
     tables: dict[str, list[tuple[float, float]]] = {}
     source, target = np.ones((2, LARGE // 2), np.float32)
     memory_rate = 2 * source.nbytes / _time(team, lambda: np.copyto(target, source), 1, inner=1) * team.sharing
+    probe = Team(team.world, team.node)  # calls may be under way on the other
     if place.ranks_per_node > 1:
-        tables["sync"] = [(0.0, _sync(team))]
-    candidates = _exchanges(team)
+        tables["sync"] = [(0.0, _sync(probe))]
+    candidates = _exchanges(team, probe)
     for size in _SIZES:
         if size > _FIRST_SIZES and "rebuild/large" not in tables:
             tables |= _work(team)
@@ -152,6 +154,7 @@ def measure(team: Team, seconds: float) -> Profile:
             tables.setdefault(kind, []).append((float(size), _time(team, make(size), 9 if size <= 1 << 15 else 2)))
         if size > _FIRST_SIZES and not left():
             break
+    probe.free()
     profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
     gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
     profile = replace(profile, gemm_rate=gemm, overheads=_overheads(team, profile))
@@ -189,10 +192,9 @@ def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int =
     return float(max(np.median(taken), 1e-9))
 
 
-def _sync(team: Team) -> float:
-    """Return the seconds of a phase of a node's board; of one of its own, as calls may be under way on the team's."""
-    probe = Team(team.world, team.node)
-    call = Call(probe, 1, "calibrate", blocking=True)
+def _sync(probe: Team) -> float:
+    """Return the seconds of a phase of a node's board."""
+    call = Call(probe, probe.agree.begin(), "calibrate", blocking=True)
     repetitions = 50
 
     def meet() -> None:
@@ -200,9 +202,8 @@ def _sync(team: Team) -> float:
             for step in call.meet():
                 step.Wait()
 
-    seconds = _time(team, meet, 3) / repetitions
+    seconds = _time(probe, meet, 3) / repetitions
     call.finish()
-    probe.free()
     return seconds
 
 
@@ -221,8 +222,8 @@ def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
     return tables
 
 
-def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
-    """Return, by kind, what makes a collective of a number of bytes."""
+def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
+    """Return, by kind, what makes a collective of a number of bytes; ``probe`` is of the same ranks, and idle."""
     world, ranks = team.world, team.size
 
     def gather(comm: MPI.Intracomm, nbytes: int) -> Callable[[], Any]:
@@ -242,6 +243,10 @@ def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
         array = np.zeros(nbytes // 4, np.float32)
         return lambda: world.Allreduce(MPI.IN_PLACE, array)
 
+    def arrays(nbytes: int) -> Callable[[], Any]:
+        array = np.zeros(nbytes // 4, np.float32)
+        return lambda: own.allreduce_everywhere(MPI.IN_PLACE, array, MPI.SUM)
+
     def copy(nbytes: int) -> Callable[[], Any]:
         source, target = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
         return lambda: np.copyto(target, source)
@@ -253,6 +258,9 @@ def _exchanges(team: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
         found |= {"allreduce": allreduce, "alltoall": alltoall}
         if team.nodes < ranks:
             found["across"] = across
+        own = Arrays(probe, Profile)
+        if own.far:
+            found["arrays"] = arrays
     return found
 
 

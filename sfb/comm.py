@@ -20,6 +20,7 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.agreement import Agreement, Meeting, compare
+from sfb.arrays import Arrays
 from sfb.calibrate import profile_for
 from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem
@@ -127,6 +128,7 @@ class Comm(MPI.Intracomm):
         self._owner = comm is None
         self._options = _Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
         self._team_or_none = None
+        self._arrays = None
         self._profile_or_none = None
         self._plans = {}
         self._seen = {}
@@ -144,6 +146,7 @@ class Comm(MPI.Intracomm):
     _options: _Options
     _placed: bool
     _team_or_none: Team | None
+    _arrays: Arrays | None
     _profile_or_none: Profile | None
     _plans: dict[object, Plan]
     _seen: dict[int, _Seen]
@@ -180,17 +183,8 @@ class Comm(MPI.Intracomm):
                 self._queue.drain()
             self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
-        if self._options.check:
-            error = None
-            if algorithm != AUTO or isinstance(recvbuf, Factors):
-                error = _plain_error(recvbuf, algorithm)
-            if self._queue.busy:
-                self._queue.make_room()
-            team = self._team_or_none or self._team_if_possible()
-            if team is not None:
-                team.agree.check_plain("Allreduce", _describe_plain, error)
-            elif error is not None:
-                raise error
+        if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
+            return
         super().Allreduce(sendbuf, recvbuf, op)
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
@@ -344,7 +338,7 @@ class Comm(MPI.Intracomm):
         if self._ticker is not None:
             self._ticker.stop()
             self._ticker = None
-        team, self._team_or_none = self._team_or_none, None
+        team, self._team_or_none, self._arrays = self._team_or_none, None, None
         self._plans.clear()
         self._seen.clear()
         self._timed = None
@@ -367,15 +361,35 @@ class Comm(MPI.Intracomm):
             self._team_or_none = Team(self, stall=self._options.stall)
         return self._team_or_none
 
-    def _team_if_possible(self) -> Team | None:
-        """Return the team, or None where Numba cannot be imported: plain arrays do without."""
+    def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
+        """Reduce what are no factors, and return True, or False if MPI is to do it."""
+        arrays = self._arrays or self._arrays_if_possible()
+        error = None
+        if algorithm != AUTO or isinstance(recvbuf, Factors):
+            error = _plain_error(recvbuf, algorithm)
+        if arrays is None:
+            if error is not None:
+                raise error
+            return False
+        busy = self._queue.busy
+        if busy:
+            self._queue.make_room()
+        if error is not None:
+            arrays.refuse(error)
+        if arrays.far and arrays.takes(recvbuf):
+            self._queue.drain()
+            return arrays.allreduce_everywhere(sendbuf, recvbuf, op)
+        return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
+
+    def _arrays_if_possible(self) -> Arrays | None:
+        """Return what reduces plain arrays, or None where Numba cannot be imported: they do without."""
         if not self._helpless:
             try:
-                return self._team
+                self._arrays = Arrays(self._team, self._known_profile)
             except ImportError as error:
                 self._helpless = True
-                _log.warning("Allreduce does not check that all ranks pass plain arrays: %s", error)
-        return None
+                _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)
+        return self._arrays
 
     def _request(self, steps: Iterator[Any], *, at_once: bool = False) -> Any:
         """Begin an exchange that does not block, or bring it to its end ``at_once``."""
@@ -818,10 +832,6 @@ def _plain_error(recvbuf: Any, algorithm: str) -> Exception | None:
     if isinstance(recvbuf, Factors):
         return TypeError("Factors cannot receive; pass an array or an optimizer as recvbuf")
     return None
-
-
-def _describe_plain() -> str:
-    return "a plain buffer, not Factors"
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

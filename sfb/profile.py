@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["EXCHANGES", "Place", "Profile", "ProfileError", "Use"]
 
-EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce")
+EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce", "arrays")
 Table = Sequence[tuple[float, float]]
 
 # What the tables of work were measured on: elements of a matrix that stays in cache, and of one that does not.
@@ -29,7 +29,7 @@ class Use(NamedTuple):
 
     Attributes:
         kind: "sync", the ranks of a node waiting for each other; "copy" into a node's memory; a collective,
-            "allgather", "alltoall" or "allreduce" of all ranks or "across", an allgather among the ranks that have
+            "allgather", "alltoall" or "allreduce" of all ranks, "arrays", an allreduce of this library's own, or "across", an allgather among the ranks that have
             the same place on their nodes; "rebuild", uᵀv formed by the kernels; "pass", reading or writing what is
             neither.
         amount: Bytes that the busiest rank copies, gives to an allgather, sends, reduces or touches; for work the

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Block", "fence", "find", "reap"]
+__all__ = ["Block", "fence", "find", "find_named", "reap"]
 
 _blocks: list[Block] = []  # every live block of this process, to recognise arrays by their address
 _orphans: list[Block] = []  # those whose communicator is gone, but not their arrays
@@ -49,6 +49,11 @@ class Block:
         """Return whether ``address`` lies in the block."""
         return self._begin <= address < self._end
 
+    @property
+    def whole(self) -> np.ndarray:
+        """All of its memory, in bytes; some array of this process lies in it."""
+        return np.frombuffer(self._root(), np.uint8)[: self._end - self._begin]  # type: ignore[arg-type]
+
     def release(self) -> None:
         """Drop the block's own array, so that only those of the user keep the memory in use."""
         del self.bytes
@@ -72,6 +77,15 @@ def find(array: np.ndarray) -> Block | None:
         return None
     address = array.__array_interface__["data"][0]
     return next((block for block in _blocks if block.holds(address)), None)
+
+
+def find_named(array: np.ndarray) -> Block | None:
+    """Return the block that ``array`` begins in if it is one of `Comm.shared`; quickly None if there are none."""
+    named = [block for block in _blocks if block.name]
+    if not named:
+        return None
+    block = find(array)
+    return block if block in named else None
 
 
 def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> None:

@@ -23,8 +23,8 @@ __all__ = ["STALL", "Team"]
 STALL = 60.0  # seconds that a rank waits for others before it says so
 
 
-def _import_sync() -> None:
-    import sfb.kernels.sync  # noqa: F401 - compiles it
+def _import_kernels() -> None:
+    import sfb.kernels.arrays  # noqa: F401 - compiles it, and the board's
 
 
 class Team:
@@ -77,7 +77,7 @@ class Team:
         self.threads = threads_of(self.node, available)
         error: Exception | None = None
         try:
-            once_per_node(self.node, _import_sync)
+            once_per_node(self.node, _import_kernels)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         try:
@@ -87,8 +87,7 @@ class Team:
             self.world.Free()
             raise
         members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
-        crowded = self.sharing > 1
-        self.board = Board(self.world, self.node, members, crowded=crowded, stall=stall)
+        self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
         self.agree = Agreement(self.world, self.board, self.node_of)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:

@@ -1,0 +1,510 @@
+"""Reductions of plain arrays within a node, through memory that its ranks share (a *window*), as single calls.
+
+Importing this module imports Numba and compiles, or loads from its cache.
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, look, meet, now, reach, reached
+
+__all__ = ["FLAT", "MAX", "MIN", "PROD", "STATE", "SUM", "UNFIT"]
+__all__ += ["allreduce", "allreduce_shared", "reduce_scatter", "spread", "window_bytes"]
+
+SUM, PROD, MAX, MIN = 0, 1, 2, 3
+
+# What `allreduce` returns beside what `look` sees: it does not take these arrays.
+UNFIT = -1
+
+# Bytes that every rank reduces for itself, with one wait for the others.
+FLAT = 8192
+
+# Bytes of a large slot, of those of a node together, and what they are multiples of.
+_SLOT, _SLOTS, _PAGE = 1 << 19, 1 << 25, 1 << 12
+
+# Bytes that are reduced at once, so that they stay in the first cache, and of a line of it.
+_BLOCK, _LINE = 4096, 64
+
+# From so many bytes of all ranks together, results go to memory, not into caches that they would not stay in.
+_BEYOND = 1 << 24
+
+# Words of the state that a rank keeps between calls: the phase that others are to reach, where the call resumes; small calls so far; chunks so far; how long this
+# call has worked; and by function and bit length of sizes, the nanoseconds of a call with slots in cache and in
+# memory, and the number of calls.
+STATE = 4 + 3 * 3 * 64
+_RESUME, _SMALL, _CHUNKS, _WORKED, _WAYS = range(5)
+_ALLREDUCE, _SCATTER, _SPREAD = range(3)
+
+# One in so many calls tries the way that was slower before.
+_RETRY = 64
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+def window_bytes(ranks):
+    """Return the bytes of a window: for each rank two small slots, a block and two large slots.
+
+    The large ones have 1 MiB, or 32 MiB of all ranks (of more than 512 ranks, 128 bytes for every two). Slots take turns, so that one may be filled while others still read the one before.
+    """
+    slot = -(-max(_LINE * ranks, min(_SLOT, _SLOTS // (2 * ranks))) // _PAGE) * _PAGE
+    return ranks * (2 * FLAT + _BLOCK + 2 * slot)
+
+
+@intrinsic
+def _stream(typing_context, source, target):
+    """Copy a line, past the caches, to an address that is a multiple of it."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.VectorType(ir.IntType(64), _LINE // 8)
+        source, target = (builder.inttoptr(address, kind.as_pointer()) for address in arguments)
+        store = builder.store(builder.load(source, align=1), target, align=_LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _fence(typing_context):
+    """Let what has been streamed be seen before anything that is stored after."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@njit(**_OPTIONS)
+def _copy(source, target):
+    for i in range(len(target)):
+        target[i] = source[i]
+
+
+@njit(**_OPTIONS)
+def _move(source, target, streamed):
+    """Copy, past the caches if ``streamed``."""
+    if not streamed:
+        _copy(source, target)
+        return
+    size, line = target.itemsize, _LINE // target.itemsize
+    head = min(len(target), -(target.ctypes.data // size) % line)
+    lines = (len(target) - head) // line
+    tail = head + lines * line
+    _copy(source[:head], target[:head])
+    begin, end = source.ctypes.data + head * size, target.ctypes.data + head * size
+    for i in range(lines):
+        _stream(begin + i * _LINE, end + i * _LINE)
+    _copy(source[tail : len(target)], target[tail:])
+
+
+@njit(**_OPTIONS)
+def _take(op, total, term):
+    """Reduce ``term`` into ``total``."""
+    if op == SUM:
+        for i in range(len(total)):
+            total[i] += term[i]
+    elif op == PROD:
+        for i in range(len(total)):
+            total[i] *= term[i]
+    elif op == MAX:
+        for i in range(len(total)):
+            total[i] = total[i] if total[i] > term[i] else term[i]
+    else:
+        for i in range(len(total)):
+            total[i] = total[i] if total[i] < term[i] else term[i]
+
+
+@njit(**_OPTIONS)
+def _share(length, width, rank):
+    """Return where a rank's share of a chunk begins and ends. A rank's shares of all chunks are one place in a slot."""
+    return min(rank * width, length), min((rank + 1) * width, length)
+
+
+@njit(**_OPTIONS)
+def _width(n, most, ranks, line):
+    """Return the elements of a rank's share of a chunk, in whole lines, where a chunk has at most so many."""
+    chunks = max(1, -(-n // (most // (ranks * line) * ranks * line)))
+    return max(1, -(-n // (chunks * ranks * line))) * line
+
+
+@njit(**_OPTIONS)
+def _small_slot(window, ranks, turn, rank, n):
+    begin = (turn * ranks + rank) * (FLAT // window.itemsize)
+    return window[begin : begin + n]
+
+
+@njit(**_OPTIONS)
+def _block(window, ranks, me):
+    begin = (2 * ranks * FLAT + me * _BLOCK) // window.itemsize
+    return window[begin : begin + _BLOCK // window.itemsize]
+
+
+@njit(**_OPTIONS)
+def _slot(window, ranks, turn, rank):
+    first = ranks * (2 * FLAT + _BLOCK) // window.itemsize
+    chunk = (len(window) - first) // (2 * ranks)
+    first += (turn * ranks + rank) * chunk
+    return window[first : first + chunk]
+
+
+@njit(**_OPTIONS)
+def _fill(window, ranks, me, turn, width, send, streamed):
+    """Copy what others reduce of this rank's chunk into its slot."""
+    slot, length = _slot(window, ranks, turn, me), len(send)
+    start, stop = _share(length, width, me)
+    _move(send[:start], slot[:start], streamed)
+    _move(send[stop:], slot[stop:length], streamed)
+    if streamed:
+        _fence()
+
+
+@njit(**_OPTIONS)
+def _reduce(window, ranks, me, turn, width, op, send, recv, streamed, beyond):
+    """Reduce this rank's share of a chunk in the order of ranks, into its slot and ``recv``."""
+    length, total = len(send), _block(window, ranks, me)
+    start, stop = _share(length, width, me)
+    slot = _slot(window, ranks, turn, me)
+    for low in range(start, stop, len(total)):
+        high = min(low + len(total), stop)
+        for rank in range(ranks):
+            term = send[low:high] if rank == me else _slot(window, ranks, turn, rank)[low:high]
+            if rank == 0:
+                _copy(term, total[: high - low])
+            else:
+                _take(op, total[: high - low], term)
+        _move(total, slot[low:high], streamed)
+        _move(total, recv[low:high], beyond)
+    if streamed or beyond:
+        _fence()
+
+
+@njit(**_OPTIONS)
+def _fetch(window, ranks, me, turn, width, recv, beyond):
+    """Copy what the others have reduced of a chunk."""
+    for step in range(1, ranks):
+        rank = (me + step) % ranks
+        start, stop = _share(len(recv), width, rank)
+        _move(_slot(window, ranks, turn, rank)[start:stop], recv[start:stop], beyond)
+    if beyond:
+        _fence()
+
+
+@njit(**_OPTIONS)
+def _bits(n):
+    count = 0
+    while n > 0:
+        n >>= 1
+        count += 1
+    return count
+
+
+@njit(**_OPTIONS)
+def _way(function, nbytes):
+    return _WAYS + 3 * (64 * function + _bits(nbytes))
+
+
+@njit(**_OPTIONS)
+def _streams(state, row):
+    """Return whether this call's slots go past the caches: whichever took less time, now and then the other.
+
+    Between cores that share a cache that takes half as long again, between others a third of the time. The bits are
+    the same.
+    """
+    calls = state[row + 2]
+    if calls < 6:
+        return calls % 2 == 1
+    return (state[row + 1] < state[row]) != (calls % _RETRY == 0)
+
+
+@njit(**_OPTIONS)
+def _note(state, row, streamed):
+    """Note how long this call has worked."""
+    way = row + streamed
+    known = state[row + 2] >= 4  # the first two calls are slow for other reasons
+    state[way] = (state[way] + state[_WORKED]) // 2 if known else state[_WORKED]
+    state[row + 2] += 1
+
+
+@njit(**_OPTIONS)
+def _leave(state, verdict):
+    """Return the verdict; the next call begins anew unless others are awaited still."""
+    if verdict != PENDING:
+        state[_RESUME] = 0
+    return verdict
+
+
+def _array(t, readonly=False):
+    return types.Array(t, 1, "C", readonly=readonly)
+
+
+_TYPES = (types.float32, types.float64, types.int32, types.int64)
+_I = types.int64
+_START = [_array(_I), types.UniTuple(_I, 4), _I, _I, _array(_I)]
+
+
+@njit(
+    [_I(*_START, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
+    **_OPTIONS,
+)
+def allreduce(board, place, call, digest, state, window, op, send, recv):
+    """Reduce ``send`` of all ranks into ``recv`` of each, if they agree to.
+
+    Args:
+        board: Of the node (`sfb.kernels.sync`).
+        place: Its ranks, this one's number, looks to wait for, and looks before the core is yielded.
+        call: Number of this call.
+        digest: What has to be equal on all ranks beside the size.
+        state: Of this rank, `STATE` words, 0 at first. The first of them is 0 before a call; while others are awaited,
+            the phase that they are to reach.
+        window: Of the node, `window_bytes`.
+        op: `SUM`, `PROD`, `MAX` or `MIN`.
+        send: n elements; ``recv`` itself to reduce in place.
+        recv: n elements.
+
+    Returns:
+        As `look`: `PENDING` if others are awaited still, `AGREED` once done, another verdict if the ranks do not agree;
+        `UNFIT`, with nobody told, if ``send`` and ``recv`` overlap or differ in size, or are too large.
+    """
+    ranks, me, spins, patience = place
+    n = len(recv)
+    nbytes = n * recv.itemsize
+    small = nbytes <= FLAT
+    width = _width(n, len(_slot(window, ranks, 0, 0)), ranks, _LINE // recv.itemsize)
+    chunk = width * ranks
+    row = _way(_ALLREDUCE, nbytes)
+    streamed = not small and _streams(state, row)
+    if state[_RESUME] == 0:
+        away = send.ctypes.data - recv.ctypes.data
+        if len(send) != n or (-nbytes < away < nbytes and away != 0) or 2 * (n // chunk + 2) > DONE:
+            return UNFIT
+        if small:
+            _copy(send, _small_slot(window, ranks, state[_SMALL] % 2, me, n))
+        else:
+            began = now()
+            _fill(window, ranks, me, state[_CHUNKS] % 2, width, send[:chunk], streamed)
+            state[_WORKED] = now() - began
+        state[_RESUME] = 1
+        verdict = meet(board, ranks, me, call, digest, nbytes, 0, spins, patience)
+    elif state[_RESUME] == 1:
+        verdict = look(board, ranks, me, call, spins, patience)
+    else:
+        verdict = AGREED
+    if verdict != AGREED:
+        return _leave(state, verdict)
+    if small:
+        turn = state[_SMALL] % 2
+        _copy(_small_slot(window, ranks, turn, 0, n), recv)
+        for rank in range(1, ranks):
+            _take(op, recv, _small_slot(window, ranks, turn, rank, n))
+        state[_SMALL] += 1
+        return _leave(state, AGREED)
+    beyond = ranks * nbytes >= _BEYOND
+    chunks = (n + chunk - 1) // chunk
+    while state[_RESUME] <= 2 * chunks:
+        piece, stage = divmod(state[_RESUME] - 1, 2)
+        low = piece * chunk
+        turn = (state[_CHUNKS] + piece) % 2
+        if not reached(board, 0, ranks, call, ARRIVED + 2 * piece + stage, spins, patience):
+            return PENDING
+        began = now()
+        if stage == 0:
+            part = slice(low, low + chunk)
+            _reduce(window, ranks, me, turn, width, op, send[part], recv[part], streamed, beyond)
+            reach(board, me, call, ARRIVED + 2 * piece + 1)
+            if piece + 1 < chunks:
+                _fill(window, ranks, me, 1 - turn, width, send[low + chunk : low + 2 * chunk], streamed)
+                reach(board, me, call, ARRIVED + 2 * piece + 2)
+        else:
+            _fetch(window, ranks, me, turn, width, recv[low : low + chunk], beyond)
+        state[_WORKED] += now() - began
+        state[_RESUME] += 1
+    state[_CHUNKS] += chunks
+    _note(state, row, streamed)
+    return _leave(state, AGREED)
+
+
+@njit(
+    [_I(*_START, _array(t), _array(_I), _I, types.UniTuple(_I, 3), _array(t), _array(t)) for t in _TYPES],
+    **_OPTIONS,
+)
+def allreduce_shared(board, place, call, digest, state, window, words, op, places, source, target):
+    """Reduce arrays that lie in memory which the ranks of a node share, where they lie, if the ranks agree to.
+
+    Arguments and result as of `allreduce`, but for: ``words``, the window as int64; ``places``, elements by which the
+    array to be reduced lies behind the first of ``source``, and the array for the result behind that of ``target``, and
+    how many elements they have; ``source`` and ``target``, arrays that the ranks share, maybe the same.
+    """
+    ranks, me, spins, patience = place
+    n, turn = places[2], state[_SMALL] % 2
+    if state[_RESUME] == 0:
+        mine = _small_slot(words, ranks, turn, me, 2)
+        mine[0], mine[1] = places[0], places[1]
+        state[_RESUME] = 1
+        verdict = meet(board, ranks, me, call, digest, n * source.itemsize, 0, spins, patience)
+    elif state[_RESUME] == 1:
+        verdict = look(board, ranks, me, call, spins, patience)
+    else:
+        verdict = AGREED
+    if verdict != AGREED:
+        return _leave(state, verdict)
+    if state[_RESUME] == 1:
+        total, beyond = _block(window, ranks, me), ranks * n * source.itemsize >= _BEYOND
+        line = _LINE // source.itemsize
+        start, stop = _share(n, _width(n, n + ranks * line, ranks, line), me)
+        for low in range(start, stop, len(total)):
+            part = min(len(total), stop - low)
+            for rank in range(ranks):
+                first = _small_slot(words, ranks, turn, rank, 2)[0] + low
+                if rank == 0:
+                    _copy(source[first : first + part], total[:part])
+                else:
+                    _take(op, total[:part], source[first : first + part])
+            for rank in range(ranks):
+                first = _small_slot(words, ranks, turn, rank, 2)[1]
+                if rank == 0 or first != _small_slot(words, ranks, turn, rank - 1, 2)[1]:
+                    _move(total, target[first + low : first + low + part], beyond)
+        if beyond:
+            _fence()
+        reach(board, me, call, ARRIVED + 1)
+        state[_RESUME] = 2
+    if not reached(board, 0, ranks, call, ARRIVED + 1, spins, patience):
+        return PENDING
+    state[_SMALL] += 1
+    return _leave(state, AGREED)
+
+
+@njit(**_OPTIONS)
+def _show(board, me, call, digest, phase, nbytes):
+    """Show this rank's header, or a later phase."""
+    if phase == ARRIVED:
+        meet(board, 0, me, call, digest, nbytes, 0, 0, 0)
+    else:
+        reach(board, me, call, phase)
+
+
+@njit(**_OPTIONS)
+def _seen(board, place, call, phase):
+    """Look whether the others have reached a phase, and with the first whether they agree."""
+    ranks, me, spins, patience = place
+    if phase == ARRIVED:
+        return look(board, ranks, me, call, spins, patience)
+    return AGREED if reached(board, 0, ranks, call, phase, spins, patience) else PENDING
+
+
+@njit(
+    [_I(*_START, _I, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
+    **_OPTIONS,
+)
+def reduce_scatter(board, place, call, digest, state, phase, window, op, send, recv):
+    """Reduce a part of ``send`` of all ranks into ``recv`` of each, if the ranks agree to.
+
+    Arguments and result as of `allreduce`, but for: ``phase``, the first of the call, `ARRIVED` unless the ranks have
+    agreed before; ``send``, of as many parts as there are ranks, the last of which may have less than the others, or
+    nothing; ``recv``, of this rank's part, maybe it itself.
+    """
+    ranks, me = place[0], place[1]
+    n, line = -(-len(send) // ranks), _LINE // recv.itemsize
+    width = len(_slot(window, ranks, 0, 0)) // ranks // line * line
+    pieces, total = max(1, (n + width - 1) // width), _block(window, ranks, me)
+    row = _way(_SCATTER, n * recv.itemsize)
+    streamed = _streams(state, row)
+    while True:
+        piece = state[_RESUME] - phase
+        if state[_RESUME] > 0:
+            verdict = _seen(board, place, call, state[_RESUME])
+            if verdict != AGREED:
+                return _leave(state, verdict)
+        began = now()
+        if state[_RESUME] > 0:
+            turn = (state[_CHUNKS] + piece) % 2
+            end = min(piece * width + width, len(recv))
+            for low in range(piece * width, end, len(total)):
+                part = min(len(total), end - low)
+                at = me * width + low - piece * width
+                for rank in range(ranks):
+                    if rank == me:
+                        term = send[me * n + low : me * n + low + part]
+                    else:
+                        term = _slot(window, ranks, turn, rank)[at : at + part]
+                    if rank == 0:
+                        _copy(term, total[:part])
+                    else:
+                        _take(op, total[:part], term)
+                _copy(total[:part], recv[low : low + part])
+            piece += 1
+        else:
+            state[_WORKED] = piece = 0
+        if piece < pieces:
+            slot = _slot(window, ranks, (state[_CHUNKS] + piece) % 2, me)
+            for rank in range(ranks):
+                if rank != me:
+                    low = rank * n + piece * width
+                    part = send[low : min(low + width, (rank + 1) * n)]
+                    _move(part, slot[rank * width : rank * width + len(part)], streamed)
+            if streamed:
+                _fence()
+        state[_WORKED] += now() - began
+        if piece == pieces:
+            break
+        state[_RESUME] = phase + piece
+        _show(board, me, call, digest, phase + piece, n * recv.itemsize)
+    state[_CHUNKS] += pieces
+    _note(state, row, streamed)
+    return _leave(state, AGREED)
+
+
+_BYTES = types.uint8
+
+
+@njit(
+    [_I(*_START, _I, _array(_BYTES), _I, _I, _array(_BYTES, readonly=True), _array(_BYTES))],
+    **_OPTIONS,
+)
+def spread(board, place, call, digest, state, phase, window, root, n, send, recv):
+    """Copy ``send`` of all ranks one behind another into ``recv`` of each, or that of ``root`` if it is not negative.
+
+    Arguments and result as of `reduce_scatter`, but for: arrays of bytes; and ``n``, how many a part has, but for the
+    last, which may have less or nothing. ``send`` may be this rank's part of ``recv``.
+    """
+    ranks, me = place[0], place[1]
+    width = len(_slot(window, ranks, 0, 0))
+    pieces = max(1, (n + width - 1) // width)
+    row = _way(_SPREAD, n)
+    streamed, beyond = _streams(state, row), ranks * len(recv) >= _BEYOND
+    while True:
+        piece = state[_RESUME] - phase
+        if state[_RESUME] > 0:
+            verdict = _seen(board, place, call, state[_RESUME])
+            if verdict != AGREED:
+                return _leave(state, verdict)
+        began = now()
+        if state[_RESUME] > 0:
+            turn, low, high = (state[_CHUNKS] + piece) % 2, piece * width, min(piece * width + width, n)
+            for step in range(1, ranks):
+                rank = (me + step) % ranks
+                if root < 0:
+                    _move(_slot(window, ranks, turn, rank), recv[rank * n + low : rank * n + high], beyond)
+                elif root == rank:
+                    _move(_slot(window, ranks, turn, rank), recv[low:high], beyond)
+            if beyond:
+                _fence()
+            piece += 1
+        else:
+            state[_WORKED] = piece = 0
+        if piece < pieces and (root < 0 or root == me):
+            part = send[piece * width : piece * width + width]
+            _move(part, _slot(window, ranks, (state[_CHUNKS] + piece) % 2, me)[: len(part)], streamed)
+            if streamed:
+                _fence()
+            if root < 0 and send.ctypes.data != recv.ctypes.data + me * n:
+                low = me * n + piece * width
+                _move(part, recv[low : low + len(part)], beyond)
+        state[_WORKED] += now() - began
+        if piece == pieces:
+            break
+        state[_RESUME] = phase + piece
+        _show(board, me, call, digest, phase + piece, n)
+    state[_CHUNKS] += pieces
+    _note(state, row, streamed)
+    return _leave(state, AGREED)
