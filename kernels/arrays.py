@@ -8,7 +8,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, look, meet, now, reach, reached
 
-__all__ = ["FLAT", "MAX", "MIN", "PROD", "STATE", "SUM", "UNFIT"]
+__all__ = ["CHUNKS", "FLAT", "MAX", "MIN", "PROD", "STATE", "SUM", "UNFIT"]
 __all__ += ["allreduce", "allreduce_shared", "reduce_scatter", "spread", "window_bytes"]
 
 SUM, PROD, MAX, MIN = 0, 1, 2, 3
@@ -25,14 +25,14 @@ _SLOT, _SLOTS, _PAGE = 1 << 19, 1 << 25, 1 << 12
 # Bytes that are reduced at once, so that they stay in the first cache, and of a line of it.
 _BLOCK, _LINE = 4096, 64
 
-# From so many bytes of all ranks together, results go to memory, not into caches that they would not stay in.
+# From so many bytes of results of all ranks together, they go to memory, not to caches that they would not stay in.
 _BEYOND = 1 << 24
 
-# Words of the state that a rank keeps between calls: the phase that others are to reach, where the call resumes; small calls so far; chunks so far; how long this
-# call has worked; and by function and bit length of sizes, the nanoseconds of a call with slots in cache and in
-# memory, and the number of calls.
+# Words of the state that a rank keeps between calls: the phase that others are to reach, where the call resumes; small
+# calls so far; chunks so far; how long this call has worked; and by function and bit length of sizes, the nanoseconds of
+# a call with slots in cache and in memory, and the number of calls.
 STATE = 4 + 3 * 3 * 64
-_RESUME, _SMALL, _CHUNKS, _WORKED, _WAYS = range(5)
+_RESUME, _SMALL, CHUNKS, _WORKED, _WAYS = range(5)
 _ALLREDUCE, _SCATTER, _SPREAD = range(3)
 
 # One in so many calls tries the way that was slower before.
@@ -44,7 +44,8 @@ _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 def window_bytes(ranks):
     """Return the bytes of a window: for each rank two small slots, a block and two large slots.
 
-    The large ones have 1 MiB, or 32 MiB of all ranks (of more than 512 ranks, 128 bytes for every two). Slots take turns, so that one may be filled while others still read the one before.
+    The large ones have 1 MiB, or 32 MiB of all ranks (128 bytes for every two of more than 512 ranks). Slots take turns,
+    so that one may be filled while others still read the one before.
     """
     slot = -(-max(_LINE * ranks, min(_SLOT, _SLOTS // (2 * ranks))) // _PAGE) * _PAGE
     return ranks * (2 * FLAT + _BLOCK + 2 * slot)
@@ -282,7 +283,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
             _copy(send, _small_slot(window, ranks, state[_SMALL] % 2, me, n))
         else:
             began = now()
-            _fill(window, ranks, me, state[_CHUNKS] % 2, width, send[:chunk], streamed)
+            _fill(window, ranks, me, state[CHUNKS] % 2, width, send[:chunk], streamed)
             state[_WORKED] = now() - began
         state[_RESUME] = 1
         verdict = meet(board, ranks, me, call, digest, nbytes, 0, spins, patience)
@@ -304,7 +305,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     while state[_RESUME] <= 2 * chunks:
         piece, stage = divmod(state[_RESUME] - 1, 2)
         low = piece * chunk
-        turn = (state[_CHUNKS] + piece) % 2
+        turn = (state[CHUNKS] + piece) % 2
         if not reached(board, 0, ranks, call, ARRIVED + 2 * piece + stage, spins, patience):
             return PENDING
         began = now()
@@ -319,7 +320,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
             _fetch(window, ranks, me, turn, width, recv[low : low + chunk], beyond)
         state[_WORKED] += now() - began
         state[_RESUME] += 1
-    state[_CHUNKS] += chunks
+    state[CHUNKS] += chunks
     _note(state, row, streamed)
     return _leave(state, AGREED)
 
@@ -417,7 +418,7 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
                 return _leave(state, verdict)
         began = now()
         if state[_RESUME] > 0:
-            turn = (state[_CHUNKS] + piece) % 2
+            turn = (state[CHUNKS] + piece) % 2
             end = min(piece * width + width, len(recv))
             for low in range(piece * width, end, len(total)):
                 part = min(len(total), end - low)
@@ -436,7 +437,7 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
         else:
             state[_WORKED] = piece = 0
         if piece < pieces:
-            slot = _slot(window, ranks, (state[_CHUNKS] + piece) % 2, me)
+            slot = _slot(window, ranks, (state[CHUNKS] + piece) % 2, me)
             for rank in range(ranks):
                 if rank != me:
                     low = rank * n + piece * width
@@ -449,7 +450,7 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
             break
         state[_RESUME] = phase + piece
         _show(board, me, call, digest, phase + piece, n * recv.itemsize)
-    state[_CHUNKS] += pieces
+    state[CHUNKS] += pieces
     _note(state, row, streamed)
     return _leave(state, AGREED)
 
@@ -458,11 +459,11 @@ _BYTES = types.uint8
 
 
 @njit(
-    [_I(*_START, _I, _array(_BYTES), _I, _I, _array(_BYTES, readonly=True), _array(_BYTES))],
+    [_I(*_START, _I, _array(_BYTES), _I, _array(_BYTES, readonly=True), _array(_BYTES))],
     **_OPTIONS,
 )
-def spread(board, place, call, digest, state, phase, window, root, n, send, recv):
-    """Copy ``send`` of all ranks one behind another into ``recv`` of each, or that of ``root`` if it is not negative.
+def spread(board, place, call, digest, state, phase, window, n, send, recv):
+    """Copy ``send`` of all ranks one behind another into ``recv`` of each, if the ranks agree to.
 
     Arguments and result as of `reduce_scatter`, but for: arrays of bytes; and ``n``, how many a part has, but for the
     last, which may have less or nothing. ``send`` may be this rank's part of ``recv``.
@@ -480,24 +481,21 @@ def spread(board, place, call, digest, state, phase, window, root, n, send, recv
                 return _leave(state, verdict)
         began = now()
         if state[_RESUME] > 0:
-            turn, low, high = (state[_CHUNKS] + piece) % 2, piece * width, min(piece * width + width, n)
+            turn, low, high = (state[CHUNKS] + piece) % 2, piece * width, min(piece * width + width, n)
             for step in range(1, ranks):
                 rank = (me + step) % ranks
-                if root < 0:
-                    _move(_slot(window, ranks, turn, rank), recv[rank * n + low : rank * n + high], beyond)
-                elif root == rank:
-                    _move(_slot(window, ranks, turn, rank), recv[low:high], beyond)
+                _move(_slot(window, ranks, turn, rank), recv[rank * n + low : rank * n + high], beyond)
             if beyond:
                 _fence()
             piece += 1
         else:
             state[_WORKED] = piece = 0
-        if piece < pieces and (root < 0 or root == me):
+        if piece < pieces:
             part = send[piece * width : piece * width + width]
-            _move(part, _slot(window, ranks, (state[_CHUNKS] + piece) % 2, me)[: len(part)], streamed)
+            _move(part, _slot(window, ranks, (state[CHUNKS] + piece) % 2, me)[: len(part)], streamed)
             if streamed:
                 _fence()
-            if root < 0 and send.ctypes.data != recv.ctypes.data + me * n:
+            if send.ctypes.data != recv.ctypes.data + me * n:
                 low = me * n + piece * width
                 _move(part, recv[low : low + len(part)], beyond)
         state[_WORKED] += now() - began
@@ -505,6 +503,6 @@ def spread(board, place, call, digest, state, phase, window, root, n, send, recv
             break
         state[_RESUME] = phase + piece
         _show(board, me, call, digest, phase + piece, n)
-    state[_CHUNKS] += pieces
+    state[CHUNKS] += pieces
     _note(state, row, streamed)
     return _leave(state, AGREED)

@@ -166,7 +166,7 @@ class Agreement:
         return meeting.verdict == self._sync.AGREED and digest < PLAIN
 
     def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
-        """Find out the same of the ranks of all nodes, and whether they give the same ``size``; as `plain` otherwise."""
+        """Find out the same of the ranks of all nodes, and whether their ``size`` is the same; otherwise as `plain`."""
         meeting = self._plain(call, number, None, digest, size)
         if meeting.verdict == self._sync.DIFFERENT:
             _wait(self._fail(meeting))
@@ -260,7 +260,9 @@ class Agreement:
         """Set the verdict to that of all nodes."""
         board = self._board
         if board.me == 0:
-            meeting.verdict = yield from self._between_nodes(meeting)
+            verdict = yield from self._between_nodes(meeting)
+            assert verdict is not None  # it waits as long as it takes
+            meeting.verdict = verdict
         else:
             if not board.was_announced(meeting.number, wait=False):
                 yield _Announcement(board, meeting)

@@ -1,4 +1,4 @@
-"""Allreduce of plain arrays: within a node through its memory, between nodes by messages, where that beats MPI's own."""
+"""Collectives of plain arrays: within a node by its memory, between nodes by messages, where that beats MPI's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
+from sfb.agreement import PLAIN
 from sfb.network import Network
 from sfb.profile import Profile, Use
 from sfb.shared import find_named
@@ -16,18 +17,24 @@ from sfb.shared import find_named
 if TYPE_CHECKING:
     from sfb.team import Team
 
-__all__ = ["Arrays"]
+__all__ = ["Arrays", "gathers", "scatters"]
 
-# Bytes below which arrays between nodes are MPI's.
-_FAR = 1 << 16
+# Bytes from which arrays between nodes are not simply MPI's; sizes for which it is remembered who is faster.
+_FAR, _KNOWN = 1 << 16, 4096
+# The same for a rank's part in other collectives, and the bytes of all parts up to which they are gathered.
+_SCATTERED, _GATHERED, _MOST_GATHERED = 1 << 12, 1 << 14, 1 << 22
 
-_CALL = "Allreduce"
-# What stands for a call on all ranks is below 0: an operation, a type, and where arrays lie that are shared.
-_OPS, _TYPES = 4, 4
+_ALLREDUCE, _SCATTER, _GATHER = "Allreduce", "Reduce_scatter_block", "Allgather"
+# What has to be equal on all ranks of a call is told by a number below `PLAIN`: that of its name, the type, the
+# operation, and where arrays lie that are shared.
+_NAMES = {_ALLREDUCE: 0, _SCATTER: 1, _GATHER: 2}
+_TYPES = ("f4", "f8", "i4", "i8")
+_OPS = 4
+_DIGESTS = len(_NAMES) * len(_TYPES) * _OPS
 
 
 class Arrays:
-    """Allreduce of C-contiguous float32, float64, int32 and int64 arrays by the ranks of a team.
+    """Collectives of C-contiguous float32, float64, int32 and int64 arrays by the ranks of a team.
 
     Everything else, and what MPI does faster, is left to MPI. Every element is reduced once, in the order of the ranks
     of a node and then of nodes, so that all ranks get the same bits, in every run.
@@ -43,27 +50,17 @@ class Arrays:
     def __init__(self, team: Team, profile: Callable[[], Profile]) -> None:
         from sfb.kernels import arrays, sync
 
-        self._kernels = arrays
+        self._kernels, self._sync = arrays, sync
         self._team = team
         self._board = team.board
         self._agree = team.agree
         self._profile = profile
-        self._codes = {
-            op.handle: code
-            for op, code in (
-                (MPI.SUM, arrays.SUM),
-                (MPI.PROD, arrays.PROD),
-                (MPI.MAX, arrays.MAX),
-                (MPI.MIN, arrays.MIN),
-            )
-        }
-        self._reductions = {arrays.SUM: np.add, arrays.PROD: np.multiply, arrays.MAX: np.maximum, arrays.MIN: np.minimum}
-        self._agreed, self._pending, self._arrived = sync.AGREED, sync.PENDING, sync.ARRIVED
-        room = team.board.window
-        self._windows = {
-            np.dtype(name): (room.view(name), -1 - _OPS * i) for i, name in enumerate(("f4", "f8", "i4", "i8"))
-        }
-        self._bytes, self._words = room, room.view(np.int64)
+        ops = {arrays.SUM: MPI.SUM, arrays.PROD: MPI.PROD, arrays.MAX: MPI.MAX, arrays.MIN: MPI.MIN}
+        self._codes = {op.handle: code for code, op in ops.items()}
+        self._reductions = dict(zip(ops, (np.add, np.multiply, np.maximum, np.minimum), strict=True))
+        self._bytes = team.board.window
+        self._words = self._bytes.view(np.int64)
+        self._windows = {np.dtype(name): (self._bytes.view(name), -1 - _OPS * i) for i, name in enumerate(_TYPES)}
         self._state = np.zeros(arrays.STATE, np.int64)
         self._network = Network(team) if Network.serves(team) else None
         self.far = self._network is not None
@@ -71,9 +68,9 @@ class Arrays:
 
     def refuse(self, error: Exception) -> None:
         """Raise ``error`` on this rank, and on the others that it names this one."""
-        self._agree.plain(_CALL, self._agree.begin(), error=error)
+        self._agree.plain(_ALLREDUCE, self._agree.begin(), error=error)
 
-    def allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool = False) -> bool:
+    def allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
         """Reduce within the node, and return True; or return False on all its ranks if it is left to MPI. Collective.
 
         Args:
@@ -85,26 +82,13 @@ class Arrays:
         Raises:
             MismatchError: Other ranks of the node do not pass plain arrays; on all of them.
         """
-        number, board = self._agree.begin(), self._board
-        if board.ranks == 1:
+        number = self._agree.begin()
+        if self._board.ranks == 1:
             return False
-        window, digest = self._windows.get(getattr(recvbuf, "dtype", None), _NOTHING)
-        code = self._codes.get(getattr(op, "handle", None))
-        if window is not None and code is not None and not leave and self._team.nodes == 1:
-            pair = _flat(sendbuf, recvbuf)
-            if pair is not None:
-                verdict = self._on_node(number, window, digest - code, code, *pair)
-                if verdict == self._agreed:
-                    return True
-                if verdict != self._kernels.UNFIT:
-                    return self._agree.plain(_CALL, number, verdict)
-        return self._agree.plain(_CALL, number)
-
-    def _on_node(
-        self, number: int, window: np.ndarray, digest: int, code: int, send: np.ndarray, recv: np.ndarray
-    ) -> int:
-        """Reduce among the ranks of the node, and return the verdict."""
-        board = self._board
+        task = None if leave or self._team.nodes > 1 else self._task(sendbuf, recvbuf, op)
+        if task is None:
+            return self._agree.plain(_ALLREDUCE, number)
+        digest, code, window, send, recv = task
         kernel = self._kernels.allreduce
         rest: tuple[Any, ...] = window, code, send, recv
         if recv.nbytes > self._kernels.FLAT and (there := self._shared(digest, send, recv)) is not None:
@@ -112,23 +96,82 @@ class Arrays:
             digest, places, source, target = there
             rest = window, self._words, code, places, source, target
         try:
-            verdict = kernel(board.words, board.place, number, digest, self._state, *rest)
+            verdict = kernel(self._board.words, self._board.place, number, digest, self._state, *rest)
         except TypeError:  # not contiguous, or not of one type
-            return self._kernels.UNFIT
-        return verdict if verdict != self._pending else self._wait(number, kernel, digest, *rest)
+            verdict = self._kernels.UNFIT
+        if verdict == self._kernels.UNFIT:
+            return self._agree.plain(_ALLREDUCE, number)
+        return self._end(_ALLREDUCE, verdict, kernel, number, digest, *rest)
 
-    def _wait(self, number: int, kernel: Callable[..., int], digest: int, *rest: Any) -> int:
-        """Go on with a kernel that awaits other ranks."""
-        board, state = self._board, self._state
-        verdict = self._pending
+    def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
+        """Do what `MPI.Intracomm.Reduce_scatter_block` does, of arrays that `scatters`; otherwise as `allreduce`."""
+        task = None if leave else self._task(sendbuf, recvbuf, op)
+        if task is not None:
+            digest, code, window, send, recv = task
+            if send is not recv and _fit(send, recv, self._board.ranks):
+                rest = self._sync.ARRIVED, window, code, send, recv
+                return self._begin(_SCATTER, digest, self._kernels.reduce_scatter, *rest)
+        return self._agree.plain(_SCATTER, self._agree.begin())
 
-        def go() -> bool:
-            nonlocal verdict
-            verdict = kernel(board.words, board.place, number, digest, state, *rest)
-            return verdict != self._pending
+    def allgather(self, sendbuf: Any, recvbuf: Any, *, leave: bool) -> bool:
+        """Do what `MPI.Intracomm.Allgather` does, of arrays that `gathers`; otherwise as `allreduce`."""
+        task = None if leave else self._task(sendbuf, recvbuf, MPI.SUM)
+        if task is not None:
+            digest, _, _, send, recv = task
+            part, ranks, me = recv.size // self._board.ranks, self._board.ranks, self._board.me
+            in_place = send is recv
+            if in_place:
+                send = recv[me * part : (me + 1) * part]
+            if part * ranks == recv.size and recv.flags.carray and (in_place or _fit(recv, send, ranks)):
+                rest = self._bytes, send.nbytes, send.view(np.uint8), recv.view(np.uint8)
+                return self._begin(_GATHER, digest, self._kernels.spread, self._sync.ARRIVED, *rest)
+        return self._agree.plain(_GATHER, self._agree.begin())
 
-        board.wait(go, lambda: board.missing(number, int(state[0])), _CALL)
-        return verdict
+    def _task(
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op
+    ) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return a digest, the kernels' code of ``op``, the window, and both arrays as vectors; the same one in place.
+
+        None if they are not C-contiguous arrays of a type and an operation of the kernels, as far as is seen here.
+        """
+        if type(recvbuf) is not np.ndarray or not isinstance(op, MPI.Op):
+            return None
+        known, code = self._windows.get(recvbuf.dtype), self._codes.get(op.handle)
+        if known is None or code is None:
+            return None
+        if recvbuf.ndim != 1:
+            if not recvbuf.flags.c_contiguous:
+                return None
+            recvbuf = recvbuf.ravel()
+        if sendbuf is MPI.IN_PLACE:
+            sendbuf = recvbuf
+        elif type(sendbuf) is not np.ndarray:
+            return None
+        elif sendbuf.ndim != 1:
+            if not sendbuf.flags.c_contiguous:
+                return None
+            sendbuf = sendbuf.ravel()
+        return known[1] - code, code, known[0], sendbuf, recvbuf
+
+    def _begin(self, name: str, digest: int, kernel: Callable[..., int], *rest: Any) -> bool:
+        """Run the kernel of a call within a node."""
+        number, board = self._agree.begin(), self._board
+        digest -= _NAMES[name] * len(_TYPES) * _OPS
+        verdict = kernel(board.words, board.place, number, digest, self._state, *rest)
+        return self._end(name, verdict, kernel, number, digest, *rest)
+
+    def _end(self, name: str, verdict: int, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> bool:
+        """Go on with a kernel that awaits other ranks; return whether it has done the call."""
+        if verdict == self._sync.PENDING:
+            board, state = self._board, self._state
+
+            def go() -> bool:
+                nonlocal verdict
+                verdict = kernel(board.words, board.place, number, digest, state, *rest)
+                return verdict != self._sync.PENDING
+
+            board.wait(go, lambda: board.missing(number, int(state[0])), name)
+        return verdict == self._sync.AGREED or self._agree.plain(name, number, verdict)
 
     def _shared(
         self, digest: int, send: np.ndarray, recv: np.ndarray
@@ -142,9 +185,9 @@ class Arrays:
         places = source.offset(send), target.offset(recv)
         if not _fit(send, recv) or places[0] % size or places[1] % size:
             return None
-        where = self._agree.digest(_CALL, (source.name, target.name)) // (_OPS * _TYPES) * (_OPS * _TYPES)
-        views = (block.whole[: block.whole.size // size * size].view(recv.dtype) for block in (source, target))
-        return digest - where, (places[0] // size, places[1] // size, recv.size), *views  # type: ignore[return-value]
+        where = self._agree.digest(_ALLREDUCE, (source.name, target.name)) // _DIGESTS * _DIGESTS
+        views = [block.whole[: len(block.whole) // size * size].view(recv.dtype) for block in (source, target)]
+        return digest - where, (places[0] // size, places[1] // size, recv.size), views[0], views[1]
 
     def takes(self, recvbuf: Any) -> bool:
         """Return whether this is for `allreduce_everywhere`; the same on all ranks, and maybe collective."""
@@ -169,33 +212,29 @@ class Arrays:
         """Reduce among the ranks of all nodes; otherwise as `allreduce`, but all ranks agree."""
         assert self._network is not None
         number = self._agree.begin()
-        window, digest = self._windows.get(getattr(recvbuf, "dtype", None), _NOTHING)
-        code = self._codes.get(getattr(op, "handle", None))
-        pair = _flat(sendbuf, recvbuf) if window is not None and code is not None else None
-        if pair is None or not _fit(*pair):
-            digest = 0
-        else:
-            digest -= code
+        task = self._task(sendbuf, recvbuf, op)
+        if task is not None:
             try:
                 self._network.reserve()
             except MemoryError:
-                digest = 0
-        if not self._agree.plain_everywhere(_CALL, number, digest, _nbytes(recvbuf)):
+                task = None
+        digest = PLAIN if task is None or not _fit(*task[3:]) else task[0]
+        if not self._agree.plain_everywhere(_ALLREDUCE, number, digest, _nbytes(recvbuf)):
             return False
-        assert pair is not None
-        assert window is not None
-        self._network.allreduce(number, self._reductions[code], self._blocks(number, window, code, *pair))
+        assert task is not None
+        _, code, window, send, recv = task
+        self._network.allreduce(number, self._reductions[code], self._blocks(number, window, code, send, recv))
         return True
 
     def _blocks(
         self, number: int, window: np.ndarray, code: int, send: np.ndarray, recv: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]:
-        """Yield what `Network.allreduce` takes: this rank's part of each block, of which the node has formed the sum."""
+        """Yield what `Network.allreduce` takes: this rank's part of each block, the sum of its node."""
         assert self._network is not None
         ranks, me = self._board.ranks, self._board.me
         most = self._network.block // recv.itemsize * ranks
         count = ceil(recv.size / most)
-        phase = self._arrived + 1
+        phase = self._sync.ARRIVED + 1
         for i in range(count):
             block = slice(recv.size * i // count, recv.size * (i + 1) // count)
             given, taken = send[block], recv[block]
@@ -208,54 +247,41 @@ class Arrays:
 
             def spread(mine: np.ndarray = mine, taken: np.ndarray = taken, part: int = part) -> None:
                 nonlocal phase
-                rest = part * mine.itemsize, mine.view(np.uint8), taken.view(np.uint8)
-                phase = self._step(number, phase, self._kernels.spread, self._bytes, -1, *rest)
+                rest = self._bytes, part * mine.itemsize, mine.view(np.uint8), taken.view(np.uint8)
+                phase = self._step(number, phase, self._kernels.spread, *rest)
 
             yield mine, mine, spread
 
     def _step(self, number: int, phase: int, kernel: Callable[..., int], *rest: Any) -> int:
         """Run a kernel from a phase on, and return the next phase."""
         board, state = self._board, self._state
-        before = state[2]
-        if kernel(board.words, board.place, number, 0, state, phase, *rest) == self._pending:
-            self._wait(number, kernel, 0, phase, *rest)
-        return phase + int(state[2] - before)
-
-
-_NOTHING = None, 0
-# Sizes for which it is remembered whether MPI is faster.
-_KNOWN = 4096
+        chunks = state[self._kernels.CHUNKS]
+        verdict = kernel(board.words, board.place, number, 0, state, phase, *rest)
+        self._end(_ALLREDUCE, verdict, kernel, number, 0, phase, *rest)
+        return phase + int(state[self._kernels.CHUNKS] - chunks)
 
 
 def _nothing() -> None:
     pass
 
 
-def _flat(sendbuf: Any, recvbuf: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return both as vectors, the same twice to reduce in place; None if they are not C-contiguous arrays."""
-    if type(recvbuf) is not np.ndarray:
-        return None
-    recv = recvbuf
-    if recv.ndim != 1:
-        if not recv.flags.c_contiguous:
-            return None
-        recv = recv.ravel()
-    if sendbuf is MPI.IN_PLACE:
-        return recv, recv
-    if type(sendbuf) is not np.ndarray:
-        return None
-    if sendbuf.ndim == 1:
-        return sendbuf, recv
-    return (sendbuf.ravel(), recv) if sendbuf.flags.c_contiguous else None
+def scatters(recvbuf: Any) -> bool:
+    """Return whether `Arrays.reduce_scatter` is worth it; the same on all ranks of a call."""
+    return _nbytes(recvbuf) >= _SCATTERED
 
 
-def _fit(send: np.ndarray, recv: np.ndarray) -> bool:
-    """Return whether ``send`` can be reduced into ``recv``."""
+def gathers(recvbuf: Any, ranks: int) -> bool:
+    """Return whether `Arrays.allgather` is worth it; the same on all ranks of a call."""
+    return _GATHERED * ranks <= _nbytes(recvbuf) <= _MOST_GATHERED
+
+
+def _fit(send: np.ndarray, recv: np.ndarray, times: int = 1) -> bool:
+    """Return whether ``send``, of so many times the size, can be reduced into ``recv``."""
     if send is recv:
         return recv.flags.carray
     return (
         send.dtype == recv.dtype
-        and send.size == recv.size
+        and send.size == recv.size * times
         and recv.flags.carray
         and send.flags.c_contiguous
         and send.flags.aligned

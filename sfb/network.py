@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from os import sched_yield
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,13 @@ import numpy as np
 from mpi4py import MPI
 
 if TYPE_CHECKING:
+    from sfb.board import Watch
     from sfb.team import Team
 
 __all__ = ["Network"]
 
 # Blocks under way at once, bytes of one, and least bytes of a message of it.
-_UNDER_WAY, _BLOCK, _MESSAGE = 3, 1 << 22, 1 << 16
+_UNDER_WAY, _BLOCK, _MESSAGE = 3, 1 << 21, 1 << 16
 # Tests between two looks at the clock.
 _TESTS = 1024
 # A call has two tags; what MPI guarantees.
@@ -74,7 +76,8 @@ class Network:
         tag = 2 * (number % _TAGS)
         under_way: deque[_Block] = deque()
         free = list(self._memory)
-        watch = tests = 0
+        watch: Watch | None = None
+        tests = 0
         more = True
         while True:
             while more and len(under_way) < _UNDER_WAY:
@@ -130,7 +133,7 @@ class _Block:
         self.then = then
         self.reduced = False
         cuts = [send.size * i // nodes for i in range(nodes + 1)]
-        parts = [slice(low, high) for low, high in zip(cuts, cuts[1:], strict=False)]
+        parts = [slice(low, high) for low, high in pairwise(cuts)]
         self._recv = recv
         self._parts = parts
         # In an order in which not all send to the same peer at once.
@@ -155,9 +158,8 @@ class _Block:
 
     def advance(self) -> bool:
         """Go on if something has come, and return whether it has."""
-        if not self._requests or not MPI.Request.Testall(self._requests):
-            if self._requests or self.reduced:
-                return False
+        if self.done or not MPI.Request.Testall(self._requests):
+            return False
         self._requests = []
         if not self.reduced:
             self._reduce()

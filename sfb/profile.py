@@ -29,9 +29,9 @@ class Use(NamedTuple):
 
     Attributes:
         kind: "sync", the ranks of a node waiting for each other; "copy" into a node's memory; a collective,
-            "allgather", "alltoall" or "allreduce" of all ranks, "arrays", an allreduce of this library's own, or "across", an allgather among the ranks that have
-            the same place on their nodes; "rebuild", uᵀv formed by the kernels; "pass", reading or writing what is
-            neither.
+            "allgather", "alltoall" or "allreduce" of all ranks, "arrays", this library's own allreduce, or "across",
+            an allgather among the ranks that have the same place on their nodes; "rebuild", uᵀv formed by the kernels;
+            "pass", reading or writing what is neither.
         amount: Bytes that the busiest rank copies, gives to an allgather, sends, reduces or touches; for work the
             elements formed, those of float64 counted twice.
         depth: Samples, for work.
