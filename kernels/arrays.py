@@ -29,8 +29,8 @@ _BLOCK, _LINE = 4096, 64
 _BEYOND = 1 << 24
 
 # Words of the state that a rank keeps between calls: the phase that others are to reach, where the call resumes; small
-# calls so far; chunks so far; how long this call has worked; and by function and bit length of sizes, the nanoseconds of
-# a call with slots in cache and in memory, and the number of calls.
+# calls so far; chunks so far; how long this call has worked; and by function and bit length of sizes, the nanoseconds
+# of a call with slots in cache and in memory, and the number of calls.
 STATE = 4 + 3 * 3 * 64
 _RESUME, _SMALL, CHUNKS, _WORKED, _WAYS = range(5)
 _ALLREDUCE, _SCATTER, _SPREAD = range(3)
@@ -44,8 +44,8 @@ _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 def window_bytes(ranks):
     """Return the bytes of a window: for each rank two small slots, a block and two large slots.
 
-    The large ones have 1 MiB, or 32 MiB of all ranks (128 bytes for every two of more than 512 ranks). Slots take turns,
-    so that one may be filled while others still read the one before.
+    The large ones have 1 MiB, or 32 MiB of all ranks (128 bytes for every two of more than 512 ranks). Slots take
+    turns, so that one may be filled while others still read the one before.
     """
     slot = -(-max(_LINE * ranks, min(_SLOT, _SLOTS // (2 * ranks))) // _PAGE) * _PAGE
     return ranks * (2 * FLAT + _BLOCK + 2 * slot)

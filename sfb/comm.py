@@ -32,7 +32,7 @@ from sfb.plan import AUTO, Plan, check_algorithm, choose
 from sfb.profile import Profile
 from sfb.progress import PolledRequest, Queue, Request, Ticker, run
 from sfb.receiver import Assign, Receiver
-from sfb.shared import Block, find
+from sfb.shared import Block, find, find_named
 from sfb.team import STALL, Team
 
 __all__ = ["Comm", "Exchange"]
@@ -167,7 +167,9 @@ class Comm(MPI.Intracomm):
                 buffer that mpi4py takes.
             recvbuf: With factors, a K×D array of the same dtype, which is set to G, or an optimizer
                 of `sfb.optim`, which applies G without forming it. An array, or an optimizer's
-                parameter, from `Comm.shared` is worked by the ranks of a node together.
+                parameter, from `Comm.shared` is worked by the ranks of a node together. Without factors
+                any buffer that mpi4py takes; within a node arrays that all lie in one array of
+                `Comm.shared`, and results in one, are reduced where they lie, faster.
             op: `MPI.SUM` with factors.
             algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "dense" or
                 "sharded" forces one (docs/algorithms.md). For factors only.
@@ -184,6 +186,12 @@ class Comm(MPI.Intracomm):
             self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
         if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
+            return
+        if type(recvbuf) is np.ndarray and find_named(recvbuf) is not None:
+            # MPI may compute in the result, which other ranks may have passed, too.
+            result = np.array(recvbuf)
+            super().Allreduce(sendbuf, result, op)
+            np.copyto(recvbuf, result)
             return
         super().Allreduce(sendbuf, recvbuf, op)
 

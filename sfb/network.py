@@ -24,8 +24,6 @@ _TESTS = 1024
 # A call has two tags; what MPI guarantees.
 _TAGS = 32768 // 2
 
-Reduction = Callable[[np.ndarray, np.ndarray, np.ndarray], object]
-
 
 class Network:
     """Allreduce among the ranks that have the same place on their nodes.
@@ -63,13 +61,13 @@ class Network:
             self._memory = [np.empty(self.block, np.uint8) for _ in range(_UNDER_WAY)]
 
     def allreduce(
-        self, number: int, reduction: Reduction, blocks: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]
+        self, number: int, reduction: np.ufunc, blocks: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]
     ) -> None:
         """Reduce block by block.
 
         Args:
             number: Of the call.
-            reduction: Sets its third argument to the reduction of the first two; of a sum `numpy.add`.
+            reduction: Of two arrays; for a sum `numpy.add`.
             blocks: Of each, when it is its turn, what this rank gives and where the result goes, of at most `block`
                 bytes and as many on all peers, maybe the same; and what is to be called when that is there.
         """
@@ -118,7 +116,7 @@ class _Block:
         self,
         network: Network,
         tag: int,
-        reduction: Reduction,
+        reduction: np.ufunc,
         memory: np.ndarray,
         send: np.ndarray,
         recv: np.ndarray,
@@ -173,9 +171,9 @@ class _Block:
         mine = self._recv[self._parts[me]]
         terms = [self._terms[peer] for peer in range(len(peers))]
         total = terms[0] if me else terms[1]  # not the user's own
-        self._reduction(terms[0], terms[1], total if len(terms) > 2 else mine)
+        self._reduction(terms[0], terms[1], out=total if len(terms) > 2 else mine)
         for term in terms[2:]:
-            self._reduction(total, term, mine if term is terms[-1] else total)
+            self._reduction(total, term, out=mine if term is terms[-1] else total)
         for peer in reversed(self._others):
             if self._recv[self._parts[peer]].size:
                 self._requests.append(world.Irecv(self._recv[self._parts[peer]], peers[peer], tag))

@@ -22,10 +22,16 @@ class Block:
         node: Communicator of ranks that can share memory.
         nbytes: Size in bytes, equal on all ranks of the node.
         name: What the block is called on every node that holds a copy.
+
+    Attributes:
+        named: Blocks of this process that have a name.
     """
+
+    named = 0
 
     def __init__(self, node: MPI.Intracomm, nbytes: int, name: str = "") -> None:
         self.name = name
+        Block.named += bool(name)
         self.group = node.Get_group()
         self._window = MPI.Win.Allocate_shared(max(nbytes, 64) if node.rank == 0 else 0, 1, comm=node)
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -66,6 +72,7 @@ class Block:
     def free(self) -> None:
         """Give the memory back; collective, and no array may be left."""
         _blocks.remove(self)
+        Block.named -= bool(self.name)
         self._window.Unlock_all()
         self._window.Free()
         self.group.Free()
@@ -80,12 +87,11 @@ def find(array: np.ndarray) -> Block | None:
 
 
 def find_named(array: np.ndarray) -> Block | None:
-    """Return the block that ``array`` begins in if it is one of `Comm.shared`; quickly None if there are none."""
-    named = [block for block in _blocks if block.name]
-    if not named:
+    """Return the block that ``array`` begins in if that is of `Comm.shared`; quickly None if there are none."""
+    if not Block.named:
         return None
     block = find(array)
-    return block if block in named else None
+    return block if block is not None and block.name else None
 
 
 def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> None:

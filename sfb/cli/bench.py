@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Failure, Finite, Names, Shapes, Sizes, json_option, plot_option, start
+from sfb.cli.common import Bytes, Failure, Finite, Names, Shapes, Sizes, json_option, plot_option, start
 
 __all__ = ["bench"]
 
@@ -24,15 +24,22 @@ def bench() -> None:
 @click.option("-D", "columns", type=Sizes(1), default="4096", help="Columns of the gradient.")
 @click.option("--shapes", type=Shapes(), help="Rows and columns together, in place of -K and -D: 10x784,4096x4096.")
 @click.option("-S", "samples", type=Sizes(0), default="1,10,32,100", help="Samples of each rank.")
-@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64", "int32", "int64"]), default="float32",
+              help="Of everything; plain arrays take integers, too.")  # fmt: skip
 @click.option(
     "-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array", help="What takes the sum."
 )
-@click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
-              help="Receivers with one copy per node or per rank; mpi always has one per rank.")  # fmt: skip
+@click.option("-m", "--memory", type=click.Choice(["shared", "private"]),
+              help="Receivers with one copy per node or per rank; mpi always has one per rank.  "
+              "[default: shared; private for plain arrays]")  # fmt: skip
 @click.option("-a", "--algorithm", "algorithms", multiple=True,
               type=click.Choice(["dense", "broadcast", "node", "sharded", "auto"]),
               help="Only these beside mpi; may be repeated.  [default: all]")  # fmt: skip
+@click.option("-b", "--begin", type=Bytes(), help="Plain arrays from so many bytes on: 8, 64K, 128M.")
+@click.option("-e", "--end", type=Bytes(), help="To so many.")
+@click.option("-f", "--factor", type=click.IntRange(2), default=2, help="From one size of plain arrays to the next.")
+@click.option("-o", "--op", type=click.Choice(["sum", "prod", "max", "min"]), default="sum", help="Of plain arrays.")
+@click.option("--link", help="Rate of a node's link, such as 1Gbit/s, for the limit of plain arrays.  [measured]")
 @click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
 @click.option("-w", "--warmups", type=click.IntRange(1), default=2, help="Calls before.")
 @click.option("-t", "--seconds", type=Finite(0, min_open=True), default=20.0,
@@ -45,8 +52,15 @@ def bench() -> None:
 def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **options: Any) -> int:
     """Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient.
 
-    Sizes are numbers, lists 1,10,100 or ranges 1:100. Exits with 1 if a result is wrong.
+    Sizes are numbers, lists 1,10,100 or ranges 1:100. With -b or -e, Allreduce of plain arrays through sfb.Comm beside
+    MPI's. Exits with 1 if a result is wrong.
     """
+    plain = {name: options.pop(name) for name in ("begin", "end", "factor", "op", "link")}
+    if plain["begin"] is not None or plain["end"] is not None:
+        return _bench_arrays(json_file, plot, as_csv, options, **plain)
+    if options["dtype"] not in ("float32", "float64"):
+        raise Failure(f"factors are float32 or float64, not {options['dtype']}; -b and -e measure plain arrays")
+    options["memory"] = options["memory"] or "shared"
     world = start()
     from sfb.bench import allreduce
 
@@ -59,6 +73,42 @@ def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **o
         from sfb.bench.plot import draw
 
         draw(rows, plot)
+    return int(any(row["wrong"] for row in rows))
+
+
+def _bench_arrays(
+    json_file: Path | None,
+    plot: Path | None,
+    as_csv: bool,
+    options: dict[str, Any],
+    *,
+    begin: int | None,
+    end: int | None,
+    factor: int,
+    op: str,
+    link: str | None,
+) -> int:
+    begin = begin or min(8, end or 8)
+    end = end or max(begin, 128 << 20)
+    if begin > end:
+        raise Failure("-b must not be above -e")
+    sizes = [begin]
+    while sizes[-1] * factor <= end:
+        sizes.append(sizes[-1] * factor)
+    from sfb.store.throttle import parse
+
+    try:
+        rate = None if link is None else parse(link)
+    except ValueError as error:
+        raise Failure(str(error)) from error
+    world = start()
+    from sfb.bench import arrays
+
+    taken = {name: options[name] for name in ("dtype", "iterations", "warmups", "seconds", "pause", "check")}
+    config = arrays.Config(sizes=sizes, op=op, link=rate, memory=options["memory"] or "private", **taken)
+    rows = arrays.run(world, config, json_file=json_file, as_csv=as_csv)
+    if plot is not None and world.rank == 0:
+        arrays.draw(rows, plot)
     return int(any(row["wrong"] for row in rows))
 
 

@@ -99,6 +99,21 @@ class Sizes(click.ParamType):
         return sizes
 
 
+class Bytes(click.ParamType):
+    """A number of bytes: 8, 64K, 128M, 1G."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the value of the text."""
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        number = text.rstrip("KMG")
+        unit = text[len(number) :]
+        if not number.isascii() or not number.isdecimal() or len(unit) > 1 or int(number) < 1:
+            self.fail(f"{value!r} is not a number of bytes like 8, 64K or 128M", param, ctx)
+        return int(number) << 10 * " KMG".index(unit or " ")
+
+
 class Shapes(click.ParamType):
     """Matrices, as KxD,KxD."""
 
