@@ -165,24 +165,35 @@ class Agreement:
             _wait(self._fail(meeting))
         return meeting.verdict == self._sync.AGREED and digest < PLAIN
 
-    def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
-        """Find out the same of the ranks of all nodes, and whether their ``size`` is the same; otherwise as `plain`."""
-        meeting = self._plain(call, number, None, digest, size)
+    def plain_everywhere(self, call: str, number: int, digest: int, size: int, elapsed: int) -> tuple[bool, int]:
+        """Find out the same of the ranks of all nodes, and whether their ``size`` is the same; otherwise as `plain`.
+
+        Returns:
+            That, and the largest ``elapsed`` of a rank.
+        """
+        meeting = self._plain(call, number, None, digest, size, elapsed=elapsed)
         if meeting.verdict == self._sync.DIFFERENT:
             _wait(self._fail(meeting))
         _wait(self._across(meeting))
         if meeting.verdict == self._sync.DIFFERENT:
             _wait(self._raise(meeting, True))
-        return meeting.verdict == self._sync.AGREED and digest < PLAIN
+        return meeting.verdict == self._sync.AGREED and digest < PLAIN, meeting.elapsed
 
     def _plain(
-        self, call: str, number: int, verdict: int | None, digest: int, size: int, error: Exception | None = None
+        self,
+        call: str,
+        number: int,
+        verdict: int | None,
+        digest: int,
+        size: int,
+        error: Exception | None = None,
+        elapsed: int = 0,
     ) -> Meeting:
         """Return a call of plain arrays, once all ranks of the node have shown theirs."""
         if error is not None:
             digest = self._sync.FAILED
         if verdict is None:
-            verdict = self._board.meet(number, digest, size, 0, wait=True)
+            verdict = self._board.meet(number, digest, size, elapsed, wait=True)
         meeting = Meeting(call, number, digest, size, _describe_plain, error)
         meeting.verdict = verdict
         if verdict == self._sync.PENDING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import ceil
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from mpi4py import MPI
 
 from sfb.agreement import PLAIN
 from sfb.network import Network
+from sfb.plan import Trial
 from sfb.profile import Profile, Use
 from sfb.shared import find_named
 
@@ -23,6 +25,9 @@ __all__ = ["Arrays", "gathers", "scatters"]
 _FAR, _KNOWN = 1 << 16, 4096
 # The same for a rank's part in other collectives, and the bytes of all parts up to which they are gathered.
 _SCATTERED, _GATHERED, _MOST_GATHERED = 1 << 12, 1 << 14, 1 << 22
+
+# Who is timed.
+_OURS, _MPI = "arrays", "mpi"
 
 _ALLREDUCE, _SCATTER, _GATHER = "Allreduce", "Reduce_scatter_block", "Allgather"
 # What has to be equal on all ranks of a call is told by a number below `PLAIN`: that of its name, the type, the
@@ -41,13 +46,13 @@ class Arrays:
 
     Args:
         team: The ranks.
-        profile: What returns their profile; collective.
+        profile: What returns their profile if it was measured before, or is not to be; collective.
 
     Attributes:
         far: Whether there are nodes that it works between.
     """
 
-    def __init__(self, team: Team, profile: Callable[[], Profile]) -> None:
+    def __init__(self, team: Team, profile: Callable[[], Profile | None]) -> None:
         from sfb.kernels import arrays, sync
 
         self._kernels, self._sync = arrays, sync
@@ -64,7 +69,8 @@ class Arrays:
         self._state = np.zeros(arrays.STATE, np.int64)
         self._network = Network(team) if Network.serves(team) else None
         self.far = self._network is not None
-        self._faster: dict[int, bool] = {}
+        self._choices: dict[int, Trial | bool] = {}
+        self._timed: tuple[Trial, str, int] | None = None
 
     def refuse(self, error: Exception) -> None:
         """Raise ``error`` on this rank, and on the others that it names this one."""
@@ -192,26 +198,36 @@ class Arrays:
     def takes(self, recvbuf: Any) -> bool:
         """Return whether this is for `allreduce_everywhere`; the same on all ranks, and maybe collective."""
         nbytes = _nbytes(recvbuf)
-        if nbytes < _FAR:
-            return False
-        faster = self._faster.get(nbytes)
-        if faster is None:
-            if len(self._faster) >= _KNOWN:
-                self._faster.clear()
-            faster = self._faster[nbytes] = self._is_faster(nbytes)
-        return faster
+        return nbytes >= _FAR and self._choice(nbytes) is not False
 
-    def _is_faster(self, nbytes: int) -> bool:
-        profile = self._profile()
-        if "arrays" not in profile.tables or "allreduce" not in profile.tables:
-            return False
-        ours, mpi = (profile.seconds(Use(kind, nbytes), profile.place) for kind in ("arrays", "allreduce"))
-        return ours < mpi
+    def _choice(self, nbytes: int) -> Trial | bool:
+        """Return whether arrays of so many bytes are not left to MPI between nodes, or the trial that is to tell."""
+        choice = self._choices.get(nbytes)
+        if choice is None:
+            profile = self._profile()
+            if profile is None or ("arrays" not in profile.tables and profile.measured):
+                choice = Trial((_OURS, _MPI))
+            elif profile.measured:
+                ours, mpi = (profile.seconds(Use(kind, nbytes), profile.place) for kind in ("arrays", "allreduce"))
+                choice = ours < mpi
+            else:
+                choice = False
+            if len(self._choices) >= _KNOWN:
+                self._choices.clear()
+            self._choices[nbytes] = choice
+        elif isinstance(choice, Trial) and choice.over:
+            choice = self._choices[nbytes] = choice.best == _OURS
+        return choice
 
-    def allreduce_everywhere(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> bool:
-        """Reduce among the ranks of all nodes; otherwise as `allreduce`, but all ranks agree."""
+    def allreduce_everywhere(
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op, mpi: Callable[[], None], *, always: bool = False
+    ) -> None:
+        """Reduce among the ranks of all nodes, or let MPI do it by calling ``mpi``; otherwise as `allreduce`.
+
+        ``always``, even where MPI is faster.
+        """
         assert self._network is not None
-        number = self._agree.begin()
+        number, nbytes = self._agree.begin(), _nbytes(recvbuf)
         task = self._task(sendbuf, recvbuf, op)
         if task is not None:
             try:
@@ -219,12 +235,25 @@ class Arrays:
             except MemoryError:
                 task = None
         digest = PLAIN if task is None or not _fit(*task[3:]) else task[0]
-        if not self._agree.plain_everywhere(_ALLREDUCE, number, digest, _nbytes(recvbuf)):
-            return False
+        timed, self._timed = self._timed, None
+        elapsed = 0 if timed is None else timed[2]
+        agreed, elapsed = self._agree.plain_everywhere(_ALLREDUCE, number, digest, nbytes, elapsed)
+        if timed is not None:
+            timed[0].add(timed[1], elapsed * 1e-9)
+        if not agreed:
+            mpi()
+            return
         assert task is not None
         _, code, window, send, recv = task
-        self._network.allreduce(number, self._reductions[code], self._blocks(number, window, code, send, recv))
-        return True
+        choice = always or self._choice(nbytes)
+        name = choice.next if isinstance(choice, Trial) else _OURS if choice else _MPI
+        began = perf_counter()
+        if name == _OURS:
+            self._network.allreduce(number, self._reductions[code], self._blocks(number, window, code, send, recv))
+        else:
+            mpi()
+        if isinstance(choice, Trial):
+            self._timed = choice, name, round((perf_counter() - began) * 1e9)
 
     def _blocks(
         self, number: int, window: np.ndarray, code: int, send: np.ndarray, recv: np.ndarray

@@ -29,7 +29,7 @@ from sfb.team import Team
 if TYPE_CHECKING:
     from sfb.comm import Comm
 
-__all__ = ["cache_file", "describe", "identity", "measure", "profile_for", "tune"]
+__all__ = ["cache_file", "describe", "find_profile", "first_profile", "identity", "measure", "tune"]
 
 # Seconds that the first choice of an algorithm may measure for.
 _FIRST_USE = 0.4
@@ -47,8 +47,8 @@ _log = logging.getLogger("sfb")
 _measured: dict[str, str] = {}  # in this process, by identity
 
 
-def profile_for(team: Team, given: Profile | None) -> Profile:
-    """Return the profile given, or that of SFB_PROFILE or the user's cache, or measure one; collective.
+def find_profile(team: Team, given: Profile | None) -> Profile | None:
+    """Return the profile given, or that of SFB_PROFILE or the user's cache, or None; collective.
 
     Raises:
         ProfileError: The file of SFB_PROFILE is no profile; raised on every rank.
@@ -63,11 +63,16 @@ def profile_for(team: Team, given: Profile | None) -> Profile:
             error = caught
     compare(team.world, "Comm", error=error)
     text = team.world.bcast(text)
-    if text is None:
-        text = measure(team, _FIRST_USE).to_json()
-        if team.rank == 0:
-            _measured[_key(who)] = text
-    return Profile.from_json(text)
+    return None if text is None else Profile.from_json(text)
+
+
+def first_profile(team: Team) -> Profile:
+    """Measure a profile, and keep it for this process; collective."""
+    profile = measure(team, _FIRST_USE)
+    who = identity(team)
+    if team.rank == 0:
+        _measured[_key(who)] = profile.to_json()
+    return profile
 
 
 def identity(team: Team) -> dict[str, Any]:
@@ -144,6 +149,9 @@ def measure(team: Team, seconds: float) -> Profile:
     if place.ranks_per_node > 1:
         tables["sync"] = [(0.0, _sync(probe))]
     candidates = _exchanges(team, probe)
+    if seconds <= _FIRST_USE:
+        candidates.pop("arrays", None)  # that takes longer; who is faster shows in the first calls
+    few = 2 if seconds <= _FIRST_USE else 5
     for size in _SIZES:
         if size > _FIRST_SIZES and "rebuild/large" not in tables:
             tables |= _work(team)
@@ -151,7 +159,9 @@ def measure(team: Team, seconds: float) -> Profile:
         for kind, make in candidates.items():
             if size > _FIRST_SIZES and not left():
                 continue
-            tables.setdefault(kind, []).append((float(size), _time(team, make(size), 9 if size <= 1 << 15 else 2)))
+            short = size <= 1 << 15
+            taken = _time(team, make(size), 9 if short else few, pause=0.0 if short else _PAUSE)
+            tables.setdefault(kind, []).append((float(size), taken))
         if size > _FIRST_SIZES and not left():
             break
     probe.free()
@@ -161,7 +171,7 @@ def measure(team: Team, seconds: float) -> Profile:
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
-def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0) -> float:
+def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0, pause: float = 0.0) -> float:
     """Return the median seconds of the slowest rank; the first call is not counted.
 
     What is short is measured with cold caches: between two exchanges users compute.
@@ -171,14 +181,15 @@ def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int =
         once: To be timed.
         repetitions: How often.
         inner: For what ranks do without waiting for each other: calls in a row, to the end of the last rank.
+        pause: Seconds without messages before each.
     """
-    cold = np.ones(1 << 19) if repetitions > 2 and not inner else np.ones(1)
+    cold = np.ones(1) if inner or pause else np.ones(1 << 19)
     once()
     taken = np.empty(repetitions)
     for i in range(repetitions):
         cold += 1
-        if repetitions <= 2 and not inner:
-            end = perf_counter() + _PAUSE
+        if pause:
+            end = perf_counter() + pause
             while perf_counter() < end:
                 pass
         team.world.Barrier()
@@ -245,7 +256,7 @@ def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[]
 
     def arrays(nbytes: int) -> Callable[[], Any]:
         array = np.zeros(nbytes // 4, np.float32)
-        return lambda: own.allreduce_everywhere(MPI.IN_PLACE, array, MPI.SUM)
+        return lambda: own.allreduce_everywhere(MPI.IN_PLACE, array, MPI.SUM, lambda: None, always=True)
 
     def copy(nbytes: int) -> Callable[[], Any]:
         source, target = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
@@ -258,7 +269,7 @@ def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[]
         found |= {"allreduce": allreduce, "alltoall": alltoall}
         if team.nodes < ranks:
             found["across"] = across
-        own = Arrays(probe, Profile)
+        own = Arrays(probe, lambda: None)
         if own.far:
             found["arrays"] = arrays
     return found

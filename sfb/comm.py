@@ -21,7 +21,7 @@ from mpi4py import MPI
 import sfb.kernels as kernels
 from sfb.agreement import Agreement, Meeting, compare
 from sfb.arrays import Arrays, gathers, scatters
-from sfb.calibrate import profile_for
+from sfb.calibrate import find_profile, first_profile
 from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem
 from sfb.collectives.call import ALONE, POSTED, Call
@@ -187,13 +187,7 @@ class Comm(MPI.Intracomm):
             return
         if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
             return
-        if type(recvbuf) is np.ndarray and find_named(recvbuf) is not None:
-            # MPI may compute in the result, which other ranks may have passed, too.
-            result = np.array(recvbuf)
-            super().Allreduce(sendbuf, result, op)
-            np.copyto(recvbuf, result)
-            return
-        super().Allreduce(sendbuf, recvbuf, op)
+        self._reduce_by_mpi(sendbuf, recvbuf, op)
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
@@ -314,11 +308,18 @@ class Comm(MPI.Intracomm):
         return self._known_profile()
 
     def _known_profile(self) -> Profile:
+        found = self._found_profile()
+        if found is None:
+            found = self._profile_or_none = first_profile(self._team)
+        return found
+
+    def _found_profile(self) -> Profile | None:
+        """Return the profile if it need not be measured; collective."""
         if self._profile_or_none is None:
             given = self._options.profile
             if given is None and self._options.reproducible:
                 given = Profile()
-            self._profile_or_none = profile_for(self._team, given)
+            self._profile_or_none = find_profile(self._team, given)
         return self._profile_or_none
 
     def free(self) -> None:
@@ -396,8 +397,18 @@ class Comm(MPI.Intracomm):
             arrays.refuse(error)
         if arrays.far and arrays.takes(recvbuf):
             self._queue.drain()
-            return arrays.allreduce_everywhere(sendbuf, recvbuf, op)
+            arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
+            return True
         return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
+
+    def _reduce_by_mpi(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:
+        if type(recvbuf) is np.ndarray and find_named(recvbuf) is not None:
+            # MPI may compute in the result, which other ranks may have passed, too.
+            result = np.array(recvbuf)
+            super().Allreduce(sendbuf, result, op)
+            np.copyto(recvbuf, result)
+        else:
+            super().Allreduce(sendbuf, recvbuf, op)
 
     def _under_way(self) -> bool:
         """Return whether exchanges are under way, of which there may be only so many beside plain arrays."""
@@ -417,7 +428,7 @@ class Comm(MPI.Intracomm):
         """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
         if not self._helpless:
             try:
-                self._arrays = Arrays(self._team, self._known_profile)
+                self._arrays = Arrays(self._team, self._found_profile)
             except ImportError as error:
                 self._helpless = True
                 _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mpi
 @pytest.fixture
 def ours(any_comm, monkeypatch):
     """A Comm that leaves nothing to MPI between nodes, in many blocks."""
-    monkeypatch.setattr(Arrays, "_is_faster", lambda self, nbytes: True)
+    monkeypatch.setattr(Arrays, "_choice", lambda self, nbytes: True)
     monkeypatch.setattr(network, "_BLOCK", 1 << 17)
     monkeypatch.setattr(network, "_MESSAGE", 1 << 10)
     return any_comm
@@ -160,8 +160,8 @@ def test_errors_are_those_of_mpi4py(comm, given, taken):
     assert error(comm) == error(MPI.COMM_SELF) is not None
 
 
-def test_arrays_in_shared_memory(any_comm, world, rng):
-    comm = any_comm
+def test_arrays_in_shared_memory(ours, world, rng):
+    comm = ours
     rows = comm.allreduce(comm.node.size, MPI.MAX)
     for count in (5, 5000, 100_003):
         mine = numbers(rng, "f8", count, world.rank)
@@ -298,3 +298,32 @@ def test_kernels_between_threads(ranks, dtype, rng):
         thread.join(60)
     assert not failures
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_between_nodes_the_first_calls_tell_who_is_faster(lone_comm, world):
+    if world.size == 1:
+        pytest.skip("needs nodes")
+    large, got = np.ones(20_000), np.empty(20_000)
+    arrays = lone_comm._arrays_if_possible()
+    for _ in range(12):
+        lone_comm.Allreduce(large, got)
+        np.testing.assert_array_equal(got, world.size)
+    assert arrays._choice(large.nbytes) in (True, False)
+    assert len(set(world.allgather(arrays._choice(large.nbytes)))) == 1
+
+
+@pytest.mark.parametrize("faster", ["arrays", "allreduce"])
+def test_between_nodes_a_profile_tells_who_is_faster(world, faster):
+    if world.size == 1:
+        pytest.skip("needs nodes")
+    tables = {kind: ((1.0, 1e-6 if kind == faster else 1e-3), (1e6, 1e-3)) for kind in ("arrays", "allreduce")}
+    part = world.Split(world.rank)
+    with sfb.Comm(world, node=part, profile=sfb.Profile(tables=tables)) as comm:
+        large = np.ones(20_000)
+        comm.Allreduce(MPI.IN_PLACE, large)
+        np.testing.assert_array_equal(large, world.size)
+        assert comm._arrays._choice(large.nbytes) is (faster == "arrays")
+    with sfb.Comm(world, node=part, reproducible=True) as comm:
+        comm.Allreduce(MPI.IN_PLACE, large)
+        assert comm._arrays._choice(large.nbytes) is False
+    part.Free()
