@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import ceil
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,19 @@ from mpi4py import MPI
 
 from sfb.agreement import PLAIN
 from sfb.network import Network
-from sfb.plan import Trial
+from sfb.plan import TIMED, Trial
 from sfb.profile import Profile, Use
 from sfb.shared import find_named
 
 if TYPE_CHECKING:
     from sfb.team import Team
 
-__all__ = ["Arrays", "gathers", "scatters"]
+__all__ = ["SETTLED", "Arrays", "gathers", "scatters"]
 
-# Bytes from which arrays between nodes are not simply MPI's; sizes for which it is remembered who is faster.
-_FAR, _KNOWN = 1 << 16, 4096
+# Bytes from which arrays between nodes are not simply MPI's, and by how much the time of MPI must be longer.
+_FAR, _GAIN = 1 << 20, 1.1
+# Sizes for which it is remembered who is faster, and the calls in which that is found out.
+_KNOWN, SETTLED = 4096, 2 * TIMED + 1
 # The same for a rank's part in other collectives, and the bytes of all parts up to which they are gathered.
 _SCATTERED, _GATHERED, _MOST_GATHERED = 1 << 12, 1 << 14, 1 << 22
 
@@ -209,14 +212,16 @@ class Arrays:
                 choice = Trial((_OURS, _MPI))
             elif profile.measured:
                 ours, mpi = (profile.seconds(Use(kind, nbytes), profile.place) for kind in ("arrays", "allreduce"))
-                choice = ours < mpi
+                choice = _GAIN * ours < mpi
             else:
                 choice = False
             if len(self._choices) >= _KNOWN:
                 self._choices.clear()
             self._choices[nbytes] = choice
         elif isinstance(choice, Trial) and choice.over:
-            choice = self._choices[nbytes] = choice.best == _OURS
+            # The median, not the least: messages of many blocks are now and then much slower than at best.
+            ours, mpi = (median(choice.seconds[name][1:]) for name in (_OURS, _MPI))
+            choice = self._choices[nbytes] = _GAIN * ours < mpi
         return choice
 
     def allreduce_everywhere(

@@ -10,15 +10,15 @@ import numpy as np
 from sfb.collectives import ALGORITHMS, Problem, spread
 from sfb.profile import EXCHANGES, Profile
 
-__all__ = ["AUTO", "Estimate", "Plan", "Trial", "check_algorithm", "choose", "what_if"]
+__all__ = ["AUTO", "TIMED", "Estimate", "Plan", "Trial", "check_algorithm", "choose", "what_if"]
 
 AUTO = "auto"
 
 # Algorithms are timed where their estimates are within this factor of the best: of measured rates, of stated ones.
 _DOUBT, _DEEP_DOUBT = 2.5, 4.0
-# The most that are timed, the calls by which each is, beside a first that does not count, and the factor by which one
-# may be slower than the best and still be timed again.
-_CONTENDERS, _CALLS, _HOPELESS = 3, 3, 1.4
+# The most that are timed, the calls of each, of which the first does not count, and the factor by which one may be
+# slower than the best and still be timed again.
+_CONTENDERS, TIMED, _HOPELESS = 3, 4, 1.4
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether one is left, or all have been timed often enough."""
-        return len(self._left) == 1 or all(len(self.seconds[name]) > _CALLS for name in self._left)
+        return len(self._left) == 1 or all(len(self.seconds[name]) >= TIMED for name in self._left)
 
     @property
     def measured(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
+from sfb.arrays import SETTLED
 from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.environment import describe, header
 from sfb.threads import limit_process
@@ -105,7 +106,7 @@ def run(
         )
         printer.heading()
         for nbytes in config.sizes:
-            row = _measure(comm, world, config, nbytes)
+            row = _measure(comm, world, config, nbytes, nodes)
             traffic = 2 * nbytes * (nodes - 1) / nodes
             if nodes == 1:
                 traffic = nbytes * (world.size + (1 if config.memory == "shared" else world.size))
@@ -149,7 +150,7 @@ def _link_rate(world: MPI.Intracomm, per_node: int) -> float:
     return per_node * sent.nbytes / _best(world, lambda: world.Sendrecv(sent, to, recvbuf=received, source=source))
 
 
-def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int) -> dict[str, Any]:
+def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, nodes: int) -> dict[str, Any]:
     dtype, op = np.dtype(config.dtype), OPS[config.op]
     count = max(1, nbytes // dtype.itemsize)
     rng = np.random.default_rng((count, world.rank))
@@ -168,6 +169,8 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int) 
             call()
         return 0.0, 0.0
 
+    for _ in range(SETTLED if nodes > 1 else 1):
+        calls["sfb"]()
     times = measure(
         world,
         {name: partial(loop, call) for name, call in calls.items()},
