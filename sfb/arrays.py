@@ -59,6 +59,7 @@ class Arrays:
         from sfb.kernels import arrays, sync
 
         self._kernels, self._sync = arrays, sync
+        self._agreed = sync.AGREED  # read in every call
         self._team = team
         self._board = team.board
         self._agree = team.agree
@@ -91,8 +92,8 @@ class Arrays:
         Raises:
             MismatchError: Other ranks of the node do not pass plain arrays; on all of them.
         """
-        number = self._agree.begin()
-        if self._board.ranks == 1:
+        number, board = self._agree.begin(), self._board
+        if board.ranks == 1:
             return False
         task = None if leave or self._team.nodes > 1 else self._task(sendbuf, recvbuf, op)
         if task is None:
@@ -105,12 +106,12 @@ class Arrays:
             digest, places, source, target = there
             rest = window, self._words, code, places, source, target
         try:
-            verdict = kernel(self._board.words, self._board.place, number, digest, self._state, *rest)
+            verdict = kernel(board.words, board.place, number, digest, self._state, *rest)
         except TypeError:  # not contiguous, or not of one type
             verdict = self._kernels.UNFIT
         if verdict == self._kernels.UNFIT:
             return self._agree.plain(_ALLREDUCE, number)
-        return self._end(_ALLREDUCE, verdict, kernel, number, digest, *rest)
+        return verdict == self._agreed or self._end(_ALLREDUCE, verdict, kernel, number, digest, *rest)
 
     def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
         """Do what `MPI.Intracomm.Reduce_scatter_block` does, of arrays that `scatters`; otherwise as `allreduce`."""
@@ -200,7 +201,7 @@ class Arrays:
 
     def takes(self, recvbuf: Any) -> bool:
         """Return whether this is for `allreduce_everywhere`; the same on all ranks, and maybe collective."""
-        nbytes = _nbytes(recvbuf)
+        nbytes = recvbuf.nbytes if type(recvbuf) is np.ndarray else _nbytes(recvbuf)
         return nbytes >= _FAR and self._choice(nbytes) is not False
 
     def _choice(self, nbytes: int) -> Trial | bool:

@@ -187,7 +187,10 @@ class Comm(MPI.Intracomm):
             return
         if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
             return
-        self._reduce_by_mpi(sendbuf, recvbuf, op)
+        if Block.named:
+            self._reduce_by_mpi(sendbuf, recvbuf, op)
+        else:
+            super().Allreduce(sendbuf, recvbuf, op)
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
@@ -385,16 +388,15 @@ class Comm(MPI.Intracomm):
     def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
         """Reduce what are no factors, and return True, or False if MPI is to do it."""
         arrays = self._arrays or self._arrays_if_possible()
-        error = None
-        if algorithm != AUTO or isinstance(recvbuf, Factors):
+        busy = self._queue.busy and self._under_way()
+        if type(recvbuf) is not np.ndarray or algorithm is not AUTO:
             error = _plain_error(recvbuf, algorithm)
-        if arrays is None:
             if error is not None:
+                if arrays is not None:
+                    arrays.refuse(error)
                 raise error
+        if arrays is None:
             return False
-        busy = self._under_way()
-        if error is not None:
-            arrays.refuse(error)
         if arrays.far and arrays.takes(recvbuf):
             self._queue.drain()
             arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
