@@ -267,7 +267,7 @@ class Arrays:
         """Yield what `Network.allreduce` takes: this rank's part of each block, the sum of its node."""
         assert self._network is not None
         ranks, me = self._board.ranks, self._board.me
-        most = self._network.block // recv.itemsize * ranks
+        most = self._network.block(recv.nbytes // ranks) // recv.itemsize * ranks
         count = ceil(recv.size / most)
         phase = self._sync.ARRIVED + 1
         for i in range(count):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Network"]
 
-# Blocks under way at once, bytes of one, and least bytes of a message of it.
-_UNDER_WAY, _BLOCK, _MESSAGE = 3, 1 << 21, 1 << 16
+# Blocks under way at once, and the bytes of one: of at least a message to every peer, more where an array is large.
+_UNDER_WAY, _BLOCKS, _MESSAGE = 4, (1 << 19, 1 << 21), 1 << 16
 # Tests between two looks at the clock.
 _TESTS = 1024
 # A call has two tags; what MPI guarantees.
@@ -50,15 +50,16 @@ class Network:
         """Return whether there are several nodes, with as many ranks on each."""
         return team.nodes > 1 and len({team.node_of.count(node) for node in range(team.nodes)}) == 1
 
-    @property
-    def block(self) -> int:
-        """Bytes of a block."""
-        return max(_BLOCK, _MESSAGE * len(self._peers))
+    def block(self, nbytes: int) -> int:
+        """Return the bytes of a block of an array."""
+        least, most = _BLOCKS
+        return max(_MESSAGE * len(self._peers), min(most, max(least, nbytes // _UNDER_WAY)))
 
     def reserve(self) -> None:
         """Have the memory that `allreduce` takes: what comes in of the blocks under way."""
         if not self._memory:
-            self._memory = [np.empty(self.block, np.uint8) for _ in range(_UNDER_WAY)]
+            most = max(_MESSAGE * len(self._peers), _BLOCKS[1])
+            self._memory = [np.empty(most, np.uint8) for _ in range(_UNDER_WAY)]
 
     def allreduce(
         self, number: int, reduction: np.ufunc, blocks: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]

@@ -24,7 +24,7 @@ def ours(any_comm, monkeypatch):
     """A Comm that leaves nothing to MPI between nodes, in many blocks."""
     monkeypatch.setattr(Arrays, "_choice", lambda self, nbytes: True)
     monkeypatch.setattr(arrays, "_FAR", 1 << 16)
-    monkeypatch.setattr(network, "_BLOCK", 1 << 17)
+    monkeypatch.setattr(network, "_BLOCKS", (1 << 16, 1 << 17))
     monkeypatch.setattr(network, "_MESSAGE", 1 << 10)
     return any_comm
 
