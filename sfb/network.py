@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Network"]
 
 # Blocks under way at once, and the bytes of one: of at least a message to every peer, more where an array is large.
-_UNDER_WAY, _BLOCKS, _MESSAGE = 4, (1 << 19, 1 << 21), 1 << 16
+_UNDER_WAY, _BLOCKS, _MESSAGE = 3, (1 << 19, 1 << 21), 1 << 16
 # Tests between two looks at the clock.
 _TESTS = 1024
 # A call has two tags; what MPI guarantees.
