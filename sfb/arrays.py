@@ -27,7 +27,7 @@ _FAR, _GAIN = 1 << 20, 1.1
 # Sizes for which it is remembered who is faster, and the calls in which that is found out.
 _KNOWN, SETTLED = 4096, 2 * TIMED + 1
 # The same for a rank's part in other collectives, and the bytes of all parts up to which they are gathered.
-_SCATTERED, _GATHERED, _MOST_GATHERED = 1 << 12, 1 << 14, 1 << 22
+_SCATTERED, _GATHERED, _MOST_GATHERED = 1 << 12, 1 << 15, 1 << 20
 
 # Who is timed.
 _OURS, _MPI = "arrays", "mpi"

@@ -155,6 +155,10 @@ def test_version_and_help():
         (["compare", "missing.json"], 2, "missing.json"),
         (["bench", "allreduce", "--shapes", "4x"], 2, "not a list of shapes"),
         (["bench", "overhead", "-b", "64", "-e", "8"], 1, "-b must not be above -e"),
+        (["bench", "allreduce", "-b", "1M", "-e", "8"], 1, "-b must not be above -e"),
+        (["bench", "allreduce", "-b", "1T"], 2, "64K or 128M"),
+        (["bench", "allreduce", "-e", "8", "--link", "fast"], 1, "1Gbit/s"),
+        (["bench", "allreduce", "-d", "int32"], 1, "plain arrays"),
         (["explain", "--ranks", "2", "--nodes", "3"], 1, "cannot fill"),
     ],
 )
@@ -180,6 +184,15 @@ def test_import_does_not_start_mpi_or_numba():
     code = "import sys, sfb; sfb.Factors; sfb.optim; print('mpi4py.MPI' in sys.modules, 'numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_bench_of_plain_arrays():
+    out, _ = sfb("bench", "allreduce", "-b", "1K", "-e", "4K", "-n", 1, "-d", "int64", "-o", "max")
+    assert [line.split()[:2] for line in out.splitlines() if line[0] != "#"] == [
+        ["1024", "128"],
+        ["2048", "256"],
+        ["4096", "512"],
+    ]
 
 
 def test_bench_store_and_consistency():

@@ -1,4 +1,4 @@
-"""Allreduce of plain arrays: `sfb.Comm` beside MPI itself, and beside the limit of memory or links."""
+"""Collectives of plain arrays: `sfb.Comm` beside MPI itself, and beside the limit of memory or links."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from sfb.bench.engine import Column, Printer, Times, measure, microseconds, writ
 from sfb.environment import describe, header
 from sfb.threads import limit_process
 
-__all__ = ["COLUMNS", "OPS", "TYPES", "Config", "draw", "run"]
+__all__ = ["COLLECTIVES", "COLUMNS", "OPS", "TYPES", "Config", "draw", "run"]
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
+COLLECTIVES = ("allreduce", "reduce_scatter_block", "allgather")
 TYPES = ("float32", "float64", "int32", "int64")
 
 # Calls in a row that make one sample: of so many bytes together, but at most so many.
@@ -35,9 +36,10 @@ class Config:
     """What to measure.
 
     Attributes:
-        sizes: Bytes of the arrays.
+        sizes: Bytes of the arrays; of the larger one where one is a part.
         dtype: Of `TYPES`.
         op: Of `OPS`.
+        collective: Of `COLLECTIVES`.
         memory: "private" arrays, or "shared" ones for `sfb.Comm`: all ranks' arrays lie in memory that the node shares,
             and so does one result.
         link: Bytes per second of a node's link each way; measured if None.
@@ -51,6 +53,7 @@ class Config:
     sizes: Sequence[int]
     dtype: str = "float32"
     op: str = "sum"
+    collective: str = "allreduce"
     memory: str = "private"
     link: float | None = None
     iterations: int = 20
@@ -91,25 +94,28 @@ def run(
         per_node, nodes = _layout(comm)
         if nodes > 1:
             rate = config.link or _link_rate(world, per_node)
-            limit = f"limit: 2(N−1)/N of the bytes each way over a link of {rate / 1e9:.3g} GB/s, {nodes} nodes"
+            times = "2" * (config.collective == COLLECTIVES[0])
+            limit = f"limit: {times}(N−1)/N of the bytes each way over a link of {rate / 1e9:.3g} GB/s, {nodes} nodes"
         else:
             rate = _memory_rate(world)
             limit = f"limit: arrays read and results written once, at the {rate / 1e9:.3g} GB/s of ranks that copy"
         printer.comment(
             [
-                f"sfb bench allreduce: plain arrays of {config.dtype}, {config.op}, {config.memory} memory",
+                f"sfb bench allreduce: {config.collective} of plain arrays, {config.dtype}, {config.op}, "
+                f"{config.memory} memory",
                 *header(environment),
                 "time: of a call, median over samples of the slowest rank; algbw = bytes/time in GB/s, "
-                "busbw = algbw·2(P−1)/P",
+                f"busbw = algbw·{'2' * (config.collective == COLLECTIVES[0])}(P−1)/P",
                 limit,
             ]
         )
         printer.heading()
         for nbytes in config.sizes:
             row = _measure(comm, world, config, nbytes, nodes)
-            traffic = 2 * nbytes * (nodes - 1) / nodes
+            whole = config.collective == COLLECTIVES[0]
+            traffic = (1 + whole) * nbytes * (nodes - 1) / nodes
             if nodes == 1:
-                traffic = nbytes * (world.size + (1 if config.memory == "shared" else world.size))
+                traffic = nbytes * (world.size + (world.size if whole and config.memory == "private" else 1))
             row |= {f"{name}_limit": traffic / rate / row[f"{name}_seconds"] for name in ("mpi", "sfb")}
             printer.row(row)
             results.append(row)
@@ -162,6 +168,18 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
         given, taken = arrays[comm.node.rank], comm.shared(count, dtype)
         given[:] = mine
     calls = {"mpi": partial(world.Allreduce, mine, theirs, op), "sfb": partial(comm.Allreduce, given, taken, op)}
+    if config.collective != COLLECTIVES[0]:
+        part = max(1, count // world.size)
+        mine = np.resize(mine, part * world.size)
+        if config.collective == "allgather":
+            send, results, arguments = mine[:part].copy(), np.empty((2, mine.size), dtype), ()
+        else:
+            send, results, arguments = mine, np.empty((2, part), dtype), (op,)
+        theirs, taken = results
+        calls = {
+            name: partial(getattr(of, config.collective.capitalize()), send, result, *arguments)
+            for name, of, result in (("mpi", world, theirs), ("sfb", comm, taken))
+        }
     inner = max(1, min(_MOST, _TOGETHER // max(1, nbytes)))
 
     def loop(call: Callable[[], None]) -> tuple[float, float]:
@@ -179,35 +197,36 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
         seconds=config.seconds,
         pause=config.pause,
     )
-    row: dict[str, Any] = {"bytes": mine.nbytes, "count": count, "dtype": config.dtype, "op": config.op}
+    row: dict[str, Any] = {"bytes": mine.nbytes, "count": mine.size, "dtype": config.dtype, "op": config.op}
+    bus = (world.size - 1) / world.size
     for name, taken_by in times.items():
-        row |= _rates(name, taken_by, inner, mine.nbytes, world.size)
+        row |= _rates(name, taken_by, inner, mine.nbytes, (1 + (config.collective == COLLECTIVES[0])) * bus)
     row["speedup"] = row["mpi_seconds"] / row["sfb_seconds"]
-    row["wrong"] = _wrong(world, mine, theirs, taken, op) if config.check else None
+    row["wrong"] = _wrong(world, theirs, taken, same=taken.size == mine.size) if config.check else None
     return row
 
 
-def _rates(name: str, times: Times, inner: int, nbytes: int, ranks: int) -> dict[str, Any]:
+def _rates(name: str, times: Times, inner: int, nbytes: int, bus: float) -> dict[str, Any]:
     algbw = nbytes * inner / times.median / 1e9
     return {
         f"{name}_seconds": times.median / inner,
         f"{name}_min": times.min / inner,
         f"{name}_p99": times.p99 / inner,
         f"{name}_algbw": algbw,
-        f"{name}_busbw": algbw * 2 * (ranks - 1) / ranks,
+        f"{name}_busbw": algbw * bus,
         f"{name}_iterations": times.iterations,
     }
 
 
-def _wrong(world: MPI.Intracomm, mine: np.ndarray, theirs: np.ndarray, ours: np.ndarray, op: MPI.Op) -> int:
-    """Return the elements of all ranks that are not MPI's within rounding, every one where the ranks' bits differ."""
-    if len(set(world.allgather(hashlib.blake2b(memoryview(ours)).digest()))) > 1:
+def _wrong(world: MPI.Intracomm, theirs: np.ndarray, ours: np.ndarray, *, same: bool) -> int:
+    """Return the elements of all ranks that are not MPI's within rounding, or all where bits differ."""
+    if same and len(set(world.allgather(hashlib.blake2b(memoryview(ours)).digest()))) > 1:
         return ours.size
-    if mine.dtype.kind == "i":
+    if ours.dtype.kind == "i":
         off = ours != theirs
     else:
         # Of one sign, so a sum is as large as its terms together.
-        off = ~(np.abs(ours - theirs) <= 2 * world.size * np.finfo(mine.dtype).eps * np.abs(theirs))
+        off = ~(np.abs(ours - theirs) <= 2 * world.size * np.finfo(ours.dtype).eps * np.abs(theirs))
     return int(world.allreduce(int(off.sum())))
 
 

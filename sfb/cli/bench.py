@@ -38,6 +38,8 @@ def bench() -> None:
 @click.option("-b", "--begin", type=Bytes(), help="Plain arrays from so many bytes on: 8, 64K, 128M.")
 @click.option("-e", "--end", type=Bytes(), help="To so many.")
 @click.option("-f", "--factor", type=click.IntRange(2), default=2, help="From one size of plain arrays to the next.")
+@click.option("--collective", type=click.Choice(["allreduce", "reduce_scatter_block", "allgather"]),
+              default="allreduce", help="Of plain arrays; -b and -e are bytes of the larger one.")  # fmt: skip
 @click.option("-o", "--op", type=click.Choice(["sum", "prod", "max", "min"]), default="sum", help="Of plain arrays.")
 @click.option("--link", help="Rate of a node's link, such as 1Gbit/s, for the limit of plain arrays.  [measured]")
 @click.option("-n", "--iterations", type=click.IntRange(1), default=20, help="Timed calls.")
@@ -55,7 +57,7 @@ def bench_allreduce(json_file: Path | None, plot: Path | None, as_csv: bool, **o
     Sizes are numbers, lists 1,10,100 or ranges 1:100. With -b or -e, Allreduce of plain arrays through sfb.Comm beside
     MPI's. Exits with 1 if a result is wrong.
     """
-    plain = {name: options.pop(name) for name in ("begin", "end", "factor", "op", "link")}
+    plain = {name: options.pop(name) for name in ("begin", "end", "factor", "collective", "op", "link")}
     if plain["begin"] is not None or plain["end"] is not None:
         return _bench_arrays(json_file, plot, as_csv, options, **plain)
     if options["dtype"] not in ("float32", "float64"):
@@ -85,6 +87,7 @@ def _bench_arrays(
     begin: int | None,
     end: int | None,
     factor: int,
+    collective: str,
     op: str,
     link: str | None,
 ) -> int:
@@ -105,7 +108,8 @@ def _bench_arrays(
     from sfb.bench import arrays
 
     taken = {name: options[name] for name in ("dtype", "iterations", "warmups", "seconds", "pause", "check")}
-    config = arrays.Config(sizes=sizes, op=op, link=rate, memory=options["memory"] or "private", **taken)
+    memory = options["memory"] or "private"
+    config = arrays.Config(sizes=sizes, collective=collective, op=op, link=rate, memory=memory, **taken)
     rows = arrays.run(world, config, json_file=json_file, as_csv=as_csv)
     if plot is not None and world.rank == 0:
         arrays.draw(rows, plot)
