@@ -60,7 +60,7 @@ class Exchange(NamedTuple):
 
 
 class Comm(MPI.Intracomm):
-    """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`; everything else is mpi4py's own.
+    """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster for plain arrays; all else is mpi4py's own.
 
     It is the communicator it is made from, not a duplicate. The library talks on a communicator of
     its own, made by the first call that needs it; `free`, or the end of a ``with`` block, gives that
@@ -68,9 +68,9 @@ class Comm(MPI.Intracomm):
 
     Args:
         comm: The intracommunicator to use, `MPI.COMM_WORLD` for instance.
-        check: Let `Allreduce` of plain arrays, too, find out first that the ranks of the node pass plain arrays.
-            It costs about a microsecond; without it a rank that passes an array where another passes
-            `Factors` hangs. Calls with `Factors` are always checked, on all ranks.
+        check: Let the ranks of the node find out first whether all pass plain arrays to `Allreduce`, and reduce those
+            without MPI where that is faster. Without it plain arrays go straight to MPI, and a rank that passes an
+            array where another passes `Factors` hangs. Calls with `Factors` are always checked, on all ranks.
         node: Communicator of the ranks that share memory with this one, if it is not to be all
             ranks of the host: those of a NUMA domain, say. Giving it makes the call collective.
         profile: What the machine can do: a `Profile`, or the file of one that ``sfb tune`` wrote. By default that

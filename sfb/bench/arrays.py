@@ -170,11 +170,12 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
     calls = {"mpi": partial(world.Allreduce, mine, theirs, op), "sfb": partial(comm.Allreduce, given, taken, op)}
     if config.collective != COLLECTIVES[0]:
         part = max(1, count // world.size)
+        arguments: tuple[Any, ...] = () if config.collective == "allgather" else (op,)
         mine = np.resize(mine, part * world.size)
         if config.collective == "allgather":
-            send, results, arguments = mine[:part].copy(), np.empty((2, mine.size), dtype), ()
+            send, results = mine[:part].copy(), np.empty((2, mine.size), dtype)
         else:
-            send, results, arguments = mine, np.empty((2, part), dtype), (op,)
+            send, results = mine, np.empty((2, part), dtype)
         theirs, taken = results
         calls = {
             name: partial(getattr(of, config.collective.capitalize()), send, result, *arguments)
