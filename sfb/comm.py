@@ -60,7 +60,7 @@ class Exchange(NamedTuple):
 
 
 class Comm(MPI.Intracomm):
-    """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster for plain arrays; all else is mpi4py's own.
+    """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster than MPI's; all else is mpi4py's own.
 
     It is the communicator it is made from, not a duplicate. The library talks on a communicator of
     its own, made by the first call that needs it; `free`, or the end of a ``with`` block, gives that
