@@ -294,10 +294,13 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     if verdict != AGREED:
         return _leave(state, verdict)
     if small:
-        turn = state[_SMALL] % 2
-        _copy(_small_slot(window, ranks, turn, 0, n), recv)
-        for rank in range(1, ranks):
-            _take(op, recv, _small_slot(window, ranks, turn, rank, n))
+        turn, total = state[_SMALL] % 2, _block(window, ranks, me)
+        for low in range(0, n, len(total)):  # not in recv, which other ranks may have passed, too
+            high = min(low + len(total), n)
+            _copy(_small_slot(window, ranks, turn, 0, n)[low:high], total[: high - low])
+            for rank in range(1, ranks):
+                _take(op, total[: high - low], _small_slot(window, ranks, turn, rank, n)[low:high])
+            _copy(total, recv[low:high])
         state[_SMALL] += 1
         return _leave(state, AGREED)
     beyond = ranks * nbytes >= _BEYOND

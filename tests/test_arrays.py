@@ -328,3 +328,14 @@ def test_between_nodes_a_profile_tells_who_is_faster(world, faster):
         comm.Allreduce(MPI.IN_PLACE, large)
         assert comm._arrays._choice(large.nbytes) is False
     part.Free()
+
+
+def test_one_result_for_all_ranks_of_a_node(ours, world):
+    """Where ranks pass the same memory, none may compute in it."""
+    for count in (1, 1500, 5000, 100_003):
+        result = ours.shared(count, "f8")
+        for step in range(50):
+            ours.Allreduce(np.full(count, world.rank + step, "f8"), result)
+            expected = sum(range(world.size)) + step * world.size
+            assert (result == expected).all()
+            ours.Barrier()
