@@ -3,15 +3,13 @@
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
-from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+
+from sfb.kernels._lines import LINE, MAX, MIN, OPTIONS, PROD, SUM, copy, fence, move, reduce
 from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, look, meet, now, reach, reached
 
-__all__ = ["CHUNKS", "FLAT", "MAX", "MIN", "PROD", "STATE", "SUM", "UNFIT"]
-__all__ += ["allreduce", "allreduce_shared", "reduce_scatter", "spread", "window_bytes"]
-
-SUM, PROD, MAX, MIN = 0, 1, 2, 3
+__all__ = ["CHUNKS", "FLAT", "MAX", "MIN", "PROD", "SUM", "UNFIT"]
+__all__ += ["allreduce", "allreduce_shared", "reduce_scatter", "spread", "state_words", "window_bytes"]
 
 # What `allreduce` returns beside what `look` sees: it does not take these arrays.
 UNFIT = -1
@@ -22,23 +20,26 @@ FLAT = 8192
 # Bytes of a large slot, of those of a node together, and what they are multiples of.
 _SLOT, _SLOTS, _PAGE = 1 << 19, 1 << 25, 1 << 12
 
-# Bytes that are reduced at once, so that they stay in the first cache, and of a line of it.
-_BLOCK, _LINE = 4096, 64
+# Bytes that are reduced at once where they are stored twice, so that they stay in the first cache.
+_BLOCK = 8192
 
 # From so many bytes of results of all ranks together, they go to memory, not to caches that they would not stay in.
 _BEYOND = 1 << 24
 
 # Words of the state that a rank keeps between calls: the phase that others are to reach, where the call resumes; small
-# calls so far; chunks so far; how long this call has worked; and by function and bit length of sizes, the nanoseconds
-# of a call with slots in cache and in memory, and the number of calls.
-STATE = 4 + 3 * 3 * 64
+# calls so far; chunks so far; how long this call has worked; by function and bit length of sizes, the nanoseconds of a
+# call with slots in cache and in memory, and the number of calls; and by rank, the address of what is reduced.
 _RESUME, _SMALL, CHUNKS, _WORKED, _WAYS = range(5)
 _ALLREDUCE, _SCATTER, _SPREAD = range(3)
+_TERMS = _WAYS + 3 * 3 * 64
 
 # One in so many calls tries the way that was slower before.
 _RETRY = 64
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+def state_words(ranks):
+    """Return the words, all 0 at first, of what a rank keeps between calls."""
+    return _TERMS + ranks
 
 
 def window_bytes(ranks):
@@ -47,101 +48,42 @@ def window_bytes(ranks):
     The large ones have 1 MiB, or 32 MiB of all ranks (128 bytes for every two of more than 512 ranks). Slots take
     turns, so that one may be filled while others still read the one before.
     """
-    slot = -(-max(_LINE * ranks, min(_SLOT, _SLOTS // (2 * ranks))) // _PAGE) * _PAGE
+    slot = -(-max(LINE * ranks, min(_SLOT, _SLOTS // (2 * ranks))) // _PAGE) * _PAGE
     return ranks * (2 * FLAT + _BLOCK + 2 * slot)
 
 
-@intrinsic
-def _stream(typing_context, source, target):
-    """Copy a line, past the caches, to an address that is a multiple of it."""
-
-    def generate(context, builder, signature, arguments):
-        kind = ir.VectorType(ir.IntType(64), _LINE // 8)
-        source, target = (builder.inttoptr(address, kind.as_pointer()) for address in arguments)
-        store = builder.store(builder.load(source, align=1), target, align=_LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def _fence(typing_context):
-    """Let what has been streamed be seen before anything that is stored after."""
-
-    def generate(context, builder, signature, arguments):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@njit(**_OPTIONS)
-def _copy(source, target):
-    for i in range(len(target)):
-        target[i] = source[i]
-
-
-@njit(**_OPTIONS)
-def _move(source, target, streamed):
-    """Copy, past the caches if ``streamed``."""
-    if not streamed:
-        _copy(source, target)
-        return
-    size, line = target.itemsize, _LINE // target.itemsize
-    head = min(len(target), -(target.ctypes.data // size) % line)
-    lines = (len(target) - head) // line
-    tail = head + lines * line
-    _copy(source[:head], target[:head])
-    begin, end = source.ctypes.data + head * size, target.ctypes.data + head * size
-    for i in range(lines):
-        _stream(begin + i * _LINE, end + i * _LINE)
-    _copy(source[tail : len(target)], target[tail:])
-
-
-@njit(**_OPTIONS)
-def _take(op, total, term):
-    """Reduce ``term`` into ``total``."""
-    if op == SUM:
-        for i in range(len(total)):
-            total[i] += term[i]
-    elif op == PROD:
-        for i in range(len(total)):
-            total[i] *= term[i]
-    elif op == MAX:
-        for i in range(len(total)):
-            total[i] = total[i] if total[i] > term[i] else term[i]
-    else:
-        for i in range(len(total)):
-            total[i] = total[i] if total[i] < term[i] else term[i]
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _share(length, width, rank):
     """Return where a rank's share of a chunk begins and ends. A rank's shares of all chunks are one place in a slot."""
     return min(rank * width, length), min((rank + 1) * width, length)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _width(n, most, ranks, line):
     """Return the elements of a rank's share of a chunk, in whole lines, where a chunk has at most so many."""
     chunks = max(1, -(-n // (most // (ranks * line) * ranks * line)))
     return max(1, -(-n // (chunks * ranks * line))) * line
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _small_slot(window, ranks, turn, rank, n):
     begin = (turn * ranks + rank) * (FLAT // window.itemsize)
     return window[begin : begin + n]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
+def _at(words, ranks, turn, rank, which):
+    """Return where the array that a rank reduces lies, or that for its result."""
+    return _small_slot(words, ranks, turn, rank, 2)[which]
+
+
+@njit(**OPTIONS)
 def _block(window, ranks, me):
     begin = (2 * ranks * FLAT + me * _BLOCK) // window.itemsize
     return window[begin : begin + _BLOCK // window.itemsize]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _slot(window, ranks, turn, rank):
     first = ranks * (2 * FLAT + _BLOCK) // window.itemsize
     chunk = (len(window) - first) // (2 * ranks)
@@ -149,49 +91,45 @@ def _slot(window, ranks, turn, rank):
     return window[first : first + chunk]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _fill(window, ranks, me, turn, width, send, streamed):
     """Copy what others reduce of this rank's chunk into its slot."""
     slot, length = _slot(window, ranks, turn, me), len(send)
     start, stop = _share(length, width, me)
-    _move(send[:start], slot[:start], streamed)
-    _move(send[stop:], slot[stop:length], streamed)
+    move(send[:start], slot[:start], streamed)
+    move(send[stop:], slot[stop:length], streamed)
     if streamed:
-        _fence()
+        fence()
 
 
-@njit(**_OPTIONS)
-def _reduce(window, ranks, me, turn, width, op, send, recv, streamed, beyond):
+@njit(**OPTIONS)
+def _reduce(window, ranks, me, turn, width, state, op, send, recv, streamed, beyond):
     """Reduce this rank's share of a chunk in the order of ranks, into its slot and ``recv``."""
-    length, total = len(send), _block(window, ranks, me)
-    start, stop = _share(length, width, me)
-    slot = _slot(window, ranks, turn, me)
-    for low in range(start, stop, len(total)):
-        high = min(low + len(total), stop)
-        for rank in range(ranks):
-            term = send[low:high] if rank == me else _slot(window, ranks, turn, rank)[low:high]
-            if rank == 0:
-                _copy(term, total[: high - low])
-            else:
-                _take(op, total[: high - low], term)
-        _move(total, slot[low:high], streamed)
-        _move(total, recv[low:high], beyond)
+    start, stop = _share(len(send), width, me)
+    slot, terms = _slot(window, ranks, turn, me), state[_TERMS:]
+    for rank in range(ranks):
+        terms[rank] = (send if rank == me else _slot(window, ranks, turn, rank)).ctypes.data
+    step = _BLOCK // slot.itemsize
+    for low in range(start, stop, step):
+        high = min(low + step, stop)
+        reduce(op, terms, low, slot[low:high], streamed)
+        reduce(op, terms, low, recv[low:high], beyond)
     if streamed or beyond:
-        _fence()
+        fence()
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _fetch(window, ranks, me, turn, width, recv, beyond):
     """Copy what the others have reduced of a chunk."""
     for step in range(1, ranks):
         rank = (me + step) % ranks
         start, stop = _share(len(recv), width, rank)
-        _move(_slot(window, ranks, turn, rank)[start:stop], recv[start:stop], beyond)
+        move(_slot(window, ranks, turn, rank)[start:stop], recv[start:stop], beyond)
     if beyond:
-        _fence()
+        fence()
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _bits(n):
     count = 0
     while n > 0:
@@ -200,12 +138,12 @@ def _bits(n):
     return count
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _way(function, nbytes):
     return _WAYS + 3 * (64 * function + _bits(nbytes))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _streams(state, row):
     """Return whether this call's slots go past the caches: whichever took less time, now and then the other.
 
@@ -218,7 +156,7 @@ def _streams(state, row):
     return (state[row + 1] < state[row]) != (calls % _RETRY == 0)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _note(state, row, streamed):
     """Note how long this call has worked."""
     way = row + streamed
@@ -227,7 +165,7 @@ def _note(state, row, streamed):
     state[row + 2] += 1
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _leave(state, verdict):
     """Return the verdict; the next call begins anew unless others are awaited still."""
     if verdict != PENDING:
@@ -246,7 +184,7 @@ _START = [_array(_I), types.UniTuple(_I, 4), _I, _I, _array(_I)]
 
 @njit(
     [_I(*_START, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
-    **_OPTIONS,
+    **OPTIONS,
 )
 def allreduce(board, place, call, digest, state, window, op, send, recv):
     """Reduce ``send`` of all ranks into ``recv`` of each, if they agree to.
@@ -271,7 +209,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     n = len(recv)
     nbytes = n * recv.itemsize
     small = nbytes <= FLAT
-    width = _width(n, len(_slot(window, ranks, 0, 0)), ranks, _LINE // recv.itemsize)
+    width = _width(n, len(_slot(window, ranks, 0, 0)), ranks, LINE // recv.itemsize)
     chunk = width * ranks
     row = _way(_ALLREDUCE, nbytes)
     streamed = not small and _streams(state, row)
@@ -280,7 +218,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
         if len(send) != n or (-nbytes < away < nbytes and away != 0) or 2 * (n // chunk + 2) > DONE:
             return UNFIT
         if small:
-            _copy(send, _small_slot(window, ranks, state[_SMALL] % 2, me, n))
+            copy(send, _small_slot(window, ranks, state[_SMALL] % 2, me, n))
         else:
             began = now()
             _fill(window, ranks, me, state[CHUNKS] % 2, width, send[:chunk], streamed)
@@ -294,13 +232,10 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     if verdict != AGREED:
         return _leave(state, verdict)
     if small:
-        turn, total = state[_SMALL] % 2, _block(window, ranks, me)
-        for low in range(0, n, len(total)):  # not in recv, which other ranks may have passed, too
-            high = min(low + len(total), n)
-            _copy(_small_slot(window, ranks, turn, 0, n)[low:high], total[: high - low])
-            for rank in range(1, ranks):
-                _take(op, total[: high - low], _small_slot(window, ranks, turn, rank, n)[low:high])
-            _copy(total, recv[low:high])
+        terms = state[_TERMS:]
+        for rank in range(ranks):
+            terms[rank] = _small_slot(window, ranks, state[_SMALL] % 2, rank, n).ctypes.data
+        reduce(op, terms, 0, recv, False)
         state[_SMALL] += 1
         return _leave(state, AGREED)
     beyond = ranks * nbytes >= _BEYOND
@@ -314,7 +249,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
         began = now()
         if stage == 0:
             part = slice(low, low + chunk)
-            _reduce(window, ranks, me, turn, width, op, send[part], recv[part], streamed, beyond)
+            _reduce(window, ranks, me, turn, width, state, op, send[part], recv[part], streamed, beyond)
             reach(board, me, call, ARRIVED + 2 * piece + 1)
             if piece + 1 < chunks:
                 _fill(window, ranks, me, 1 - turn, width, send[low + chunk : low + 2 * chunk], streamed)
@@ -330,7 +265,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
 
 @njit(
     [_I(*_START, _array(t), _array(_I), _I, types.UniTuple(_I, 3), _array(t), _array(t)) for t in _TYPES],
-    **_OPTIONS,
+    **OPTIONS,
 )
 def allreduce_shared(board, place, call, digest, state, window, words, op, places, source, target):
     """Reduce arrays that lie in memory which the ranks of a node share, where they lie, if the ranks agree to.
@@ -353,23 +288,26 @@ def allreduce_shared(board, place, call, digest, state, window, words, op, place
     if verdict != AGREED:
         return _leave(state, verdict)
     if state[_RESUME] == 1:
-        total, beyond = _block(window, ranks, me), ranks * n * source.itemsize >= _BEYOND
-        line = _LINE // source.itemsize
+        terms, results = state[_TERMS:], 1
+        for rank in range(ranks):
+            terms[rank] = source[_at(words, ranks, turn, rank, 0) :].ctypes.data
+            results += rank > 0 and _at(words, ranks, turn, rank, 1) != _at(words, ranks, turn, rank - 1, 1)
+        beyond, line = ranks * n * source.itemsize >= _BEYOND, LINE // source.itemsize
         start, stop = _share(n, _width(n, n + ranks * line, ranks, line), me)
-        for low in range(start, stop, len(total)):
-            part = min(len(total), stop - low)
-            for rank in range(ranks):
-                first = _small_slot(words, ranks, turn, rank, 2)[0] + low
-                if rank == 0:
-                    _copy(source[first : first + part], total[:part])
-                else:
-                    _take(op, total[:part], source[first : first + part])
-            for rank in range(ranks):
-                first = _small_slot(words, ranks, turn, rank, 2)[1]
-                if rank == 0 or first != _small_slot(words, ranks, turn, rank - 1, 2)[1]:
-                    _move(total, target[first + low : first + low + part], beyond)
+        if results == 1:
+            first = _at(words, ranks, turn, 0, 1)
+            reduce(op, terms, start, target[first + start : first + stop], beyond)
+        else:
+            block = _block(window, ranks, me)
+            for low in range(start, stop, len(block)):
+                total = block[: min(len(block), stop - low)]
+                reduce(op, terms, low, total, False)
+                for rank in range(ranks):
+                    first = _at(words, ranks, turn, rank, 1)
+                    if rank == 0 or first != _at(words, ranks, turn, rank - 1, 1):
+                        move(total, target[first + low : first + low + len(total)], beyond)
         if beyond:
-            _fence()
+            fence()
         reach(board, me, call, ARRIVED + 1)
         state[_RESUME] = 2
     if not reached(board, 0, ranks, call, ARRIVED + 1, spins, patience):
@@ -378,7 +316,7 @@ def allreduce_shared(board, place, call, digest, state, window, words, op, place
     return _leave(state, AGREED)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _show(board, me, call, digest, phase, nbytes):
     """Show this rank's header, or a later phase."""
     if phase == ARRIVED:
@@ -387,7 +325,7 @@ def _show(board, me, call, digest, phase, nbytes):
         reach(board, me, call, phase)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _seen(board, place, call, phase):
     """Look whether the others have reached a phase, and with the first whether they agree."""
     ranks, me, spins, patience = place
@@ -398,7 +336,7 @@ def _seen(board, place, call, phase):
 
 @njit(
     [_I(*_START, _I, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
-    **_OPTIONS,
+    **OPTIONS,
 )
 def reduce_scatter(board, place, call, digest, state, phase, window, op, send, recv):
     """Reduce a part of ``send`` of all ranks into ``recv`` of each, if the ranks agree to.
@@ -408,9 +346,9 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
     nothing; ``recv``, of this rank's part, maybe it itself.
     """
     ranks, me = place[0], place[1]
-    n, line = -(-len(send) // ranks), _LINE // recv.itemsize
+    n, line = -(-len(send) // ranks), LINE // recv.itemsize
     width = len(_slot(window, ranks, 0, 0)) // ranks // line * line
-    pieces, total = max(1, (n + width - 1) // width), _block(window, ranks, me)
+    pieces, terms = max(1, (n + width - 1) // width), state[_TERMS:]
     row = _way(_SCATTER, n * recv.itemsize)
     streamed = _streams(state, row)
     while True:
@@ -422,20 +360,13 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
         began = now()
         if state[_RESUME] > 0:
             turn = (state[CHUNKS] + piece) % 2
-            end = min(piece * width + width, len(recv))
-            for low in range(piece * width, end, len(total)):
-                part = min(len(total), end - low)
-                at = me * width + low - piece * width
-                for rank in range(ranks):
-                    if rank == me:
-                        term = send[me * n + low : me * n + low + part]
-                    else:
-                        term = _slot(window, ranks, turn, rank)[at : at + part]
-                    if rank == 0:
-                        _copy(term, total[:part])
-                    else:
-                        _take(op, total[:part], term)
-                _copy(total[:part], recv[low : low + part])
+            low, high = piece * width, min(piece * width + width, len(recv))
+            for rank in range(ranks):
+                if rank == me:
+                    terms[rank] = send[me * n + low :].ctypes.data
+                else:
+                    terms[rank] = _slot(window, ranks, turn, rank)[me * width :].ctypes.data
+            reduce(op, terms, 0, recv[low:high], False)
             piece += 1
         else:
             state[_WORKED] = piece = 0
@@ -445,9 +376,9 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
                 if rank != me:
                     low = rank * n + piece * width
                     part = send[low : min(low + width, (rank + 1) * n)]
-                    _move(part, slot[rank * width : rank * width + len(part)], streamed)
+                    move(part, slot[rank * width : rank * width + len(part)], streamed)
             if streamed:
-                _fence()
+                fence()
         state[_WORKED] += now() - began
         if piece == pieces:
             break
@@ -463,7 +394,7 @@ _BYTES = types.uint8
 
 @njit(
     [_I(*_START, _I, _array(_BYTES), _I, _array(_BYTES, readonly=True), _array(_BYTES))],
-    **_OPTIONS,
+    **OPTIONS,
 )
 def spread(board, place, call, digest, state, phase, window, n, send, recv):
     """Copy ``send`` of all ranks one behind another into ``recv`` of each, if the ranks agree to.
@@ -487,20 +418,20 @@ def spread(board, place, call, digest, state, phase, window, n, send, recv):
             turn, low, high = (state[CHUNKS] + piece) % 2, piece * width, min(piece * width + width, n)
             for step in range(1, ranks):
                 rank = (me + step) % ranks
-                _move(_slot(window, ranks, turn, rank), recv[rank * n + low : rank * n + high], beyond)
+                move(_slot(window, ranks, turn, rank), recv[rank * n + low : rank * n + high], beyond)
             if beyond:
-                _fence()
+                fence()
             piece += 1
         else:
             state[_WORKED] = piece = 0
         if piece < pieces:
             part = send[piece * width : piece * width + width]
-            _move(part, _slot(window, ranks, (state[CHUNKS] + piece) % 2, me)[: len(part)], streamed)
+            move(part, _slot(window, ranks, (state[CHUNKS] + piece) % 2, me)[: len(part)], streamed)
             if streamed:
-                _fence()
+                fence()
             if send.ctypes.data != recv.ctypes.data + me * n:
                 low = me * n + piece * width
-                _move(part, recv[low : low + len(part)], beyond)
+                move(part, recv[low : low + len(part)], beyond)
         state[_WORKED] += now() - began
         if piece == pieces:
             break

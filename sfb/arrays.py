@@ -70,7 +70,7 @@ class Arrays:
         self._bytes = team.board.window
         self._words = self._bytes.view(np.int64)
         self._windows = {np.dtype(name): (self._bytes.view(name), -1 - _OPS * i) for i, name in enumerate(_TYPES)}
-        self._state = np.zeros(arrays.STATE, np.int64)
+        self._state = np.zeros(arrays.state_words(team.board.ranks), np.int64)
         self._network = Network(team) if Network.serves(team) else None
         self.far = self._network is not None
         self._choices: dict[int, Trial | bool] = {}

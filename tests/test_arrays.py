@@ -281,7 +281,7 @@ def test_kernels_between_threads(ranks, dtype, rng):
     totals = [sum(of_rank[i] for of_rank in given) for i in range(len(counts))]
 
     def rank(me):
-        state = np.zeros(kernels.STATE, np.int64)
+        state = np.zeros(kernels.state_words(ranks), np.int64)
         start.wait()
         for i, (mine, total) in enumerate(zip(given[me], totals, strict=True)):
             got, verdict = np.empty_like(mine), sync.PENDING
