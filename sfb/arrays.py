@@ -53,6 +53,7 @@ class Arrays:
 
     Attributes:
         far: Whether there are nodes that it works between.
+        left: Bytes below which arrays are MPI's, and no rank asks another about them: no two of them share memory.
     """
 
     def __init__(self, team: Team, profile: Callable[[], Profile | None]) -> None:
@@ -73,6 +74,7 @@ class Arrays:
         self._state = np.zeros(arrays.state_words(team.board.ranks), np.int64)
         self._network = Network(team) if Network.serves(team) else None
         self.far = self._network is not None
+        self.left = _FAR if team.nodes == team.size else 0
         self._choices: dict[int, Trial | bool] = {}
         self._timed: tuple[Trial, str, int] | None = None
 
@@ -92,6 +94,8 @@ class Arrays:
         Raises:
             MismatchError: Other ranks of the node do not pass plain arrays; on all of them.
         """
+        if self.left:
+            return False
         number, board = self._agree.begin(), self._board
         if board.ranks == 1:
             return False

@@ -39,6 +39,7 @@ __all__ = ["Comm", "Exchange"]
 
 _log = logging.getLogger("sfb")
 
+_ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _PLANS = 256  # plans kept; S may change from call to call
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
@@ -129,6 +130,7 @@ class Comm(MPI.Intracomm):
         self._options = _Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
         self._team_or_none = None
         self._arrays = None
+        self._left_to_mpi = 0
         self._profile_or_none = None
         self._plans = {}
         self._seen = {}
@@ -147,6 +149,7 @@ class Comm(MPI.Intracomm):
     _placed: bool
     _team_or_none: Team | None
     _arrays: Arrays | None
+    _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
     _profile_or_none: Profile | None
     _plans: dict[object, Plan]
     _seen: dict[int, _Seen]
@@ -180,6 +183,10 @@ class Comm(MPI.Intracomm):
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
+        if type(recvbuf) is np.ndarray and recvbuf.nbytes < self._left_to_mpi and not isinstance(sendbuf, Factors):
+            if algorithm is AUTO and not Block.named:
+                _ALLREDUCE(self, sendbuf, recvbuf, op)
+                return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
                 self._queue.drain()
@@ -362,7 +369,7 @@ class Comm(MPI.Intracomm):
         if self._ticker is not None:
             self._ticker.stop()
             self._ticker = None
-        team, self._team_or_none, self._arrays = self._team_or_none, None, None
+        team, self._team_or_none, self._arrays, self._left_to_mpi = self._team_or_none, None, None, 0
         self._plans.clear()
         self._seen.clear()
         self._timed = None
@@ -431,6 +438,7 @@ class Comm(MPI.Intracomm):
         if not self._helpless:
             try:
                 self._arrays = Arrays(self._team, self._found_profile)
+                self._left_to_mpi = self._arrays.left
             except ImportError as error:
                 self._helpless = True
                 _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)
