@@ -14,10 +14,11 @@ from numba.np.arrayobj import make_array
 __all__ = ["LINE", "ROWS", "fma", "move", "part", "prefetch", "tile"]
 
 _WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-# Two vectors wide, and so many rows that accumulators, operands and a broadcast fill 16 or 32 registers.
+# So many vectors wide, and so many rows, that accumulators, operands and a broadcast fill 16 or 32 registers. Few rows,
+# since each is a stream from memory: 12 of half the width took 1.6 times as long at depth 1.
 _VECTOR = 64 if _WIDE else 32
-_VECTORS = 2
-ROWS = 12 if _WIDE else 6
+_VECTORS = 4 if _WIDE else 2
+ROWS = 6
 LINE = _VECTOR * _VECTORS  # bytes of a row of a tile
 
 _I64 = ir.IntType(64)
