@@ -329,10 +329,10 @@ def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
     """Return the elements of scratch for packed factors and, for a rule, sums: at most some 8 MiB."""
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
-    wide = min(columns, (loops.NARROW if sums and deep else loops.WIDE) // itemsize)
+    wide = min(columns, loops.NARROW // itemsize if sums and deep else loops.wide(depth, itemsize))
     width = loops.LINE // itemsize
     packed = (loops.BAND + -(-wide // width) * width) * samples
-    return packed + (loops.TALL if deep else loops.ROWS) * wide * sums
+    return packed + (loops.TALL * wide if deep else loops.ROWS * width) * sums
 
 
 class _Local(threading.local):

@@ -9,24 +9,25 @@ import math
 
 import numpy as np
 from numba import njit, types
+from sfb.kernels._rules import RULE_ROWS, apply, tile_and_apply
 from sfb.kernels._tiles import LINE, ROWS, fma, move, part, prefetch, tile
-from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, SGD
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
 # Samples up to which the rows of a matrix up to so many bytes stream one by one: packing would take longer.
 STREAM, CACHED = 4, 1 << 18
-# Bytes of a row that are worked at a time, and of a row of sums that wait for further samples.
-WIDE, NARROW = 16384, 8192
+# Bytes of a row that are worked at a time, at least, and at most, and of the samples' parts that belong to them; and of
+# a row of sums that wait for further samples.
+WIDE, _WIDEST, _SLAB, NARROW = 16384, 65536, 1 << 22, 8192
 # Rows packed at a time, and rows of sums that wait for further samples.
 BAND, TALL = 96, 1024
 # Fewer rows, or columns in tiles, than these do not repay packing what they are multiplied with.
 _FEW_ROWS, _FEW_TILES = 4 * ROWS, 4
 # Tiles by which the result is prefetched, the first of the next row of them from the last of one.
-_AHEAD = 4
-# Samples from which a rule's arrays are prefetched, too: there is time for it.
-_SLOW = 100
+_AHEAD = 12
+# In place of a rule's kind.
+NO_RULE = -1
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
@@ -110,17 +111,17 @@ def _edge(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, rows, column
 
 
 @njit(**_INNER)
-def _pack_rows(u, first, depth, left, columns, band):
-    """Put columns of u, from sample ``first`` on, into panels: band[p, j, i] ← u[first + j, left + p·ROWS + i]."""
-    whole = columns // ROWS
+def _pack_rows(u, first, depth, left, columns, height, band):
+    """Put columns of u, from sample ``first`` on, into panels: band[p, j, i] ← u[first + j, left + p·height + i]."""
+    whole = columns // height
     for j in range(depth):
         row = u[first + j, left : left + columns]
         for p in range(whole):
-            panel = band[(p * depth + j) * ROWS : (p * depth + j + 1) * ROWS]
-            for i in range(ROWS):
-                panel[i] = row[p * ROWS + i]
-        for i in range(columns - whole * ROWS):
-            band[(whole * depth + j) * ROWS + i] = row[whole * ROWS + i]
+            panel = band[(p * depth + j) * height : (p * depth + j + 1) * height]
+            for i in range(height):
+                panel[i] = row[p * height + i]
+        for i in range(columns - whole * height):
+            band[(whole * depth + j) * height + i] = row[whole * height + i]
 
 
 @njit(**_INNER)
@@ -144,10 +145,11 @@ def _pack_columns(v, first, depth, left, columns, slab):
             *[types.int64] * 6,
             *[_vector(t, readonly=True)] * 2,
             _vector(t),
-            *[types.int64] * 2,
+            *[types.int64] * 3,
             *_ENDS,
-            *[_vector(t)] * 3,
-            *[types.int64] * 4,
+            types.int64,
+            *[_vector(t)] * 4,
+            *[types.int64] * 3,
         )
     ),
     **_INNER,
@@ -166,59 +168,69 @@ def _product(
     c,
     c_at,
     c_step,
+    moves,
     resume,
     add,
     alpha,
     beta,
+    kind,
+    numbers,
     w,
     s,
     t,
     arrays,
-    next_at,
-    next_step,
-    ahead,
+    w_at,
+    w_step,
 ):
     """A block of uᵀv, all its tiles row after row of them.
 
     Of u and v it takes ``depth`` samples from ``first`` on, rows from ``low`` and columns from ``left`` on, as packed
-    in ``band`` and ``slab`` or, where these are empty, as they lie. Meanwhile ``arrays`` of w, s and t are prefetched,
-    that many tiles ``ahead``; the place of the block in them begins at ``next_at``.
+    in ``band`` and ``slab`` or, where these are empty, as they lie. Every tile has its place in c, or, unless
+    ``moves``, the first; from there a rule of this ``kind`` takes it into w, s and t, unless that is `NO_RULE`. The
+    block of those begins at ``w_at``. So many ``arrays`` of them are prefetched.
     """
-    # Sample j of panel p of A, what ROWS rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
-    a, a_at, a_step, a_panel = band, 0, ROWS, ROWS * depth
+    # Sample j of panel p of A, what ``height`` rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
+    height = ROWS if kind == NO_RULE else RULE_ROWS
+    a, a_at, a_step, a_panel = band, 0, height, height * depth
     if band.size == 0:
-        a, a_at, a_step, a_panel = u.reshape(u.size), first * u.shape[1] + low, u.shape[1], ROWS
+        a, a_at, a_step, a_panel = u.reshape(u.size), first * u.shape[1] + low, u.shape[1], height
     width = LINE // c.itemsize
     b, b_at, b_step, b_panel = slab, 0, width, width * depth
     if slab.size == 0:
         b, b_at, b_step, b_panel = v.reshape(v.size), first * v.shape[1] + left, v.shape[1], width
-    down, across = rows // ROWS, columns // width
-    right = columns - across * width
+    down, across = rows // height, columns // width
+    right, ahead = columns - across * width, min(_AHEAD, across)
     for p in range(down):
-        at_a, at_c = a_at + p * a_panel, c_at + p * ROWS * c_step
+        at_a, at_c, at_w = a_at + p * a_panel, c_at + moves * p * height * c_step, w_at + p * height * w_step
         for q in range(across):
             if arrays:
                 # At the end of a row of tiles, the beginning of the next.
                 wrap = q + ahead >= across
-                at = next_at + (p + wrap) * ROWS * next_step + (q + ahead - wrap * across) * width
-                prefetch(w, at, next_step)
+                at = at_w + wrap * height * w_step + (q + ahead - wrap * across) * width
+                prefetch(w, at, w_step)
                 if arrays > 1:
-                    prefetch(s, at, next_step)
+                    prefetch(s, at, w_step)
                 if arrays > 2:
-                    prefetch(t, at, next_step)
-            at_b = b_at + q * b_panel
-            _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at_c + q * width, c_step, 0, resume, add, alpha, beta)
+                    prefetch(t, at, w_step)
+            at_b, at = b_at + q * b_panel, at_c + moves * q * width
+            if kind == NO_RULE:
+                _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+            else:
+                rest = kind, numbers, w, s, t, at_w + q * width, w_step
+                tile_and_apply(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, resume, alpha, *rest)
         if right:
-            at_b = b_at + across * b_panel
-            at_c += across * width
-            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at_c, c_step, ROWS, right, resume, add, alpha, beta)
-    over = rows - down * ROWS
+            at_b, at = b_at + across * b_panel, at_c + moves * across * width
+            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, height, right, resume, add, alpha, beta)
+            if kind != NO_RULE:
+                apply(kind, numbers, c, at, c_step, w, s, t, at_w + across * width, w_step, height, right)
+    over = rows - down * height
     if over:
-        at_a = a_at + down * a_panel
+        at_a, at_c, at_w = a_at + down * a_panel, c_at + moves * down * height * c_step, w_at + down * height * w_step
         for q in range(across + (right > 0)):
-            at_b, at_c = b_at + q * b_panel, c_at + down * ROWS * c_step + q * width
-            n = min(width, columns - q * width)
-            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at_c, c_step, over, n, resume, add, alpha, beta)
+            at_b, at, n = b_at + q * b_panel, at_c + moves * q * width, min(width, columns - q * width)
+            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, over, n, resume, add, alpha, beta)
+            if kind != NO_RULE:
+                apply(kind, numbers, c, at, c_step, w, s, t, at_w + q * width, w_step, over, n)
 
 
 @njit(**_INNER)
@@ -281,6 +293,12 @@ def _stream(u, v, k, row, add, alpha, beta):
                 row[c] = alpha * fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))))
 
 
+@njit([types.int64(types.int64, types.int64)], **_OPTIONS)
+def wide(depth, itemsize):
+    """Return the columns that are worked at a time."""
+    return max(WIDE, min(_WIDEST, _SLAB // max(1, depth))) // itemsize
+
+
 @njit(**_INNER)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
@@ -327,12 +345,12 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             _stream(u, v, k - first, w[k], add, w.dtype.type(alpha), w.dtype.type(beta))
         return True
     width = LINE // w.itemsize
-    wide, chunks = WIDE // w.itemsize, max(1, -(-depth // DEPTH))
+    stride, chunks = min(wide(depth, w.itemsize), columns), max(1, -(-depth // DEPTH))
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
-    band, slab, _ = _divide(scratch, depth, min(wide, columns), width, pack_u, pack_v)
+    band, slab, _ = _divide(scratch, depth, stride, width, pack_u, pack_v)
     flat = w.reshape(w.size)
-    for left in range(0, columns, wide):
-        across = min(wide, columns - left)
+    for left in range(0, columns, max(1, stride)):
+        across = min(stride, columns - left)
         for chunk in range(chunks):
             begin = chunk * DEPTH
             samples = min(DEPTH, depth - begin)
@@ -344,7 +362,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             for low in range(start, stop, BAND):
                 rows = min(BAND, stop - low)
                 if pack_u:
-                    _pack_rows(u, begin, samples, low - first, rows, band)
+                    _pack_rows(u, begin, samples, low - first, rows, ROWS, band)
                 at = low * columns + left
                 _product(
                     u,
@@ -360,64 +378,21 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     flat,
                     at,
                     columns,
+                    1,
                     resume,
                     add,
                     scale,
                     keep,
+                    NO_RULE,
+                    flat,
                     flat,
                     flat,
                     flat,
                     1,
                     at,
                     columns,
-                    _AHEAD,
                 )
     return True
-
-
-@njit(
-    _signatures(
-        lambda t: types.void(types.int64, *[_vector(t)] * 3, _vector(t, readonly=True), _vector(t, readonly=True))
-    ),
-    **_INNER,
-)
-def _apply(kind, w, s, t, g, p):
-    """Let a rule take a gradient, element by element; p is what `sfb.kernels.Rule` says."""
-    if kind == ASSIGN:
-        w[:] = g
-    elif kind == SGD:
-        for c in range(w.size):
-            w[c] -= p[0] * (g[c] + p[1] * w[c])
-    elif kind == MOMENTUM:
-        for c in range(w.size):
-            b = p[2] * s[c] + (g[c] + p[1] * w[c])
-            s[c] = b
-            w[c] -= p[0] * b
-    elif kind == NESTEROV:
-        for c in range(w.size):
-            d = g[c] + p[1] * w[c]
-            b = p[2] * s[c] + d
-            s[c] = b
-            w[c] -= p[0] * (d + p[2] * b)
-    elif kind == ADAM:
-        for c in range(w.size):
-            d = g[c] + p[1] * w[c]
-            m = p[2] * s[c] + p[3] * d
-            q = p[4] * t[c] + p[5] * (d * d)
-            s[c] = m
-            t[c] = q
-            w[c] = p[8] * w[c] - p[0] * m / (math.sqrt(q) * p[6] + p[7])
-    elif kind == ADAGRAD:
-        for c in range(w.size):
-            d = g[c] + p[1] * w[c]
-            q = s[c] + d * d
-            s[c] = q
-            w[c] -= p[0] * d / (math.sqrt(q) + p[2])
-    else:
-        for c in range(w.size):
-            x = w[c] - p[0] * g[c]
-            a = abs(x) - p[1]
-            w[c] = p[2] * math.copysign(0 * a if a < 0 else a, x)
 
 
 @njit(
@@ -448,15 +423,15 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
         return False
     width = LINE // w.itemsize
     chunks = max(1, -(-depth // DEPTH))
-    # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time.
-    wide = (WIDE if chunks == 1 else NARROW) // w.itemsize
+    # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time. Without
+    # them, there is one tile of sums.
+    stride = min(wide(depth, w.itemsize) if chunks == 1 else NARROW // w.itemsize, columns)
     tall = stop - start if chunks == 1 else TALL
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
-    stride = min(wide, columns)
     flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
     band, slab, sums = _divide(scratch, depth, stride, width, pack_u, pack_v)
-    for left in range(0, columns, wide):
-        across = min(wide, columns - left)
+    for left in range(0, columns, max(1, stride)):
+        across = min(stride, columns - left)
         for low in range(start, stop, max(1, tall)):
             high = min(low + tall, stop)
             for chunk in range(chunks):
@@ -467,42 +442,43 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                     _pack_columns(v, begin, samples, left, across, slab)
                 for middle in range(low, high, BAND):
                     if pack_u:
-                        _pack_rows(u, begin, samples, middle - first, min(BAND, high - middle), band)
-                    for row in range(middle, min(middle + BAND, high), ROWS):
-                        rows = min(ROWS, high - row)
-                        at = 0 if chunks == 1 else (row - low) * stride
-                        offset = (row - middle) * samples
-                        _product(
+                        _pack_rows(
                             u,
-                            v,
                             begin,
                             samples,
-                            row - first,
-                            rows,
-                            left,
-                            across,
-                            band[offset:],
-                            slab,
-                            sums,
-                            at,
-                            stride,
-                            chunk > 0,
-                            False,
-                            alpha if last else 1.0,
-                            1.0,
-                            flat,
-                            flat_s,
-                            flat_t,
-                            arrays if last and depth >= _SLOW else 0,
-                            row * columns + left,
-                            columns,
-                            0,
+                            middle - first,
+                            min(BAND, high - middle),
+                            RULE_ROWS if last else ROWS,
+                            band,
                         )
-                        if last:
-                            for k in range(rows):
-                                g = sums[at + k * stride : at + k * stride + across]
-                                here = slice(left, left + across)
-                                _apply(kind, w[row + k][here], s[row + k][here], t[row + k][here], g, p)
+                    _product(
+                        u,
+                        v,
+                        begin,
+                        samples,
+                        middle - first,
+                        min(BAND, high - middle),
+                        left,
+                        across,
+                        band,
+                        slab,
+                        sums,
+                        0 if chunks == 1 else (middle - low) * stride,
+                        width if chunks == 1 else stride,
+                        chunks > 1,
+                        chunk > 0,
+                        False,
+                        alpha if last else 1.0,
+                        1.0,
+                        kind if last else NO_RULE,
+                        p,
+                        flat,
+                        flat_s,
+                        flat_t,
+                        arrays if last else 0,
+                        middle * columns + left,
+                        columns,
+                    )
     return True
 
 
@@ -525,14 +501,19 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
 )
 def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
     """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
-    scaled = np.empty(0 if alpha == 1 else w.shape[1], w.dtype)
+    columns = w.shape[1]
+    flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
+    if alpha == 1:
+        at, rows = start * columns, stop - start
+        apply(
+            kind, p, g.reshape(g.size), at - first * columns, columns, flat, flat_s, flat_t, at, columns, rows, columns
+        )
+        return
+    scaled = np.empty(columns, w.dtype)
     for k in range(start, stop):
-        if alpha == 1:
-            _apply(kind, w[k], s[k], t[k], g[k - first], p)
-        else:
-            for c in range(scaled.size):
-                scaled[c] = alpha * g[k - first, c]
-            _apply(kind, w[k], s[k], t[k], scaled, p)
+        for c in range(columns):
+            scaled[c] = alpha * g[k - first, c]
+        apply(kind, p, scaled, 0, columns, flat, flat_s, flat_t, k * columns, columns, 1, columns)
 
 
 @njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_OPTIONS)

@@ -7,25 +7,19 @@ depend neither on the place of the tile nor on the width of the machine's vector
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
+from sfb.kernels._vectors import AVX512, I32, I64, VECTOR, Vectors, pointer
 
-__all__ = ["LINE", "ROWS", "fma", "move", "part", "prefetch", "tile"]
+__all__ = ["LINE", "ROWS", "Tile", "fma", "move", "part", "prefetch", "tile"]
 
-_WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 # So many vectors wide, and so many rows, that accumulators, operands and a broadcast fill 16 or 32 registers. Few rows,
 # since each is a stream from memory: 12 of half the width took 1.6 times as long at depth 1.
-_VECTOR = 64 if _WIDE else 32
-_VECTORS = 4 if _WIDE else 2
+_VECTORS = 4 if AVX512 else 2
 ROWS = 6
-LINE = _VECTOR * _VECTORS  # bytes of a row of a tile
-
-_I64 = ir.IntType(64)
-_I32 = ir.IntType(32)
+LINE = VECTOR * _VECTORS  # bytes of a row of a tile
 
 
-class _Tile:
+class Tile(Vectors):
     """Emits the code of one tile of ``rows`` rows.
 
     Args:
@@ -36,72 +30,34 @@ class _Tile:
     """
 
     def __init__(self, builder, element, rows, columns):
-        self.builder = builder
-        self.element = element
+        super().__init__(builder, element)
         self.rows = rows
-        self.size = 4 if isinstance(element, ir.FloatType) else 8
-        self.lanes = _VECTOR // self.size
-        self.vector = ir.VectorType(element, self.lanes)
-        self.masks = None if columns is None else [self._mask(columns, v) for v in range(_VECTORS)]
+        self.masks = [None if columns is None else self.mask(columns, self.lanes * v) for v in range(_VECTORS)]
 
-    def _mask(self, columns, v):
-        lanes = ir.Constant(ir.VectorType(_I32, self.lanes), [self.lanes * v + lane for lane in range(self.lanes)])
-        return self.builder.icmp_signed("<", lanes, self._splat(self.builder.trunc(columns, _I32), _I32))
-
-    def _splat(self, scalar, element):
-        vector = ir.VectorType(element, self.lanes)
-        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
-        order = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), order)
-
-    def _call(self, name, result, *arguments):
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
-
-    def _name(self, operation):
-        suffix = f"v{self.lanes}f{8 * self.size}"
-        return f"llvm.{operation}.{suffix}" + (".p0" if operation.startswith("masked") else "")
-
-    def _fma(self, a, b, c):
-        return self._call(self._name("fma"), self.vector, a, b, c)
-
-    def _vectors(self, base, offset):
-        """Yield the pointer and the mask of each vector of a row."""
-        for v in range(_VECTORS):
-            at = self.builder.add(offset, ir.Constant(_I64, v * self.lanes))
-            pointer = self.builder.bitcast(self.builder.gep(base, [at]), self.vector.as_pointer())
-            yield pointer, None if self.masks is None else self.masks[v]
+    def _places(self, base, offset):
+        """Yield the place and the mask of each vector of a row."""
+        for v, mask in enumerate(self.masks):
+            yield self.builder.gep(base, [self.builder.add(offset, ir.Constant(I64, v * self.lanes))]), mask
 
     def load(self, base, offset):
         """Load a row; 0 beyond the last column."""
-        zero = ir.Constant(self.vector, [ir.Constant(self.element, 0.0)] * self.lanes)
-        align = ir.Constant(_I32, self.size)
-        return [
-            self.builder.load(pointer, align=self.size)
-            if mask is None
-            else self._call(self._name("masked.load"), self.vector, pointer, align, mask, zero)
-            for pointer, mask in self._vectors(base, offset)
-        ]
+        return [self.load_vector(place, mask) for place, mask in self._places(base, offset)]
 
     def store(self, row, base, offset):
         """Store a row."""
-        align = ir.Constant(_I32, self.size)
-        for vector, (pointer, mask) in zip(row, self._vectors(base, offset), strict=True):
-            if mask is None:
-                self.builder.store(vector, pointer, align=self.size)
-            else:
-                self._call(self._name("masked.store"), ir.VoidType(), vector, pointer, align, mask)
+        for vector, (place, mask) in zip(row, self._places(base, offset), strict=True):
+            self.store_vector(vector, place, mask)
 
     def prefetch(self, base, step):
         """Bring the rows of a tile into the cache, to be written; never faults."""
         builder = self.builder
         for i in range(self.rows):
-            row = builder.gep(base, [builder.mul(step, ir.Constant(_I64, i))])
+            row = builder.gep(base, [builder.mul(step, ir.Constant(I64, i))])
             row = builder.bitcast(row, ir.IntType(8).as_pointer())
             for at in range(0, LINE, 64):
-                pointer = builder.gep(row, [ir.Constant(_I64, at)])
-                hints = [ir.Constant(_I32, hint) for hint in (0, 2, 1)]
-                self._call("llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
+                pointer = builder.gep(row, [ir.Constant(I64, at)])
+                hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]
+                self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
 
     def product(self, a, a_step, b, b_step, depth, first):
         """Return ``first`` plus the sum over ``depth`` samples; steps lie between samples."""
@@ -110,8 +66,8 @@ class _Tile:
         head, body, done = (builder.append_basic_block(name) for name in ("samples", "sample", "summed"))
         builder.branch(head)
         builder.position_at_end(head)
-        zero = ir.Constant(_I64, 0)
-        counters = [builder.phi(_I64) for _ in range(3)]
+        zero = ir.Constant(I64, 0)
+        counters = [builder.phi(I64) for _ in range(3)]
         sums = [[builder.phi(self.vector) for _ in row] for row in first]
         for counter in counters:
             counter.add_incoming(zero, entry)
@@ -123,26 +79,25 @@ class _Tile:
         builder.position_at_end(body)
         columns = self.load(b, at_b)
         for i, row in enumerate(sums):
-            scalar = builder.load(builder.gep(a, [builder.add(at_a, ir.Constant(_I64, i))]), align=self.size)
-            factor = self._splat(scalar, self.element)
+            scalar = builder.load(builder.gep(a, [builder.add(at_a, ir.Constant(I64, i))]), align=self.size)
+            factor = self.splat(scalar)
             for total, column in zip(row, columns, strict=True):
-                total.add_incoming(self._fma(factor, column, total), body)
-        for counter, step in zip(counters, (ir.Constant(_I64, 1), a_step, b_step), strict=True):
+                total.add_incoming(self.fma(factor, column, total), body)
+        for counter, step in zip(counters, (ir.Constant(I64, 1), a_step, b_step), strict=True):
             counter.add_incoming(builder.add(counter, step), body)
         builder.branch(head)
         builder.position_at_end(done)
         return sums
 
-    def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta):
-        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum."""
+    def sums(self, a, a_step, b, b_step, depth, c, c_step, resume):
+        """Return the sums over the samples, after those in C if ``resume``."""
         builder = self.builder
-        offsets = [builder.mul(c_step, ir.Constant(_I64, i)) for i in range(self.rows)]
-        nothing = ir.Constant(self.vector, [ir.Constant(self.element, 0.0)] * self.lanes)
+        nothing = self.constant(0.0)
         entry = builder.block
         resumed, ready = (builder.append_basic_block(name) for name in ("resumed", "ready"))
         builder.cbranch(resume, resumed, ready)
         builder.position_at_end(resumed)
-        before = [self.load(c, offset) for offset in offsets]
+        before = [self.load(c, offset) for offset in self.offsets(c_step)]
         resumed = builder.block
         builder.branch(ready)
         builder.position_at_end(ready)
@@ -151,15 +106,25 @@ class _Tile:
             for start, value in zip(row, its, strict=True):
                 start.add_incoming(nothing, entry)
                 start.add_incoming(value, resumed)
-        sums = self.product(a, a_step, b, b_step, depth, first)
-        scale = self._splat(alpha, self.element)
+        return self.product(a, a_step, b, b_step, depth, first)
+
+    def offsets(self, step):
+        """Return where the rows begin."""
+        return [self.builder.mul(step, ir.Constant(I64, i)) for i in range(self.rows)]
+
+    def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta):
+        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum."""
+        builder = self.builder
+        offsets = self.offsets(c_step)
+        sums = self.sums(a, a_step, b, b_step, depth, c, c_step, resume)
+        scale = self.splat(alpha)
         adding, setting, end = (builder.append_basic_block(name) for name in ("adding", "setting", "end"))
         builder.cbranch(add, adding, setting)
         builder.position_at_end(adding)
-        keep = self._splat(beta, self.element)
+        keep = self.splat(beta)
         for row, offset in zip(sums, offsets, strict=True):
             old = self.load(c, offset)
-            new = [self._fma(scale, total, builder.fmul(keep, w)) for total, w in zip(row, old, strict=True)]
+            new = [self.fma(scale, total, builder.fmul(keep, w)) for total, w in zip(row, old, strict=True)]
             self.store(new, c, offset)
         builder.branch(end)
         builder.position_at_end(setting)
@@ -169,10 +134,6 @@ class _Tile:
         builder.position_at_end(end)
 
 
-def _pointer(context, builder, kind, array, at):
-    return builder.gep(make_array(kind)(context, builder, array).data, [at])
-
-
 def _product(rows, masked):
     """Make what works a tile of C: sample j of A begins at ``a_at + j·a_step``, row i of C at ``c_at + i·c_step``."""
 
@@ -180,10 +141,10 @@ def _product(rows, masked):
         def generate(context, builder, signature, arguments):
             a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, *ends = arguments
             kinds = signature.args
-            emitter = _Tile(builder, context.get_value_type(c_type.dtype), rows, columns if masked else None)
-            a = _pointer(context, builder, kinds[0], a, a_at)
-            b = _pointer(context, builder, kinds[3], b, b_at)
-            c = _pointer(context, builder, kinds[7], c, c_at)
+            emitter = Tile(builder, context.get_value_type(c_type.dtype), rows, columns if masked else None)
+            a = pointer(context, builder, kinds[0], a, a_at)
+            b = pointer(context, builder, kinds[3], b, b_at)
+            c = pointer(context, builder, kinds[7], c, c_at)
             emitter.emit(a, a_step, b, b_step, depth, c, c_step, *ends)
             return context.get_dummy_value()
 
@@ -211,10 +172,10 @@ def move(typing_context, source, at, target, to):
     """Copy a row of a whole tile from one flat array to another."""
 
     def generate(context, builder, signature, arguments):
-        emitter = _Tile(builder, context.get_value_type(target.dtype), 1, None)
-        zero = ir.Constant(_I64, 0)
-        from_ = _pointer(context, builder, signature.args[0], *arguments[:2])
-        emitter.store(emitter.load(from_, zero), _pointer(context, builder, signature.args[2], *arguments[2:]), zero)
+        emitter = Tile(builder, context.get_value_type(target.dtype), 1, None)
+        zero = ir.Constant(I64, 0)
+        from_ = pointer(context, builder, signature.args[0], *arguments[:2])
+        emitter.store(emitter.load(from_, zero), pointer(context, builder, signature.args[2], *arguments[2:]), zero)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), generate
@@ -225,8 +186,8 @@ def prefetch(typing_context, array, at, step):
     """Bring a whole tile of a flat array into the cache, to be written."""
 
     def generate(context, builder, signature, arguments):
-        base = _pointer(context, builder, signature.args[0], *arguments[:2])
-        _Tile(builder, context.get_value_type(array.dtype), ROWS, None).prefetch(base, arguments[2])
+        base = pointer(context, builder, signature.args[0], *arguments[:2])
+        Tile(builder, context.get_value_type(array.dtype), ROWS, None).prefetch(base, arguments[2])
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64), generate
