@@ -329,10 +329,14 @@ def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
     """Return the elements of scratch for packed factors and, for a rule, sums: at most some 8 MiB."""
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
-    wide = min(columns, loops.NARROW // itemsize if sums and deep else loops.wide(depth, itemsize))
     width = loops.LINE // itemsize
-    packed = (loops.BAND + -(-wide // width) * width) * samples
-    return packed + (loops.TALL * wide if deep else loops.ROWS * width) * sums
+    wide = loops.WIDE if sums else max(loops.WIDE, min(loops.WIDEST, loops.WIDE * loops.DEPTH // max(1, depth)))
+    stride = min(columns, (loops.NARROW if sums and deep else wide) // itemsize)
+    packed = (loops.BAND + -(-stride // width) * width) * samples
+    if not sums:
+        return packed
+    tile = loops.ROWS * width if depth <= loops.SHALLOW else loops.ROWS * stride
+    return packed + (loops.TALL * stride if deep else tile)
 
 
 class _Local(threading.local):

@@ -9,23 +9,28 @@ import math
 
 import numpy as np
 from numba import njit, types
-from sfb.kernels._rules import RULE_ROWS, apply, tile_and_apply
+from sfb.kernels._rules import FEWER, FEWEST, apply, rule_tile
 from sfb.kernels._tiles import LINE, ROWS, fma, move, part, prefetch, tile
+from sfb.kernels._vectors import AVX512
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
 # Samples up to which the rows of a matrix up to so many bytes stream one by one: packing would take longer.
 STREAM, CACHED = 4, 1 << 18
-# Bytes of a row that are worked at a time, at least, and at most, and of the samples' parts that belong to them; and of
-# a row of sums that wait for further samples.
-WIDE, _WIDEST, _SLAB, NARROW = 16384, 65536, 1 << 22, 8192
+# Bytes of a row that are worked at a time; without a rule more, if their samples take no more room than with DEPTH of
+# them; and of a row of sums that wait for further samples.
+WIDE, WIDEST, NARROW = 1 << 14, 1 << 16, 1 << 13
 # Rows packed at a time, and rows of sums that wait for further samples.
 BAND, TALL = 96, 1024
 # Fewer rows, or columns in tiles, than these do not repay packing what they are multiplied with.
 _FEW_ROWS, _FEW_TILES = 4 * ROWS, 4
 # Tiles by which the result is prefetched, the first of the next row of them from the last of one.
 _AHEAD = 12
+# Samples up to which a rule takes sums from registers. More of them take longer, and need all the registers.
+SHALLOW = 64 if AVX512 else 32
+# Samples from which a rule's arrays are prefetched while sums are worked: there is time for it.
+_SLOW = 100
 # In place of a rule's kind.
 NO_RULE = -1
 
@@ -37,6 +42,7 @@ _EXACT = {**_INNER, "fastmath": False}
 
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
+_fewest_ruled, _fewer_ruled = rule_tile[FEWEST], rule_tile[FEWER]
 _8, _8_part = tile.get(8, _whole), part.get(8, _whole_part)
 
 
@@ -149,7 +155,7 @@ def _pack_columns(v, first, depth, left, columns, slab):
             *_ENDS,
             types.int64,
             *[_vector(t)] * 4,
-            *[types.int64] * 3,
+            *[types.int64] * 5,
         )
     ),
     **_INNER,
@@ -181,16 +187,18 @@ def _product(
     arrays,
     w_at,
     w_step,
+    height,
+    ahead,
 ):
     """A block of uᵀv, all its tiles row after row of them.
 
     Of u and v it takes ``depth`` samples from ``first`` on, rows from ``low`` and columns from ``left`` on, as packed
-    in ``band`` and ``slab`` or, where these are empty, as they lie. Every tile has its place in c, or, unless
-    ``moves``, the first; from there a rule of this ``kind`` takes it into w, s and t, unless that is `NO_RULE`. The
-    block of those begins at ``w_at``. So many ``arrays`` of them are prefetched.
+    in ``band`` and ``slab`` or, where these are empty, as they lie. Tiles are of ``height`` rows: `ROWS` for `NO_RULE`,
+    where each has its place in c; another ``kind`` of rule takes them into w, s and t, the block of which begins at
+    ``w_at``. Unless c ``moves`` on, it has room for one tile. So many ``arrays`` of w, s and t are prefetched, tiles
+    that lie ``ahead``; with the rows of smaller tiles those below, which comes to them twice, but twice is faster.
     """
     # Sample j of panel p of A, what ``height`` rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
-    height = ROWS if kind == NO_RULE else RULE_ROWS
     a, a_at, a_step, a_panel = band, 0, height, height * depth
     if band.size == 0:
         a, a_at, a_step, a_panel = u.reshape(u.size), first * u.shape[1] + low, u.shape[1], height
@@ -199,7 +207,7 @@ def _product(
     if slab.size == 0:
         b, b_at, b_step, b_panel = v.reshape(v.size), first * v.shape[1] + left, v.shape[1], width
     down, across = rows // height, columns // width
-    right, ahead = columns - across * width, min(_AHEAD, across)
+    right, ahead = columns - across * width, min(ahead, across)
     for p in range(down):
         at_a, at_c, at_w = a_at + p * a_panel, c_at + moves * p * height * c_step, w_at + p * height * w_step
         for q in range(across):
@@ -217,7 +225,10 @@ def _product(
                 _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
             else:
                 rest = kind, numbers, w, s, t, at_w + q * width, w_step
-                tile_and_apply(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, resume, alpha, *rest)
+                if height == FEWEST:
+                    _fewest_ruled(a, at_a, a_step, b, at_b, b_step, depth, alpha, *rest)
+                else:
+                    _fewer_ruled(a, at_a, a_step, b, at_b, b_step, depth, alpha, *rest)
         if right:
             at_b, at = b_at + across * b_panel, at_c + moves * across * width
             _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, height, right, resume, add, alpha, beta)
@@ -293,12 +304,6 @@ def _stream(u, v, k, row, add, alpha, beta):
                 row[c] = alpha * fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))))
 
 
-@njit([types.int64(types.int64, types.int64)], **_OPTIONS)
-def wide(depth, itemsize):
-    """Return the columns that are worked at a time."""
-    return max(WIDE, min(_WIDEST, _SLAB // max(1, depth))) // itemsize
-
-
 @njit(**_INNER)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
@@ -345,7 +350,8 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             _stream(u, v, k - first, w[k], add, w.dtype.type(alpha), w.dtype.type(beta))
         return True
     width = LINE // w.itemsize
-    stride, chunks = min(wide(depth, w.itemsize), columns), max(1, -(-depth // DEPTH))
+    wide = max(WIDE, min(WIDEST, WIDE * DEPTH // max(1, depth)))
+    stride, chunks = min(wide // w.itemsize, columns), max(1, -(-depth // DEPTH))
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
     band, slab, _ = _divide(scratch, depth, stride, width, pack_u, pack_v)
     flat = w.reshape(w.size)
@@ -391,6 +397,8 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     1,
                     at,
                     columns,
+                    ROWS,
+                    _AHEAD,
                 )
     return True
 
@@ -425,8 +433,10 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     chunks = max(1, -(-depth // DEPTH))
     # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time. Without
     # them, there is one tile of sums.
-    stride = min(wide(depth, w.itemsize) if chunks == 1 else NARROW // w.itemsize, columns)
+    stride = min((WIDE if chunks == 1 else NARROW) // w.itemsize, columns)
     tall = stop - start if chunks == 1 else TALL
+    shallow = depth <= SHALLOW
+    height = ROWS if not shallow else FEWEST if arrays == 3 else FEWER
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
     flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
     band, slab, sums = _divide(scratch, depth, stride, width, pack_u, pack_v)
@@ -448,37 +458,46 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                             samples,
                             middle - first,
                             min(BAND, high - middle),
-                            RULE_ROWS if last else ROWS,
+                            height,
                             band,
                         )
-                    _product(
-                        u,
-                        v,
-                        begin,
-                        samples,
-                        middle - first,
-                        min(BAND, high - middle),
-                        left,
-                        across,
-                        band,
-                        slab,
-                        sums,
-                        0 if chunks == 1 else (middle - low) * stride,
-                        width if chunks == 1 else stride,
-                        chunks > 1,
-                        chunk > 0,
-                        False,
-                        alpha if last else 1.0,
-                        1.0,
-                        kind if last else NO_RULE,
-                        p,
-                        flat,
-                        flat_s,
-                        flat_t,
-                        arrays if last else 0,
-                        middle * columns + left,
-                        columns,
-                    )
+                    # The rows of a band at once where their sums stay in registers, else a row of tiles.
+                    step = BAND if shallow else ROWS
+                    for row in range(middle, min(middle + BAND, high), step):
+                        rows, here = min(step, high - row), row * columns + left
+                        at = 0 if chunks == 1 else (row - low) * stride
+                        _product(
+                            u,
+                            v,
+                            begin,
+                            samples,
+                            row - first,
+                            rows,
+                            left,
+                            across,
+                            band[(row - middle) * samples :],
+                            slab,
+                            sums,
+                            at,
+                            width if shallow else stride,
+                            not shallow,
+                            chunk > 0,
+                            False,
+                            alpha if last else 1.0,
+                            1.0,
+                            kind if shallow else NO_RULE,
+                            p,
+                            flat,
+                            flat_s,
+                            flat_t,
+                            arrays if shallow or (last and depth >= _SLOW) else 0,
+                            here,
+                            columns,
+                            height,
+                            _AHEAD if shallow else 0,
+                        )
+                        if last and not shallow:
+                            apply(kind, p, sums, at, stride, flat, flat_s, flat_t, here, columns, rows, across)
     return True
 
 

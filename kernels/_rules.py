@@ -5,12 +5,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from sfb.kernels._tiles import Tile
-from sfb.kernels._vectors import AVX512, I64, Vectors, pointer
+from sfb.kernels._vectors import I64, Vectors, pointer
 from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, PROXIMAL, SGD
 
-__all__ = ["RULE_ROWS", "apply", "tile_and_apply"]
+__all__ = ["FEWER", "FEWEST", "apply", "rule_tile"]
 
-RULE_ROWS = 3 if AVX512 else 4
+# Rows of tiles that a rule takes: of one with two states, and of others. Each row of w and of its states is a stream
+# from memory, and those of an even pitch share a set of the first cache.
+FEWEST, FEWER = 2, 3
 
 
 class _Rule(Vectors):
@@ -85,7 +87,7 @@ _RULES = {
 }
 
 
-def _emit(rule, step, numbers, arrays, g, g_step, places, w_step, rows, columns):
+def _emit(rule, step, numbers, g, g_step, places, w_step, rows, columns):
     """Emit a loop over rows and, within, vectors of them; the last has a mask."""
     builder = rule.builder
     p = rule.splats(numbers)
@@ -96,7 +98,7 @@ def _emit(rule, step, numbers, arrays, g, g_step, places, w_step, rows, columns)
     def work(row, column, mask=None):
         from_ = builder.gep(g, [builder.add(builder.mul(row, g_step), column)])
         at = builder.add(builder.mul(row, w_step), column)
-        here = [builder.gep(place, [at]) for place in places[:arrays]]
+        here = [builder.gep(place, [at]) for place in places]
         given = [rule.load_vector(place, mask) for place in here]
         results = step(rule, p, rule.load_vector(from_, mask), *given)
         for result, place in zip(results, here, strict=True):
@@ -113,63 +115,61 @@ def _emit(rule, step, numbers, arrays, g, g_step, places, w_step, rows, columns)
 def apply(typing_context, kind, p, g, g_at, g_step, w, s, t, at, step, rows, columns):
     """Let a rule take ``columns`` elements of so many rows of a gradient.
 
-    Args:
-        kind: Of `sfb.kernels.rules`.
-        p: Its numbers.
-        g: Flat array of gradients; its rows begin at ``g_at`` and lie ``g_step`` apart.
-        w: Flat array of the parameter; its rows begin at ``at`` and lie ``step`` apart.
-        s: State of that shape, if the rule has one.
-        t: A second one, likewise.
+    All arrays are flat. Of g and of w rows begin at ``g_at`` and ``at`` and lie ``g_step`` and ``step`` apart; s and t
+    are the states, of the places of w; any arrays where the rule has none. ``kind`` and the numbers p are as
+    `sfb.kernels.rules` says.
     """
 
     def generate(context, builder, signature, arguments):
-        kind, p, g, g_at, g_step, w, s, t, at, step, rows, columns = arguments
-        kinds, zero = signature.args, ir.Constant(I64, 0)
-        places = [pointer(context, builder, kinds[i], arguments[i], at) for i in (5, 6, 7)]
+        kind, p, g, g_at, g_step, *arrays, at, step, rows, columns = arguments
+        kinds = signature.args
+        places = [pointer(context, builder, kinds[5 + i], array, at) for i, array in enumerate(arrays)]
         g = pointer(context, builder, kinds[2], g, g_at)
-        rule = _Rule(builder, context.get_value_type(w_type.dtype), pointer(context, builder, kinds[1], p, zero))
-        for number, (function, numbers, arrays) in _RULES.items():
+        p = pointer(context, builder, kinds[1], p, ir.Constant(I64, 0))
+        rule = _Rule(builder, context.get_value_type(element), p)
+        for number, (function, numbers, kept) in _RULES.items():
             with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
-                _emit(rule, function, numbers, arrays, g, g_step, places, step, rows, columns)
+                _emit(rule, function, numbers, g, g_step, places[:kept], step, rows, columns)
         return context.get_dummy_value()
 
-    w_type, i = w, types.int64
+    element, i = w.dtype, types.int64
     return types.void(i, p, g, i, i, w, s, t, i, i, i, i), generate
 
 
-@intrinsic
-def tile_and_apply(typing_context, a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, resume, alpha, *rest):
-    """Work a whole tile of `RULE_ROWS` rows, which resumes from one of c, and let a rule take it.
+def _rule_tile(rows):
+    """Make what works a whole tile of so many rows and lets a rule take it.
 
-    Args as of `sfb.kernels._tiles.tile` and, from ``kind`` on, `apply`.
+    Arguments as of `sfb.kernels._tiles.tile` and, from ``kind`` on, `apply`.
     """
 
-    def generate(context, builder, signature, arguments):
-        a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, resume, alpha, rest = arguments
-        kinds = signature.args
-        rest = cgutils.unpack_tuple(builder, rest)
-        kind, p, _, _, _, at, step = rest
-        types_of = kinds[12].types
-        zero = ir.Constant(I64, 0)
-        element = context.get_value_type(c_type.dtype)
-        tile = Tile(builder, element, RULE_ROWS, None)
-        a = pointer(context, builder, kinds[0], a, a_at)
-        b = pointer(context, builder, kinds[3], b, b_at)
-        c = pointer(context, builder, kinds[7], c, c_at)
-        places = [pointer(context, builder, types_of[i], rest[i], at) for i in (2, 3, 4)]
-        sums = tile.sums(a, a_step, b, b_step, depth, c, c_step, resume)
-        scale = tile.splat(alpha)
-        sums = [[builder.fmul(scale, total) for total in row] for row in sums]
-        rule = _Rule(builder, element, pointer(context, builder, types_of[1], p, zero))
-        for number, (function, numbers, arrays) in _RULES.items():
-            with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
-                p = rule.splats(numbers)
-                for row, offset in zip(sums, tile.offsets(step), strict=True):
-                    given = [tile.load(place, offset) for place in places[:arrays]]
-                    results = [function(rule, p, g, *old) for g, *old in zip(row, *given, strict=True)]
-                    for place, new in zip(places, zip(*results, strict=True), strict=False):
-                        tile.store(new, place, offset)
-        return context.get_dummy_value()
+    def typed(typing_context, a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, w, s, t, at, step):
+        def generate(context, builder, signature, arguments):
+            a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, *arrays, at, step = arguments
+            kinds = signature.args
+            tile = Tile(builder, context.get_value_type(element), rows, None)
+            a = pointer(context, builder, kinds[0], a, a_at)
+            b = pointer(context, builder, kinds[3], b, b_at)
+            p = pointer(context, builder, kinds[9], p, ir.Constant(I64, 0))
+            places = [pointer(context, builder, kinds[10 + i], array, at) for i, array in enumerate(arrays)]
+            nothing = [[tile.constant(0.0)] * len(tile.masks)] * rows
+            scale, sums = tile.splat(alpha), tile.product(a, a_step, b, b_step, depth, nothing)
+            sums = [[builder.fmul(scale, total) for total in row] for row in sums]
+            rule = _Rule(builder, tile.element, p)
+            for number, (function, numbers, kept) in _RULES.items():
+                with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
+                    values = rule.splats(numbers)
+                    for row, offset in zip(sums, tile.offsets(step), strict=True):
+                        given = [tile.load(place, offset) for place in places[:kept]]
+                        results = [function(rule, values, g, *old) for g, *old in zip(row, *given, strict=True)]
+                        for place, new in zip(places, zip(*results, strict=True), strict=False):
+                            tile.store(new, place, offset)
+            return context.get_dummy_value()
 
-    c_type, i = c, types.int64
-    return types.void(a, i, i, b, i, i, i, c, i, i, types.boolean, c.dtype, types.Tuple(rest)), generate
+        element, i = w.dtype, types.int64
+        return types.void(a, i, i, b, i, i, i, element, i, p, w, s, t, i, i), generate
+
+    return intrinsic(typed)
+
+
+# By rows.
+rule_tile = {rows: _rule_tile(rows) for rows in (FEWEST, FEWER)}

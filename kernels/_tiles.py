@@ -48,17 +48,6 @@ class Tile(Vectors):
         for vector, (place, mask) in zip(row, self._places(base, offset), strict=True):
             self.store_vector(vector, place, mask)
 
-    def prefetch(self, base, step):
-        """Bring the rows of a tile into the cache, to be written; never faults."""
-        builder = self.builder
-        for i in range(self.rows):
-            row = builder.gep(base, [builder.mul(step, ir.Constant(I64, i))])
-            row = builder.bitcast(row, ir.IntType(8).as_pointer())
-            for at in range(0, LINE, 64):
-                pointer = builder.gep(row, [ir.Constant(I64, at)])
-                hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]
-                self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *hints)
-
     def product(self, a, a_step, b, b_step, depth, first):
         """Return ``first`` plus the sum over ``depth`` samples; steps lie between samples."""
         builder = self.builder
@@ -89,25 +78,6 @@ class Tile(Vectors):
         builder.position_at_end(done)
         return sums
 
-    def sums(self, a, a_step, b, b_step, depth, c, c_step, resume):
-        """Return the sums over the samples, after those in C if ``resume``."""
-        builder = self.builder
-        nothing = self.constant(0.0)
-        entry = builder.block
-        resumed, ready = (builder.append_basic_block(name) for name in ("resumed", "ready"))
-        builder.cbranch(resume, resumed, ready)
-        builder.position_at_end(resumed)
-        before = [self.load(c, offset) for offset in self.offsets(c_step)]
-        resumed = builder.block
-        builder.branch(ready)
-        builder.position_at_end(ready)
-        first = [[builder.phi(self.vector) for _ in row] for row in before]
-        for row, its in zip(first, before, strict=True):
-            for start, value in zip(row, its, strict=True):
-                start.add_incoming(nothing, entry)
-                start.add_incoming(value, resumed)
-        return self.product(a, a_step, b, b_step, depth, first)
-
     def offsets(self, step):
         """Return where the rows begin."""
         return [self.builder.mul(step, ir.Constant(I64, i)) for i in range(self.rows)]
@@ -116,7 +86,21 @@ class Tile(Vectors):
         """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum."""
         builder = self.builder
         offsets = self.offsets(c_step)
-        sums = self.sums(a, a_step, b, b_step, depth, c, c_step, resume)
+        nothing = self.constant(0.0)
+        entry = builder.block
+        resumed, ready = (builder.append_basic_block(name) for name in ("resumed", "ready"))
+        builder.cbranch(resume, resumed, ready)
+        builder.position_at_end(resumed)
+        before = [self.load(c, offset) for offset in offsets]
+        resumed = builder.block
+        builder.branch(ready)
+        builder.position_at_end(ready)
+        first = [[builder.phi(self.vector) for _ in row] for row in before]
+        for row, its in zip(first, before, strict=True):
+            for start, value in zip(row, its, strict=True):
+                start.add_incoming(nothing, entry)
+                start.add_incoming(value, resumed)
+        sums = self.product(a, a_step, b, b_step, depth, first)
         scale = self.splat(alpha)
         adding, setting, end = (builder.append_basic_block(name) for name in ("adding", "setting", "end"))
         builder.cbranch(add, adding, setting)
@@ -183,14 +167,22 @@ def move(typing_context, source, at, target, to):
 
 @intrinsic
 def prefetch(typing_context, array, at, step):
-    """Bring a whole tile of a flat array into the cache, to be written."""
+    """Bring `ROWS` rows, as wide as a tile, of a flat array into the second cache; never faults."""
 
     def generate(context, builder, signature, arguments):
-        base = pointer(context, builder, signature.args[0], *arguments[:2])
-        Tile(builder, context.get_value_type(array.dtype), ROWS, None).prefetch(base, arguments[2])
+        array, at, step = arguments
+        base = pointer(context, builder, signature.args[0], array, at)
+        vectors = Vectors(builder, context.get_value_type(element))
+        for i in range(ROWS):
+            row = builder.gep(base, [builder.mul(step, ir.Constant(I64, i))])
+            row = builder.bitcast(row, ir.IntType(8).as_pointer())
+            for offset in range(0, LINE, 64):
+                place = builder.gep(row, [ir.Constant(I64, offset)])
+                vectors.call("llvm.prefetch.p0", ir.VoidType(), place, *(ir.Constant(I32, hint) for hint in (0, 2, 1)))
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, types.int64), generate
+    element, i = array.dtype, types.int64
+    return types.void(array, i, i), generate
 
 
 # By the rows that are left: those of a whole tile, and the powers of two that any fewer are made of.

@@ -4,7 +4,6 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
-
 from sfb.kernels._lines import LINE, MAX, MIN, OPTIONS, PROD, SUM, copy, fence, move, reduce
 from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, look, meet, now, reach, reached
 
