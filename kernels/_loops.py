@@ -436,7 +436,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     stride = min((WIDE if chunks == 1 else NARROW) // w.itemsize, columns)
     tall = stop - start if chunks == 1 else TALL
     shallow = depth <= SHALLOW
-    height = ROWS if not shallow else FEWEST if arrays == 3 else FEWER
+    height = ROWS if not shallow else FEWEST if arrays == 3 and 2 * depth <= SHALLOW else FEWER
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
     flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
     band, slab, sums = _divide(scratch, depth, stride, width, pack_u, pack_v)
