@@ -43,7 +43,7 @@ def _choose(relation):
 _COMBINE = {SUM: _add, PROD: _multiply, MAX: _choose(">"), MIN: _choose("<")}
 
 
-class _Vectors:
+class _Lines:
     """Emits loops over the vectors of an array: of a line, or of one element. Addresses are integers.
 
     Args:
@@ -97,8 +97,8 @@ class _Vectors:
             self._store(builder.load(total), builder.add(target, offset))
 
 
-def _vectors(context, builder, array, nbytes, streamed):
-    return _Vectors(builder, context.get_value_type(array.dtype), array.dtype.bitwidth // 8, nbytes, streamed)
+def _lines_of(context, builder, array, nbytes, streamed):
+    return _Lines(builder, context.get_value_type(array.dtype), array.dtype.bitwidth // 8, nbytes, streamed)
 
 
 def _copying(nbytes, streamed):
@@ -106,7 +106,7 @@ def _copying(nbytes, streamed):
 
     def typed(typing_context, array, source, target, count):
         def generate(context, builder, signature, arguments):
-            _vectors(context, builder, array, nbytes, streamed).copy(*arguments[1:])
+            _lines_of(context, builder, array, nbytes, streamed).copy(*arguments[1:])
             return context.get_dummy_value()
 
         return types.void(array, types.int64, types.int64, types.int64), generate
@@ -122,7 +122,7 @@ def _reducing(nbytes, streamed):
             _, op, table, begin, target, count = arguments
             table = make_array(terms)(context, builder, table)
             many = builder.extract_value(table.shape, 0)
-            emitter = _vectors(context, builder, array, nbytes, streamed)
+            emitter = _lines_of(context, builder, array, nbytes, streamed)
             for number, combine in _COMBINE.items():
                 with builder.if_then(builder.icmp_signed("==", op, ir.Constant(_WORD, number))):
                     emitter.reduce(combine, table.data, many, begin, target, count)

@@ -183,10 +183,10 @@ class Comm(MPI.Intracomm):
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
-        if type(recvbuf) is np.ndarray and recvbuf.nbytes < self._left_to_mpi and not isinstance(sendbuf, Factors):
-            if algorithm is AUTO and not Block.named:
-                _ALLREDUCE(self, sendbuf, recvbuf, op)
-                return
+        small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._left_to_mpi
+        if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not Block.named:
+            _ALLREDUCE(self, sendbuf, recvbuf, op)
+            return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
                 self._queue.drain()
