@@ -146,7 +146,7 @@ def _rule_tile(rows):
         def generate(context, builder, signature, arguments):
             a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, *arrays, at, step = arguments
             kinds = signature.args
-            tile = Tile(builder, context.get_value_type(element), rows, None)
+            tile = Tile(builder, context.get_value_type(element), rows)
             a = pointer(context, builder, kinds[0], a, a_at)
             b = pointer(context, builder, kinds[3], b, b_at)
             p = pointer(context, builder, kinds[9], p, ir.Constant(I64, 0))

@@ -26,13 +26,14 @@ class Tile(Vectors):
         builder: Where to.
         element: LLVM's type of an element.
         rows: Of the tile.
-        columns: Of the tile if it may have fewer than are in `LINE`, else None.
+        columns: Of the tile if it may have fewer than its vectors hold, else None.
+        vectors: Of a row.
     """
 
-    def __init__(self, builder, element, rows, columns):
+    def __init__(self, builder, element, rows, columns=None, vectors=_VECTORS):
         super().__init__(builder, element)
         self.rows = rows
-        self.masks = [None if columns is None else self.mask(columns, self.lanes * v) for v in range(_VECTORS)]
+        self.masks = [None if columns is None else self.mask(columns, self.lanes * v) for v in range(vectors)]
 
     def _places(self, base, offset):
         """Yield the place and the mask of each vector of a row."""
@@ -125,11 +126,25 @@ def _product(rows, masked):
         def generate(context, builder, signature, arguments):
             a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, *ends = arguments
             kinds = signature.args
-            emitter = Tile(builder, context.get_value_type(c_type.dtype), rows, columns if masked else None)
             a = pointer(context, builder, kinds[0], a, a_at)
             b = pointer(context, builder, kinds[3], b, b_at)
             c = pointer(context, builder, kinds[7], c, c_at)
-            emitter.emit(a, a_step, b, b_step, depth, c, c_step, *ends)
+            rest = a, a_step, b, b_step, depth, c, c_step, *ends
+            element = context.get_value_type(c_type.dtype)
+            if not masked:
+                Tile(builder, element, rows).emit(*rest)
+                return context.get_dummy_value()
+            # The narrowest that holds them: 784 columns leave a sixteenth of a tile.
+            narrow = 0
+            for vectors in (1, 2, 4)[: _VECTORS.bit_length()]:
+                lanes = vectors * VECTOR // (c_type.dtype.bitwidth // 8)
+                above, within = (
+                    builder.icmp_signed(relation, columns, ir.Constant(I64, limit))
+                    for relation, limit in ((">", narrow), ("<=", lanes))
+                )
+                with builder.if_then(builder.and_(above, within)):
+                    Tile(builder, element, rows, columns, vectors).emit(*rest)
+                narrow = lanes
             return context.get_dummy_value()
 
         c_type, i, t = c, types.int64, c.dtype
@@ -156,7 +171,7 @@ def move(typing_context, source, at, target, to):
     """Copy a row of a whole tile from one flat array to another."""
 
     def generate(context, builder, signature, arguments):
-        emitter = Tile(builder, context.get_value_type(target.dtype), 1, None)
+        emitter = Tile(builder, context.get_value_type(target.dtype), 1)
         zero = ir.Constant(I64, 0)
         from_ = pointer(context, builder, signature.args[0], *arguments[:2])
         emitter.store(emitter.load(from_, zero), pointer(context, builder, signature.args[2], *arguments[2:]), zero)
