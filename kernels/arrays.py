@@ -32,7 +32,7 @@ _RESUME, _SMALL, CHUNKS, _WORKED, _WAYS = range(5)
 _ALLREDUCE, _SCATTER, _SPREAD = range(3)
 _TERMS = _WAYS + 3 * 3 * 64
 
-# One in so many calls tries the way that was slower before.
+# One in so many calls tries the way that was slower before; earlier on, those whose number is a power of two.
 _RETRY = 64
 
 
@@ -152,7 +152,7 @@ def _streams(state, row):
     calls = state[row + 2]
     if calls < 6:
         return calls % 2 == 1
-    return (state[row + 1] < state[row]) != (calls % _RETRY == 0)
+    return (state[row + 1] < state[row]) != (calls % _RETRY == 0 or calls & (calls - 1) == 0)
 
 
 @njit(**OPTIONS)
@@ -160,7 +160,8 @@ def _note(state, row, streamed):
     """Note how long this call has worked."""
     way = row + streamed
     known = state[row + 2] >= 4  # the first two calls are slow for other reasons
-    state[way] = (state[way] + state[_WORKED]) // 2 if known else state[_WORKED]
+    slower = known and state[_WORKED] > state[way]  # which has many reasons, faster only one
+    state[way] = (state[way] + state[_WORKED]) // 2 if slower else state[_WORKED]
     state[row + 2] += 1
 
 
