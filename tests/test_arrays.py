@@ -339,3 +339,26 @@ def test_one_result_for_all_ranks_of_a_node(ours, world):
             expected = sum(range(world.size)) + step * world.size
             assert (result == expected).all()
             ours.Barrier()
+
+
+def test_spellings_may_differ_between_lone_ranks(lone_comm, world):
+    """Not every rank need see at once that an array is MPI's; later exchanges agree nevertheless."""
+    given, got = np.ones(100, "f4"), np.empty(100, "f4")
+    factors, total = sfb.Factors(np.ones((1, 3), "f4"), np.ones((1, 4), "f4")), np.empty((3, 4), "f4")
+    for step in range(3):
+        lone_comm.Allreduce(given, [got, MPI.FLOAT] if (world.rank + step) % 2 else got)
+        np.testing.assert_array_equal(got, world.size)
+        lone_comm.Allreduce(factors, total)
+        np.testing.assert_array_equal(total, world.size)
+
+
+def test_shared_arrays_with_a_result_each_in_place(ours, world):
+    """Every rank's result is its own array, which the others read."""
+    if ours.node.size != world.size:
+        pytest.skip("arrays of one node")
+    for count in (5000, 100_003):
+        arrays = ours.shared((world.size, count), "f8")
+        arrays[world.rank] = np.arange(count) * (world.rank + 1)
+        ours.Barrier()
+        ours.Allreduce(MPI.IN_PLACE, arrays[world.rank])
+        np.testing.assert_array_equal(arrays[world.rank], np.arange(count) * world.size * (world.size + 1) / 2)
