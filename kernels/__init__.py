@@ -330,13 +330,11 @@ def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
     width = loops.LINE // itemsize
-    wide = loops.WIDE if sums else max(loops.WIDE, min(loops.WIDEST, loops.WIDE * loops.DEPTH // max(1, depth)))
-    stride = min(columns, (loops.NARROW if sums and deep else wide) // itemsize)
-    packed = (loops.BAND + -(-stride // width) * width) * samples
-    if not sums:
-        return packed
-    tile = loops.ROWS * width if depth <= loops.SHALLOW else loops.ROWS * stride
-    return packed + (loops.TALL * stride if deep else tile)
+    # Whoever asks for sums may accumulate, too, and may have fewer samples in the end.
+    wide = max(loops.WIDE, min(loops.WIDEST, loops.WIDE * loops.DEPTH // max(1, depth))) // itemsize
+    packed = (loops.BAND + min(columns, wide) + 2 * width) * samples
+    sums = sums and (loops.TALL if deep else loops.ROWS) * min(columns + width, loops.WIDE // itemsize)
+    return packed + sums
 
 
 class _Local(threading.local):
