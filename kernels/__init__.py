@@ -331,10 +331,12 @@ def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
     width = loops.LINE // itemsize
     # Whoever asks for sums may accumulate, too, and may have fewer samples in the end.
-    wide = max(loops.WIDE, min(loops.WIDEST, loops.WIDE * loops.DEPTH // max(1, depth))) // itemsize
-    packed = (loops.BAND + min(columns, wide) + 2 * width) * samples
-    sums = sums and (loops.TALL if deep else loops.ROWS) * min(columns + width, loops.WIDE // itemsize)
-    return packed + sums
+    packed = (loops.BAND + min(columns, loops.wide(depth) // itemsize) + 2 * width) * samples
+    if not sums:
+        return packed
+    if deep:
+        return packed + loops.TALL * min(columns, loops.NARROW // itemsize)
+    return packed + loops.ROWS * min(columns + width, loops.WIDE // itemsize)
 
 
 class _Local(threading.local):

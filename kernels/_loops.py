@@ -20,7 +20,7 @@ DEPTH = 256
 STREAM, CACHED = 4, 1 << 18
 # Bytes of a row that are worked at a time; without a rule more, if their samples take no more room than with DEPTH of
 # them; and of a row of sums that wait for further samples.
-WIDE, WIDEST, NARROW = 1 << 14, 1 << 16, 1 << 13
+WIDE, _WIDEST, NARROW = 1 << 14, 1 << 16, 1 << 13
 # Rows packed at a time, and rows of sums that wait for further samples.
 BAND, TALL = 96, 1024
 # Fewer rows, or columns in tiles, than these do not repay packing what they are multiplied with.
@@ -304,6 +304,14 @@ def _stream(u, v, k, row, add, alpha, beta):
                 row[c] = alpha * fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))))
 
 
+def wide(depth):
+    """Return the bytes of a row that are worked at a time without a rule."""
+    return max(WIDE, min(_WIDEST, WIDE * DEPTH // max(1, depth)))
+
+
+_wide = njit(**_INNER)(wide)
+
+
 @njit(**_INNER)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
@@ -350,8 +358,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             _stream(u, v, k - first, w[k], add, w.dtype.type(alpha), w.dtype.type(beta))
         return True
     width = LINE // w.itemsize
-    wide = max(WIDE, min(WIDEST, WIDE * DEPTH // max(1, depth)))
-    stride, chunks = min(wide // w.itemsize, columns), max(1, -(-depth // DEPTH))
+    stride, chunks = min(_wide(depth) // w.itemsize, columns), max(1, -(-depth // DEPTH))
     pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
     band, slab, _ = _divide(scratch, depth, stride, width, pack_u, pack_v)
     flat = w.reshape(w.size)

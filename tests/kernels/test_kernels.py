@@ -5,6 +5,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sfb.kernels.rules import ADAM
 
 from sfb import kernels
 
@@ -272,3 +273,21 @@ def test_reduce_adds_rows_in_order(rng, dtype):
         expected[0, 10:2990] += part[10:2990]
     kernels.reduce(parts, 10, 2990)
     np.testing.assert_array_equal(parts, expected)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("columns", [1, 70, 5000, 21504])
+def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
+    """An exchange plans its scratch for the most samples, to update or to accumulate, and may have fewer."""
+    rows, loops = 30, kernels._compiled()
+    w, s, t = (np.zeros((rows, columns), dtype) for _ in range(3))
+    numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
+    for planned in (1, 20, 33, 64, 200, 256, 300):
+        room = kernels._room(planned, columns, w.itemsize, True)
+        guarded = np.full(room + 4096, 7, dtype)
+        for depth in {planned, planned - 1, min(planned, 200), min(planned, 64), min(planned, 32)}:
+            u, v = rng.standard_normal((depth, rows)).astype(dtype), rng.standard_normal((depth, columns)).astype(dtype)
+            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room])
+            assert (guarded[room:] == 7).all()
+            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room])
+            assert (guarded[room:] == 7).all()
