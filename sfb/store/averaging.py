@@ -25,9 +25,9 @@ class AveragingStore(StoreBase):
     An update changes this rank's replica only. At each clock the rank sends the replica to its out-neighbours, and
     at each read takes the weighted mean of its own and of what has come (Li et al., "MALT", EuroSys 2015, section 3).
     Weights follow push-sum (Kempe, Dobra and Gehrke, FOCS 2003): a rank gives each out-neighbour an equal share of
-    its own, so that no rank counts for more in graphs of unequal degrees. Nobody waits: a neighbour that is slow gets
-    the newest replica, with the weight of those it has missed. So the replicas are near each other, not equal; how
-    near, `consensus_error` tells.
+    its own, so that no rank counts for more in graphs of unequal degrees. Nobody waits: a neighbour that has not taken
+    the replica before gets none and no share, so that a rank ahead of the others keeps its weight. So the replicas are
+    near each other, not equal; how near, `consensus_error` tells.
 
     Args:
         comm: The ranks; any intracommunicator.
@@ -59,7 +59,6 @@ class AveragingStore(StoreBase):
         super().__init__(comm, tables, rule, topology, prepare)
         self._targets = self.topology.out_neighbours(self._rank)
         self._weight = 1.0
-        self._due = dict.fromkeys(self._targets, 0.0)
         self._flights: dict[int, tuple[MPI.Request, np.ndarray]] = {}
         self._came: dict[int, tuple[float, np.ndarray]] = {}
         self._status = MPI.Status()
@@ -99,14 +98,14 @@ class AveragingStore(StoreBase):
         self._move()
 
     def clock(self) -> None:
-        """Send this rank's replica to its out-neighbours, as soon as they have taken the one before."""
+        """Send this rank's replica to those of its out-neighbours that have taken the one before."""
         self._check_open()
         self._clock += 1
-        share = self._weight / (len(self._targets) + 1)
-        for rank in self._targets:
-            self._due[rank] += share
-        self._weight = share
         self._move()
+        targets = [rank for rank in self._targets if rank not in self._flights]
+        self._weight /= len(targets) + 1
+        for rank in targets:
+            self._send(rank, self._weight)
 
     def consensus_error(self) -> float:
         """Return how far the replicas are from their mean, relative to it; collective.
@@ -126,14 +125,13 @@ class AveragingStore(StoreBase):
         if not self._open:
             return
         self._check_open()
-        # What is on its way is taken; a message counts as sent when it is, so after the barrier there is none.
-        self._due = dict.fromkeys(self._targets, 0.0)
+        # What is on its way is taken (a message counts as sent when it is, so after the barrier there is none) but not
+        # mixed: its sender's replica holds all that it held, and is newer.
         while self._flights:
             self._move_or_yield()
         barrier = self._world.Ibarrier()
         while not barrier.Test():
             self._move_or_yield()
-        self._mix()
         self.last_consensus_error, means = self._consensus()
         for table, mean in zip(self._tables, means, strict=True):
             table.matrix[:] = mean
@@ -174,7 +172,7 @@ class AveragingStore(StoreBase):
         self._came.clear()
 
     def _move(self) -> bool:
-        """Receive and send what is possible now; return whether anything happened."""
+        """Receive what has come and see what has been taken; return whether anything happened."""
         moved = False
         while (message := self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)) is not None:
             moved = True
@@ -190,11 +188,6 @@ class AveragingStore(StoreBase):
         for rank, (request, _) in list(self._flights.items()):
             if request.Test():
                 del self._flights[rank]
-                moved = True
-        for rank, weight in self._due.items():
-            if weight and rank not in self._flights:
-                self._send(rank, weight)
-                self._due[rank] = 0.0
                 moved = True
         if self._failure is not None:
             raise StoreError(self._failure)

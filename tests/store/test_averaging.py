@@ -42,12 +42,26 @@ def test_trains_a_model(world, rng):
     truth = rng.standard_normal(shape)
     v = np.random.default_rng(world.rank).standard_normal((samples, 4))
     with sfb.AveragingStore(world, {"w": np.zeros(shape)}, sfb.optim.SGD(lr=0.2 / samples)) as store:
-        for _ in range(300):
+        for step in range(300):
+            if step % 10 == 0:  # a replica of long ago, taken at the end, would be no error of the store's
+                world.Barrier()
             w = store["w"]
             store.push("w", sfb.Factors(v @ (w - truth).T, v))
             store.clock()
     np.testing.assert_allclose(store["w"], truth, atol=0.1)
     oracle.assert_same_bits(world, store["w"])
+
+
+def test_a_rank_ahead_of_the_others_keeps_its_weight(world):
+    """Nobody takes what it sends, so it may give away a share once, and what it has learnt is in the mean."""
+    with sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0)) as store:
+        if world.rank == 0:
+            for _ in range(100):
+                store.push("w", np.full(3, -1.0))
+                store.clock()
+            assert store.weight >= 1 / world.size
+        world.Barrier()
+    np.testing.assert_allclose(store["w"], 100 / world.size, rtol=1e-12)
 
 
 def test_a_rank_that_does_nothing_holds_up_nobody(world):
