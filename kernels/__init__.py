@@ -13,6 +13,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,10 @@ _WORTH = 1 << 21
 _ALIGN = 64
 # Stands for the end of the rows.
 _ALL = -1
+# What a kernel returns that has done its work.
+_DONE = 0
+# What comes of arguments that no kernel is compiled for.
+_REFUSED = (TypeError, KeyError, AttributeError, IndexError)
 
 
 def partition(rows: int, parts: int, index: int) -> tuple[int, int]:
@@ -144,26 +149,23 @@ def update(
         scale, keep = rule.linear
         _accumulate(u, v, w, start, stop, first, rule.kind == SGD, scale * alpha, keep, threads)
         return
-    kernel, numbers, arrays = _compiled().update, rule.numbers(w.dtype), 1 + rule.states
-    s, t = states_of(rule, w, states)
+    kernel, kind, arrays = _compiled().update, rule.kind, 1 + rule.states
     if threads == 1:
         end = _ALL if stop is None else stop
         try:
-            scratch = scratch_for(len(v), w, True)
-            fits = kernel(rule.kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch)
-        except (TypeError, KeyError, AttributeError, IndexError):
+            numbers, scratch = rule.numbers(w.dtype), _local.memory[w.itemsize]
+            s = states[0] if arrays > 1 else w
+            t = states[1] if arrays > 2 else w
+            if kernel(kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch) == _DONE:
+                return
+        except _REFUSED:
             _check(u, v, w, start, stop, first)
-            _check_arrays(w, s, t)
+            _check_arrays(w, *states_of(rule, w, states))
             raise
-        if not fits:
-            _check(u, v, w, start, stop, first)
-        return
-
-    def work(low: int, high: int) -> None:
-        kernel(rule.kind, numbers, u, v, w, s, t, arrays, first, low, high, alpha, scratch_for(len(v), w, True))
-
     stop = _check(u, v, w, start, stop, first)
-    _share(work, start, stop, len(u) * w.shape[1], threads)
+    s, t = states_of(rule, w, states)
+    before = kind, rule.numbers(w.dtype), u, v, w, s, t, arrays, first
+    _share(partial(_complete, kernel, w, before, (alpha,)), start, stop, len(u) * w.shape[1], threads)
 
 
 def update_dense(
@@ -263,19 +265,24 @@ def _accumulate(
     if threads == 1:
         end = _ALL if stop is None else stop
         try:
-            fits = kernel(u, v, w, first, start, end, add, alpha, beta, scratch_for(len(v), w, False))
-        except (TypeError, KeyError, AttributeError, IndexError):
+            if kernel(u, v, w, first, start, end, add, alpha, beta, _local.memory[w.itemsize]) == _DONE:
+                return
+        except _REFUSED:
             _check(u, v, w, start, stop, first)
             raise
-        if not fits:
-            _check(u, v, w, start, stop, first)
-        return
-
-    def work(low: int, high: int) -> None:
-        kernel(u, v, w, first, low, high, add, alpha, beta, scratch_for(len(v), w, False))
-
     stop = _check(u, v, w, start, stop, first)
-    _share(work, start, stop, len(u) * w.shape[1], threads)
+    after = add, alpha, beta
+    _share(partial(_complete, kernel, w, (u, v, w, first), after), start, stop, len(u) * w.shape[1], threads)
+
+
+def _complete(
+    kernel: Callable[..., int], w: np.ndarray, before: tuple[Any, ...], after: tuple[Any, ...], start: int, stop: int
+) -> None:
+    """Call a kernel for some rows, with arguments that fit and as much scratch as it says that it needs."""
+    missing = kernel(*before, start, stop, *after, _local.memory[w.itemsize])
+    if missing > 0:
+        missing = kernel(*before, start, stop, *after, _scratch(missing, w.dtype))
+    assert missing == _DONE
 
 
 def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None, first: int) -> int:
@@ -325,43 +332,41 @@ def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) ->
 
 
 @functools.lru_cache(1024)
-def _room(depth: int, columns: int, itemsize: int, sums: bool) -> int:
-    """Return the elements of scratch for packed factors and, for a rule, sums: at most some 8 MiB."""
+def _room(depth: int, columns: int, itemsize: int) -> int:
+    """Return the elements of scratch for packed factors and a rule's sums: at most some 8 MiB."""
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
     width = loops.LINE // itemsize
-    # Whoever asks for sums may accumulate, too, and may have fewer samples in the end.
+    # Who asks may accumulate or use a rule, and may have fewer samples in the end.
     packed = (loops.BAND + min(columns, loops.wide(depth) // itemsize) + 2 * width) * samples
-    if not sums:
-        return packed
     if deep:
         return packed + loops.TALL * min(columns, loops.NARROW // itemsize)
     return packed + loops.ROWS * min(columns + width, loops.WIDE // itemsize)
 
 
 class _Local(threading.local):
-    """Memory of each thread, by dtype."""
+    """Scratch of each thread, by bytes of an element; it grows with what is asked of it."""
 
     def __init__(self) -> None:
-        self.memory: dict[np.dtype[Any], np.ndarray] = {}
+        self.memory = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
 
 
 _local = _Local()
-_NOTHING = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
 
 
-def scratch_for(depth: int, w: np.ndarray, sums: bool) -> np.ndarray:
-    """Return this thread's memory for packing ``depth`` samples of w's factors and, for a rule, sums."""
-    loops = _compiled()
-    if depth <= loops.STREAM and not sums and w.nbytes <= loops.CACHED:
-        return _NOTHING[w.itemsize]
-    room = _room(depth, w.shape[1], w.itemsize, sums)
-    memory = _local.memory.get(w.dtype)
-    if memory is None or memory.size < room:
-        raw = np.empty(room * w.itemsize + _ALIGN, np.uint8)
+def _scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return this thread's memory, after making room for so many elements."""
+    memory = _local.memory[dtype.itemsize]
+    if memory.size < room:
+        raw = np.empty(room * dtype.itemsize + _ALIGN, np.uint8)
         offset = -raw.ctypes.data % _ALIGN
-        memory = _local.memory[w.dtype] = raw[offset : offset + room * w.itemsize].view(w.dtype)
+        memory = _local.memory[dtype.itemsize] = raw[offset : offset + room * dtype.itemsize].view(dtype)
     return memory
+
+
+def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:
+    """Return this thread's memory, with room for what any kernel does with up to ``depth`` samples of w's factors."""
+    return _scratch(_room(depth, w.shape[1], w.itemsize), w.dtype)
 
 
 @functools.cache

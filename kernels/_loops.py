@@ -10,14 +10,12 @@ import math
 import numpy as np
 from numba import njit, types
 from sfb.kernels._rules import FEWER, FEWEST, apply, rule_tile
-from sfb.kernels._tiles import LINE, ROWS, fma, move, part, prefetch, tile
-from sfb.kernels._vectors import AVX512
+from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
+from sfb.kernels._vectors import AVX512, flat
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
-# Samples up to which the rows of a matrix up to so many bytes stream one by one: packing would take longer.
-STREAM, CACHED = 4, 1 << 18
 # Bytes of a row that are worked at a time; without a rule more, if their samples take no more room than with DEPTH of
 # them; and of a row of sums that wait for further samples.
 WIDE, _WIDEST, NARROW = 1 << 14, 1 << 16, 1 << 13
@@ -33,17 +31,17 @@ SHALLOW = 64 if AVX512 else 32
 _SLOW = 100
 # In place of a rule's kind.
 NO_RULE = -1
+# What `accumulate` and `update` return, unless it is the elements of scratch that they lack.
+DONE, UNFIT = 0, -1
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
-# Of what only other loops call, and of that where each operation is rounded as written.
+# Of what only other loops call.
 _INNER = {**_OPTIONS, "no_cpython_wrapper": True}
-_EXACT = {**_INNER, "fastmath": False}
 
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
 _fewest_ruled, _fewer_ruled = rule_tile[FEWEST], rule_tile[FEWER]
-_8, _8_part = tile.get(8, _whole), part.get(8, _whole_part)
 
 
 def _signatures(build):
@@ -70,6 +68,7 @@ _ENDS = [types.boolean, types.boolean, types.float64, types.float64]
         lambda t: types.void(
             *[_vector(t, readonly=True), types.int64, types.int64] * 2,
             types.int64,
+            types.int64,
             _vector(t),
             *[types.int64] * 4,
             *_ENDS,
@@ -77,43 +76,45 @@ _ENDS = [types.boolean, types.boolean, types.float64, types.float64]
     ),
     **_INNER,
 )
-def _edge(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, rows, columns, resume, add, alpha, beta):
-    """One tile with fewer rows or columns than a whole one."""
-    full = columns * c.itemsize == LINE
+def _edge(a, a_at, a_step, b, b_at, b_step, b_panel, depth, c, c_at, c_step, rows, columns, resume, add, alpha, beta):
+    """What is too few rows, or too few columns, for whole tiles; the first column of B's next tile is b_panel on."""
+    width = LINE // c.itemsize
+    whole = columns // width
+    right = columns - whole * width
+    b_end, c_end = b_at + whole * b_panel, c_at + whole * width
     while rows > 0:
         if rows >= ROWS:
             n = ROWS
-            if full:
-                _whole(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
-            else:
-                _whole_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
-        elif rows >= 8:
-            n = 8
-            if full:
-                _8(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
-            else:
-                _8_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+            for q in range(whole):
+                to, at = b_at + q * b_panel, c_at + q * width
+                _whole(a, a_at, a_step, b, to, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+            if right:
+                _whole_part(a, a_at, a_step, b, b_end, b_step, depth, c, c_end, c_step, right, resume, add, alpha, beta)
         elif rows >= 4:
             n = 4
-            if full:
-                _4(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
-            else:
-                _4_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+            for q in range(whole):
+                to, at = b_at + q * b_panel, c_at + q * width
+                _4(a, a_at, a_step, b, to, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+            if right:
+                _4_part(a, a_at, a_step, b, b_end, b_step, depth, c, c_end, c_step, right, resume, add, alpha, beta)
         elif rows >= 2:
             n = 2
-            if full:
-                _2(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
-            else:
-                _2_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+            for q in range(whole):
+                to, at = b_at + q * b_panel, c_at + q * width
+                _2(a, a_at, a_step, b, to, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+            if right:
+                _2_part(a, a_at, a_step, b, b_end, b_step, depth, c, c_end, c_step, right, resume, add, alpha, beta)
         else:
             n = 1
-            if full:
-                _1(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, 0, resume, add, alpha, beta)
-            else:
-                _1_part(a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta)
+            for q in range(whole):
+                to, at = b_at + q * b_panel, c_at + q * width
+                _1(a, a_at, a_step, b, to, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+            if right:
+                _1_part(a, a_at, a_step, b, b_end, b_step, depth, c, c_end, c_step, right, resume, add, alpha, beta)
         rows -= n
         a_at += n
         c_at += n * c_step
+        c_end += n * c_step
 
 
 @njit(**_INNER)
@@ -135,13 +136,13 @@ def _pack_columns(v, first, depth, left, columns, slab):
     """The same of v, in panels as wide as a tile."""
     width = LINE // slab.itemsize
     whole = columns // width
-    flat = v.reshape(v.size)
+    flat_v = flat(v)
     for j in range(depth):
         at = (first + j) * v.shape[1] + left
         for p in range(whole):
-            move(flat, at + p * width, slab, (p * depth + j) * width)
+            move(flat_v, at + p * width, slab, (p * depth + j) * width)
         for i in range(columns - whole * width):
-            slab[(whole * depth + j) * width + i] = flat[at + whole * width + i]
+            slab[(whole * depth + j) * width + i] = flat_v[at + whole * width + i]
 
 
 @njit(
@@ -195,17 +196,17 @@ def _product(
     Of u and v it takes ``depth`` samples from ``first`` on, rows from ``low`` and columns from ``left`` on, as packed
     in ``band`` and ``slab`` or, where these are empty, as they lie. Tiles are of ``height`` rows: `ROWS` for `NO_RULE`,
     where each has its place in c; another ``kind`` of rule takes them into w, s and t, the block of which begins at
-    ``w_at``. Unless c ``moves`` on, it has room for one tile. So many ``arrays`` of w, s and t are prefetched, tiles
-    that lie ``ahead``; with the rows of smaller tiles those below, which comes to them twice, but twice is faster.
+    ``w_at``. Unless c ``moves`` on, it has room for one row of them. So many ``arrays`` of w, s and t are prefetched,
+    tiles that lie ``ahead``; with the rows of smaller tiles those below, which it comes to again, but that is faster.
     """
     # Sample j of panel p of A, what ``height`` rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
     a, a_at, a_step, a_panel = band, 0, height, height * depth
     if band.size == 0:
-        a, a_at, a_step, a_panel = u.reshape(u.size), first * u.shape[1] + low, u.shape[1], height
+        a, a_at, a_step, a_panel = flat(u), first * u.shape[1] + low, u.shape[1], height
     width = LINE // c.itemsize
     b, b_at, b_step, b_panel = slab, 0, width, width * depth
     if slab.size == 0:
-        b, b_at, b_step, b_panel = v.reshape(v.size), first * v.shape[1] + left, v.shape[1], width
+        b, b_at, b_step, b_panel = flat(v), first * v.shape[1] + left, v.shape[1], width
     down, across = rows // height, columns // width
     right, ahead = columns - across * width, min(ahead, across)
     for p in range(down):
@@ -231,17 +232,17 @@ def _product(
                     _fewer_ruled(a, at_a, a_step, b, at_b, b_step, depth, alpha, *rest)
         if right:
             at_b, at = b_at + across * b_panel, at_c + moves * across * width
-            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, height, right, resume, add, alpha, beta)
+            _edge(a, at_a, a_step, b, at_b, b_step, 0, depth, c, at, c_step, height, right, resume, add, alpha, beta)
             if kind != NO_RULE:
                 apply(kind, numbers, c, at, c_step, w, s, t, at_w + across * width, w_step, height, right)
     over = rows - down * height
     if over:
         at_a, at_c, at_w = a_at + down * a_panel, c_at + moves * down * height * c_step, w_at + down * height * w_step
-        for q in range(across + (right > 0)):
-            at_b, at, n = b_at + q * b_panel, at_c + moves * q * width, min(width, columns - q * width)
-            _edge(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, over, n, resume, add, alpha, beta)
-            if kind != NO_RULE:
-                apply(kind, numbers, c, at, c_step, w, s, t, at_w + q * width, w_step, over, n)
+        _edge(
+            a, at_a, a_step, b, b_at, b_step, b_panel, depth, c, at_c, c_step, over, columns, resume, add, alpha, beta
+        )
+        if kind != NO_RULE:
+            apply(kind, numbers, c, at_c, c_step, w, s, t, at_w, w_step, over, columns)
 
 
 @njit(**_INNER)
@@ -263,47 +264,6 @@ def _rows(u, v, w, first, start, stop):
     return start, stop
 
 
-@njit(**_EXACT)
-def _stream(u, v, k, row, add, alpha, beta):
-    """One row of uᵀv from up to STREAM samples, with the bits of a tile."""
-    zero = alpha * 0
-    if len(v) == 0:
-        for c in range(row.size):
-            row[c] = alpha * zero + beta * row[c] if add else alpha * zero
-    elif len(v) == 1:
-        a, va = u[0, k], v[0]
-        if add:
-            for c in range(row.size):
-                row[c] = fma(alpha, fma(a, va[c], zero), beta * row[c])
-        else:
-            for c in range(row.size):
-                row[c] = alpha * fma(a, va[c], zero)
-    elif len(v) == 2:
-        a, b, va, vb = u[0, k], u[1, k], v[0], v[1]
-        if add:
-            for c in range(row.size):
-                row[c] = fma(alpha, fma(b, vb[c], fma(a, va[c], zero)), beta * row[c])
-        else:
-            for c in range(row.size):
-                row[c] = alpha * fma(b, vb[c], fma(a, va[c], zero))
-    elif len(v) == 3:
-        a, b, d, va, vb, vd = u[0, k], u[1, k], u[2, k], v[0], v[1], v[2]
-        if add:
-            for c in range(row.size):
-                row[c] = fma(alpha, fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))), beta * row[c])
-        else:
-            for c in range(row.size):
-                row[c] = alpha * fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero)))
-    else:
-        a, b, d, e, va, vb, vd, ve = u[0, k], u[1, k], u[2, k], u[3, k], v[0], v[1], v[2], v[3]
-        if add:
-            for c in range(row.size):
-                row[c] = fma(alpha, fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero)))), beta * row[c])
-        else:
-            for c in range(row.size):
-                row[c] = alpha * fma(e, ve[c], fma(d, vd[c], fma(b, vb[c], fma(a, va[c], zero))))
-
-
 def wide(depth):
     """Return the bytes of a row that are worked at a time without a rule."""
     return max(WIDE, min(_WIDEST, WIDE * DEPTH // max(1, depth)))
@@ -319,17 +279,17 @@ def _repays(rows, depth, nbytes):
 
 
 @njit(**_INNER)
-def _divide(scratch, depth, columns, width, pack_u, pack_v):
-    """Return the parts of the scratch: for a packed band of u, a packed slab of v, and sums."""
+def _plan(u, rows, depth, columns, across, width, itemsize):
+    """Return the elements of scratch for a packed band of u, 0 if its rows lie together, and for a slab of v."""
     samples = min(depth, DEPTH)
-    first = BAND * samples if pack_u else 0
-    second = first + (-(-columns // width) * width * samples if pack_v else 0)
-    return scratch[:first], scratch[first:second], scratch[second:]
+    pack_u = columns > _FEW_TILES * width and u.shape[1] > _FEW_ROWS
+    pack_v = _repays(rows, depth, columns * itemsize)
+    return BAND * samples if pack_u else 0, -(-across // width) * width * samples if pack_v else 0
 
 
 @njit(
     _signatures(
-        lambda t: types.boolean(
+        lambda t: types.int64(
             _input(t),
             _input(t),
             _matrix(t),
@@ -347,34 +307,32 @@ def _divide(scratch, depth, columns, width, pack_u, pack_v):
 def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u.
 
-    Returns whether the arguments fit; nothing is done otherwise.
+    Returns DONE; UNFIT if the arguments do not fit, or the elements of scratch that it needs, with nothing done.
     """
     depth, columns = v.shape
     start, stop = _rows(u, v, w, first, start, stop)
     if start > stop:
-        return False
-    if depth <= STREAM and w.size * w.itemsize <= CACHED:
-        for k in range(start, stop):
-            _stream(u, v, k - first, w[k], add, w.dtype.type(alpha), w.dtype.type(beta))
-        return True
+        return UNFIT
     width = LINE // w.itemsize
     stride, chunks = min(_wide(depth) // w.itemsize, columns), max(1, -(-depth // DEPTH))
-    pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
-    band, slab, _ = _divide(scratch, depth, stride, width, pack_u, pack_v)
-    flat = w.reshape(w.size)
+    packed_u, packed_v = _plan(u, stop - start, depth, columns, stride, width, w.itemsize)
+    if scratch.size < packed_u + packed_v:
+        return packed_u + packed_v
+    band, slab = scratch[:packed_u], scratch[packed_u : packed_u + packed_v]
+    flat_w = flat(w)
     for left in range(0, columns, max(1, stride)):
         across = min(stride, columns - left)
         for chunk in range(chunks):
             begin = chunk * DEPTH
             samples = min(DEPTH, depth - begin)
-            if pack_v:
+            if packed_v:
                 _pack_columns(v, begin, samples, left, across, slab)
             resume = chunk > 0 and not add
             scale = alpha if add or chunk == chunks - 1 else 1.0
             keep = beta if chunk == 0 else 1.0
             for low in range(start, stop, BAND):
                 rows = min(BAND, stop - low)
-                if pack_u:
+                if packed_u:
                     _pack_rows(u, begin, samples, low - first, rows, ROWS, band)
                 at = low * columns + left
                 _product(
@@ -388,7 +346,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     across,
                     band,
                     slab,
-                    flat,
+                    flat_w,
                     at,
                     columns,
                     1,
@@ -397,22 +355,22 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     scale,
                     keep,
                     NO_RULE,
-                    flat,
-                    flat,
-                    flat,
-                    flat,
+                    flat_w,
+                    flat_w,
+                    flat_w,
+                    flat_w,
                     1,
                     at,
                     columns,
                     ROWS,
                     _AHEAD,
                 )
-    return True
+    return DONE
 
 
 @njit(
     _signatures(
-        lambda t: types.boolean(
+        lambda t: types.int64(
             types.int64,
             _vector(t),
             _input(t),
@@ -434,8 +392,8 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache; returns as `accumulate`."""
     depth, columns = v.shape
     start, stop = _rows(u, v, w, first, start, stop)
-    if start > stop:
-        return False
+    if start > stop or s.shape != w.shape or t.shape != w.shape:
+        return UNFIT
     width = LINE // w.itemsize
     chunks = max(1, -(-depth // DEPTH))
     # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time. Without
@@ -444,9 +402,13 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     tall = stop - start if chunks == 1 else TALL
     shallow = depth <= SHALLOW
     height = ROWS if not shallow else FEWEST if arrays == 3 and 2 * depth <= SHALLOW else FEWER
-    pack_u, pack_v = columns > _FEW_TILES * width, _repays(stop - start, depth, columns * w.itemsize)
-    flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
-    band, slab, sums = _divide(scratch, depth, stride, width, pack_u, pack_v)
+    packed_u, packed_v = _plan(u, stop - start, depth, columns, stride, width, w.itemsize)
+    packed = packed_u + packed_v
+    waiting = (ROWS if chunks == 1 else TALL) * stride
+    if scratch.size < packed + waiting:
+        return packed + waiting
+    band, slab, sums = scratch[:packed_u], scratch[packed_u:packed], scratch[packed:]
+    flat_w, flat_s, flat_t = flat(w), flat(s), flat(t)
     for left in range(0, columns, max(1, stride)):
         across = min(stride, columns - left)
         for low in range(start, stop, max(1, tall)):
@@ -455,10 +417,10 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                 begin = chunk * DEPTH
                 samples = min(DEPTH, depth - begin)
                 last = chunk == chunks - 1
-                if pack_v and (chunks > 1 or low == start):
+                if packed_v and (chunks > 1 or low == start):
                     _pack_columns(v, begin, samples, left, across, slab)
                 for middle in range(low, high, BAND):
-                    if pack_u:
+                    if packed_u:
                         _pack_rows(
                             u,
                             begin,
@@ -486,7 +448,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                             slab,
                             sums,
                             at,
-                            width if shallow else stride,
+                            stride,
                             not shallow,
                             chunk > 0,
                             False,
@@ -494,7 +456,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                             1.0,
                             kind if shallow else NO_RULE,
                             p,
-                            flat,
+                            flat_w,
                             flat_s,
                             flat_t,
                             arrays if shallow or (last and depth >= _SLOW) else 0,
@@ -504,8 +466,8 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                             _AHEAD if shallow else 0,
                         )
                         if last and not shallow:
-                            apply(kind, p, sums, at, stride, flat, flat_s, flat_t, here, columns, rows, across)
-    return True
+                            apply(kind, p, sums, at, stride, flat_w, flat_s, flat_t, here, columns, rows, across)
+    return DONE
 
 
 @njit(
@@ -528,18 +490,16 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
 def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
     """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
     columns = w.shape[1]
-    flat, flat_s, flat_t = w.reshape(w.size), s.reshape(s.size), t.reshape(t.size)
+    flat_w, flat_s, flat_t = flat(w), flat(s), flat(t)
     if alpha == 1:
         at, rows = start * columns, stop - start
-        apply(
-            kind, p, g.reshape(g.size), at - first * columns, columns, flat, flat_s, flat_t, at, columns, rows, columns
-        )
+        apply(kind, p, flat(g), at - first * columns, columns, flat_w, flat_s, flat_t, at, columns, rows, columns)
         return
     scaled = np.empty(columns, w.dtype)
     for k in range(start, stop):
         for c in range(columns):
             scaled[c] = alpha * g[k - first, c]
-        apply(kind, p, scaled, 0, columns, flat, flat_s, flat_t, k * columns, columns, 1, columns)
+        apply(kind, p, scaled, 0, columns, flat_w, flat_s, flat_t, k * columns, columns, 1, columns)
 
 
 @njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_OPTIONS)

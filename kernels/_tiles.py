@@ -6,11 +6,10 @@ depend neither on the place of the tile nor on the width of the machine's vector
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from sfb.kernels._vectors import AVX512, I32, I64, VECTOR, Vectors, pointer
 
-__all__ = ["LINE", "ROWS", "Tile", "fma", "move", "part", "prefetch", "tile"]
+__all__ = ["LINE", "ROWS", "Tile", "move", "part", "prefetch", "tile"]
 
 # So many vectors wide, and so many rows, that accumulators, operands and a broadcast fill 16 or 32 registers. Few rows,
 # since each is a stream from memory: 12 of half the width took 1.6 times as long at depth 1.
@@ -102,16 +101,21 @@ class Tile(Vectors):
                 start.add_incoming(nothing, entry)
                 start.add_incoming(value, resumed)
         sums = self.product(a, a_step, b, b_step, depth, first)
-        scale = self.splat(alpha)
-        adding, setting, end = (builder.append_basic_block(name) for name in ("adding", "setting", "end"))
-        builder.cbranch(add, adding, setting)
-        builder.position_at_end(adding)
-        keep = self.splat(beta)
-        for row, offset in zip(sums, offsets, strict=True):
-            old = self.load(c, offset)
-            new = [self.fma(scale, total, builder.fmul(keep, w)) for total, w in zip(row, old, strict=True)]
-            self.store(new, c, offset)
-        builder.branch(end)
+        scale, keep = self.splat(alpha), self.splat(beta)
+        adding, scaling, setting, end = (builder.append_basic_block(n) for n in ("adding", "scaling", "setting", "end"))
+        one = ir.Constant(beta.type, 1.0)
+        kind = builder.select(builder.fcmp_ordered("==", beta, one), ir.Constant(I32, 1), ir.Constant(I32, 2))
+        switch = builder.switch(builder.select(add, kind, ir.Constant(I32, 0)), setting)
+        switch.add_case(ir.Constant(I32, 1), adding)
+        switch.add_case(ir.Constant(I32, 2), scaling)
+        for block in adding, scaling:
+            builder.position_at_end(block)
+            for row, offset in zip(sums, offsets, strict=True):
+                old = self.load(c, offset)
+                if block is scaling:
+                    old = [builder.fmul(keep, w) for w in old]
+                self.store([self.fma(scale, total, w) for total, w in zip(row, old, strict=True)], c, offset)
+            builder.branch(end)
         builder.position_at_end(setting)
         for row, offset in zip(sums, offsets, strict=True):
             self.store([builder.fmul(scale, total) for total in row], c, offset)
@@ -154,19 +158,6 @@ def _product(rows, masked):
 
 
 @intrinsic
-def fma(typing_context, a, b, c):
-    """Return a·b + c, rounded once."""
-
-    def generate(context, builder, signature, arguments):
-        element = arguments[0].type
-        name = f"llvm.fma.f{32 if isinstance(element, ir.FloatType) else 64}"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(element, [element] * 3), name)
-        return builder.call(function, arguments)
-
-    return a(a, a, a), generate
-
-
-@intrinsic
 def move(typing_context, source, at, target, to):
     """Copy a row of a whole tile from one flat array to another."""
 
@@ -201,5 +192,5 @@ def prefetch(typing_context, array, at, step):
 
 
 # By the rows that are left: those of a whole tile, and the powers of two that any fewer are made of.
-tile = {rows: _product(rows, False) for rows in (ROWS, 8, 4, 2, 1) if rows <= ROWS}
+tile = {rows: _product(rows, False) for rows in (ROWS, 4, 2, 1)}
 part = {rows: _product(rows, True) for rows in tile}

@@ -1,11 +1,13 @@
 """The machine's vectors, and the LLVM code that loads, combines and stores them."""
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.np.arrayobj import make_array
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
-__all__ = ["AVX512", "I32", "I64", "VECTOR", "Vectors", "pointer"]
+__all__ = ["AVX512", "I32", "I64", "VECTOR", "Vectors", "flat", "pointer"]
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 VECTOR = 64 if AVX512 else 32  # bytes
@@ -17,6 +19,21 @@ I32 = ir.IntType(32)
 def pointer(context, builder, kind, array, at):
     """Return LLVM's pointer to an element of a flat array of a type of Numba."""
     return builder.gep(make_array(kind)(context, builder, array).data, [at])
+
+
+@intrinsic
+def flat(typing_context, array):
+    """Return a C-contiguous array's elements in a row; shorter than `reshape`, it keeps nothing alive."""
+
+    def generate(context, builder, signature, arguments):
+        old = make_array(array)(context, builder, *arguments)
+        new = make_array(result)(context, builder)
+        item = ir.Constant(I64, context.get_abi_sizeof(context.get_data_type(array.dtype)))
+        populate_array(new, old.data, [old.nitems], [item], item, None)
+        return new._getvalue()
+
+    result = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
+    return result(array), generate
 
 
 class Vectors:

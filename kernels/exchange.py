@@ -7,6 +7,7 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
+from sfb.kernels import _loops
 from sfb.kernels._loops import accumulate, reduce, update, update_dense
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
@@ -15,6 +16,8 @@ __all__ = ["FIRST", "dense", "node", "phase"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
+
+_SMALL = "a kernel refused the arrays or the scratch of an exchange"
 
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -44,9 +47,11 @@ def _copy(source, target, first):
 def _take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
     """Let a rule take uᵀv in some rows."""
     if kind in (ASSIGN, SGD):
-        accumulate(u, v, w, 0, start, stop, kind == SGD, alpha, beta, scratch)
+        done = accumulate(u, v, w, 0, start, stop, kind == SGD, alpha, beta, scratch)
     else:
-        update(kind, p, u, v, w, s, t, arrays, 0, start, stop, alpha, scratch)
+        done = update(kind, p, u, v, w, s, t, arrays, 0, start, stop, alpha, scratch)
+    if done != _loops.DONE:
+        raise RuntimeError(_SMALL)
 
 
 @njit(
@@ -166,7 +171,8 @@ def dense(
         if stage == 0:
             began = now()
             mine = turn[me][: rows * columns].reshape(rows, columns)
-            accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch)
+            if accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch) != _loops.DONE:
+                raise RuntimeError(_SMALL)
             progress[1] += now() - began
             reach(board, me, call, FIRST + 2 * piece)
         elif not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):

@@ -719,7 +719,7 @@ class Comm(MPI.Intracomm):
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             _together(team, call, partial(ALGORITHMS[name].prepare, problem, team))
         # The kernels' memory too: amid the exchange a rank that has none could not tell the others.
-        _together(team, call, lambda: kernels.scratch_for(problem.depth, receiver.array, True))
+        _together(team, call, lambda: kernels.scratch_for(problem.depth, receiver.array))
         return plan
 
 

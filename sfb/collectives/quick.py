@@ -75,7 +75,7 @@ class _Step:
             *states,
             1 + rule.states,
             problem.shared,
-            kernels.scratch_for(problem.depth, array, True),
+            kernels.scratch_for(problem.depth, array),
         )
 
     @property

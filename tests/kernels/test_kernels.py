@@ -241,6 +241,8 @@ def test_refuses_what_does_not_fit():
         kernels.update(kernels.sgd(1.0, 0.5), u, v, g)
     with pytest.raises(ValueError, match="1 states"):
         kernels.update(kernels.sgd(1.0, 0.5), u, v, g, [g[:, :4]])
+    with pytest.raises(ValueError, match="1 states"):
+        kernels.update(kernels.sgd(1.0, 0.5), u, v, g, [g[:4].copy()])
     with pytest.raises(ValueError, match="gradient"):
         kernels.update_dense(kernels.sgd(1.0), g[:, :4], g)
     with pytest.raises(ValueError, match="rows"):
@@ -283,11 +285,31 @@ def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
     w, s, t = (np.zeros((rows, columns), dtype) for _ in range(3))
     numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
     for planned in (1, 20, 33, 64, 200, 256, 300):
-        room = kernels._room(planned, columns, w.itemsize, True)
+        room = kernels._room(planned, columns, w.itemsize)
         guarded = np.full(room + 4096, 7, dtype)
         for depth in {planned, planned - 1, min(planned, 200), min(planned, 64), min(planned, 32)}:
             u, v = rng.standard_normal((depth, rows)).astype(dtype), rng.standard_normal((depth, columns)).astype(dtype)
-            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room])
+            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room]) == loops.DONE
             assert (guarded[room:] == 7).all()
-            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room])
+            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room]) == loops.DONE
             assert (guarded[room:] == 7).all()
+
+
+def test_too_little_scratch_is_refused(rng):
+    """A kernel says how much it lacks, and has changed nothing."""
+    loops = kernels._compiled()
+    w, s, t = rng.standard_normal((3, 40, 500))
+    before = w.copy()
+    numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
+    u, v = rng.standard_normal((300, 40)), rng.standard_normal((300, 500))
+    for call in (
+        lambda scratch: loops.accumulate(u, v, w, 0, 0, 40, True, 1.0, 1.0, scratch),
+        lambda scratch: loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, 40, 1.0, scratch),
+    ):
+        room = call(np.empty(0))
+        assert room > 0
+        assert call(np.empty(room - 1)) == room
+        np.testing.assert_array_equal(w, before)
+        assert call(np.empty(room)) == loops.DONE
+        assert (w != before).all()
+        w[:] = before
