@@ -25,7 +25,8 @@ BAND, TALL = 96, 1024
 _FEW_ROWS, _FEW_TILES = 4 * ROWS, 4
 # Tiles by which the result is prefetched, the first of the next row of them from the last of one.
 _AHEAD = 12
-# Samples up to which a rule takes sums from registers. More of them take longer, and need all the registers.
+# Samples up to which a rule takes sums from registers; half as many if it keeps two states, or of few rows. More of
+# them take longer, and need all the registers.
 SHALLOW = 64 if AVX512 else 32
 # Samples from which a rule's arrays are prefetched while sums are worked: there is time for it.
 _SLOW = 100
@@ -400,8 +401,8 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     # them, there is one tile of sums.
     stride = min((WIDE if chunks == 1 else NARROW) // w.itemsize, columns)
     tall = stop - start if chunks == 1 else TALL
-    shallow = depth <= SHALLOW
-    height = ROWS if not shallow else FEWEST if arrays == 3 and 2 * depth <= SHALLOW else FEWER
+    shallow = depth <= (SHALLOW if arrays < 3 and stop - start > _FEW_ROWS else SHALLOW // 2)
+    height = ROWS if not shallow else FEWEST if arrays == 3 else FEWER
     packed_u, packed_v = _plan(u, stop - start, depth, columns, stride, width, w.itemsize)
     packed = packed_u + packed_v
     waiting = (ROWS if chunks == 1 else TALL) * stride

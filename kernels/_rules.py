@@ -10,7 +10,7 @@ from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, PROXIMA
 
 __all__ = ["FEWER", "FEWEST", "apply", "rule_tile"]
 
-# Rows of tiles that a rule takes: of one with two states at small depth, and of others. Each row of w and of its states
+# Rows of tiles that a rule takes: of one with two states, and of others. Each row of w and of its states
 # is a stream from memory, and those of an even pitch share a set of the first cache.
 FEWEST, FEWER = 2, 3
 
