@@ -197,8 +197,8 @@ def _product(
     Of u and v it takes ``depth`` samples from ``first`` on, rows from ``low`` and columns from ``left`` on, as packed
     in ``band`` and ``slab`` or, where these are empty, as they lie. Tiles are of ``height`` rows: `ROWS` for `NO_RULE`,
     where each has its place in c; another ``kind`` of rule takes them into w, s and t, the block of which begins at
-    ``w_at``. Unless c ``moves`` on, it has room for one row of them. So many ``arrays`` of w, s and t are prefetched,
-    tiles that lie ``ahead``; with the rows of smaller tiles those below, which it comes to again, but that is faster.
+    ``w_at``. Unless c ``moves`` on, it has room for one row of them. What tiles change is prefetched so many tiles
+    ``ahead``, and where c is not w, so many ``arrays`` of w, s and t are beside the tile that their rule will come to.
     """
     # Sample j of panel p of A, what ``height`` rows are made of, begins at a_at + p·a_panel + j·a_step; likewise B.
     a, a_at, a_step, a_panel = band, 0, height, height * depth
@@ -213,20 +213,21 @@ def _product(
     for p in range(down):
         at_a, at_c, at_w = a_at + p * a_panel, c_at + moves * p * height * c_step, w_at + p * height * w_step
         for q in range(across):
+            # At the end of a row of tiles, the beginning of the next.
+            wrap = q + ahead >= across
+            step = c_step if kind == NO_RULE else w_step
+            far = wrap * height * step + (ahead - wrap * across) * width
             if arrays:
-                # At the end of a row of tiles, the beginning of the next.
-                wrap = q + ahead >= across
-                at = at_w + wrap * height * w_step + (q + ahead - wrap * across) * width
-                prefetch(w, at, w_step)
+                prefetch(w, at_w + q * width, w_step)
                 if arrays > 1:
-                    prefetch(s, at, w_step)
+                    prefetch(s, at_w + q * width, w_step)
                 if arrays > 2:
-                    prefetch(t, at, w_step)
+                    prefetch(t, at_w + q * width, w_step)
             at_b, at = b_at + q * b_panel, at_c + moves * q * width
             if kind == NO_RULE:
-                _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, 0, resume, add, alpha, beta)
+                _whole(a, at_a, a_step, b, at_b, b_step, depth, c, at, c_step, far, resume, add, alpha, beta)
             else:
-                rest = kind, numbers, w, s, t, at_w + q * width, w_step
+                rest = kind, numbers, w, s, t, at_w + q * width, w_step, far
                 if height == FEWEST:
                     _fewest_ruled(a, at_a, a_step, b, at_b, b_step, depth, alpha, *rest)
                 else:
@@ -360,7 +361,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
                     flat_w,
                     flat_w,
                     flat_w,
-                    1,
+                    0,
                     at,
                     columns,
                     ROWS,
@@ -460,7 +461,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
                             flat_w,
                             flat_s,
                             flat_t,
-                            arrays if shallow or (last and depth >= _SLOW) else 0,
+                            arrays if last and depth >= _SLOW else 0,
                             here,
                             columns,
                             height,

@@ -139,12 +139,13 @@ def apply(typing_context, kind, p, g, g_at, g_step, w, s, t, at, step, rows, col
 def _rule_tile(rows):
     """Make what works a whole tile of so many rows and lets a rule take it.
 
-    Arguments as of `sfb.kernels._tiles.tile` and, from ``kind`` on, `apply`.
+    Arguments as of `sfb.kernels._tiles.tile` and, from ``kind`` on, `apply`; last, how far ahead of it that tile begins
+    of which w and the states are prefetched.
     """
 
-    def typed(typing_context, a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, w, s, t, at, step):
+    def typed(typing_context, a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, w, s, t, at, step, ahead):
         def generate(context, builder, signature, arguments):
-            a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, *arrays, at, step = arguments
+            a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, *arrays, at, step, ahead = arguments
             kinds = signature.args
             tile = Tile(builder, context.get_value_type(element), rows)
             a = pointer(context, builder, kinds[0], a, a_at)
@@ -159,6 +160,8 @@ def _rule_tile(rows):
                 with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
                     values = rule.splats(numbers)
                     for row, offset in zip(sums, tile.offsets(step), strict=True):
+                        for place in places[:kept]:
+                            tile.prefetch(place, builder.add(offset, ahead))
                         given = [tile.load(place, offset) for place in places[:kept]]
                         results = [function(rule, values, g, *old) for g, *old in zip(row, *given, strict=True)]
                         for place, new in zip(places, zip(*results, strict=True), strict=False):
@@ -166,7 +169,7 @@ def _rule_tile(rows):
             return context.get_dummy_value()
 
         element, i = w.dtype, types.int64
-        return types.void(a, i, i, b, i, i, i, element, i, p, w, s, t, i, i), generate
+        return types.void(a, i, i, b, i, i, i, element, i, p, w, s, t, i, i, i), generate
 
     return intrinsic(typed)
 

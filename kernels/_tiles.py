@@ -48,6 +48,13 @@ class Tile(Vectors):
         for vector, (place, mask) in zip(row, self._places(base, offset), strict=True):
             self.store_vector(vector, place, mask)
 
+    def prefetch(self, base, offset):
+        """Bring a row, of a whole tile or of memory that is not there, into the second cache."""
+        row = self.builder.bitcast(self.builder.gep(base, [offset]), ir.IntType(8).as_pointer())
+        for start in range(0, LINE, 64):
+            place = self.builder.gep(row, [ir.Constant(I64, start)])
+            self.call("llvm.prefetch.p0", ir.VoidType(), place, *(ir.Constant(I32, hint) for hint in (0, 2, 1)))
+
     def product(self, a, a_step, b, b_step, depth, first):
         """Return ``first`` plus the sum over ``depth`` samples; steps lie between samples."""
         builder = self.builder
@@ -82,8 +89,11 @@ class Tile(Vectors):
         """Return where the rows begin."""
         return [self.builder.mul(step, ir.Constant(I64, i)) for i in range(self.rows)]
 
-    def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta):
-        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum."""
+    def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta, ahead=None):
+        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum; prefetch what lies ``ahead`` of C.
+
+        Row by row, amid the loads and stores: prefetches of a tile at once would fill the buffers for misses.
+        """
         builder = self.builder
         offsets = self.offsets(c_step)
         nothing = self.constant(0.0)
@@ -111,6 +121,8 @@ class Tile(Vectors):
         for block in adding, scaling:
             builder.position_at_end(block)
             for row, offset in zip(sums, offsets, strict=True):
+                if ahead is not None:
+                    self.prefetch(c, builder.add(offset, ahead))
                 old = self.load(c, offset)
                 if block is scaling:
                     old = [builder.fmul(keep, w) for w in old]
@@ -118,13 +130,18 @@ class Tile(Vectors):
             builder.branch(end)
         builder.position_at_end(setting)
         for row, offset in zip(sums, offsets, strict=True):
+            if ahead is not None:
+                self.prefetch(c, builder.add(offset, ahead))
             self.store([builder.fmul(scale, total) for total in row], c, offset)
         builder.branch(end)
         builder.position_at_end(end)
 
 
 def _product(rows, masked):
-    """Make what works a tile of C: sample j of A begins at ``a_at + j·a_step``, row i of C at ``c_at + i·c_step``."""
+    """Make what works a tile of C: sample j of A begins at ``a_at + j·a_step``, row i of C at ``c_at + i·c_step``.
+
+    In the place of ``columns``, a whole tile takes how far ahead of it that one begins which is to be prefetched.
+    """
 
     def typed(context, a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta):
         def generate(context, builder, signature, arguments):
@@ -136,7 +153,7 @@ def _product(rows, masked):
             rest = a, a_step, b, b_step, depth, c, c_step, *ends
             element = context.get_value_type(c_type.dtype)
             if not masked:
-                Tile(builder, element, rows).emit(*rest)
+                Tile(builder, element, rows).emit(*rest, ahead=columns)
                 return context.get_dummy_value()
             # The narrowest that holds them: 784 columns leave a sixteenth of a tile.
             narrow = 0
@@ -177,14 +194,9 @@ def prefetch(typing_context, array, at, step):
 
     def generate(context, builder, signature, arguments):
         array, at, step = arguments
-        base = pointer(context, builder, signature.args[0], array, at)
-        vectors = Vectors(builder, context.get_value_type(element))
-        for i in range(ROWS):
-            row = builder.gep(base, [builder.mul(step, ir.Constant(I64, i))])
-            row = builder.bitcast(row, ir.IntType(8).as_pointer())
-            for offset in range(0, LINE, 64):
-                place = builder.gep(row, [ir.Constant(I64, offset)])
-                vectors.call("llvm.prefetch.p0", ir.VoidType(), place, *(ir.Constant(I32, hint) for hint in (0, 2, 1)))
+        tile = Tile(builder, context.get_value_type(element), ROWS)
+        for offset in tile.offsets(step):
+            tile.prefetch(pointer(context, builder, signature.args[0], array, at), offset)
         return context.get_dummy_value()
 
     element, i = array.dtype, types.int64
