@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from numbers import Real
 from operator import index
 from os import PathLike
 from time import perf_counter
@@ -19,16 +16,16 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
-from sfb.agreement import Agreement, Meeting, compare
+from sfb.agreement import Meeting, compare
+from sfb.arguments import MOST, NO_PARCEL, Opened, Options, Parcel, Seen, Signature, describe_call, normal
 from sfb.arrays import Arrays, gathers, scatters
 from sfb.calibrate import find_profile, first_profile
-from sfb.checks import is_receiver
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem
 from sfb.collectives.call import ALONE, POSTED, Call
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.persistent import Persistent
-from sfb.plan import AUTO, Plan, check_algorithm, choose
+from sfb.plan import AUTO, Plan, choose
 from sfb.profile import Profile
 from sfb.progress import PolledRequest, Queue, Request, Ticker, run
 from sfb.receiver import Assign, Receiver
@@ -40,7 +37,6 @@ __all__ = ["Comm", "Exchange"]
 _log = logging.getLogger("sfb")
 
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
-_PLANS = 256  # plans kept; S may change from call to call
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
 
@@ -127,7 +123,7 @@ class Comm(MPI.Intracomm):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
         self._owner = comm is None
-        self._options = _Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
+        self._options = Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
         self._team_or_none = None
         self._arrays = None
         self._left_to_mpi = 0
@@ -145,14 +141,14 @@ class Comm(MPI.Intracomm):
         return self
 
     _owner: bool
-    _options: _Options
+    _options: Options
     _placed: bool
     _team_or_none: Team | None
     _arrays: Arrays | None
     _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
     _profile_or_none: Profile | None
     _plans: dict[object, Plan]
-    _seen: dict[int, _Seen]
+    _seen: dict[int, Seen]
     _timed: tuple[Plan, str, int] | None
     _helpless: bool
     _last: Exchange | None
@@ -544,10 +540,10 @@ class Comm(MPI.Intracomm):
             seen.signature(AUTO, receiver)
             if factors.shape != plan.problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
-            signature = (number, _normal(receiver.settings))
+            signature = (number, normal(receiver.settings))
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        meeting = agree.open("Start", signature, lambda: _describe(factors, receiver, plan.algorithm), error=error)
+        meeting = agree.open("Start", signature, lambda: describe_call(factors, receiver, plan.algorithm), error=error)
         yield None
         yield from agree.steps(meeting)
         return (yield from self._run(plan, meeting, factors, receiver))
@@ -562,17 +558,17 @@ class Comm(MPI.Intracomm):
         *,
         wait: bool = True,
         carry: bool = False,
-    ) -> _Opened:
+    ) -> Opened:
         """Check the arguments on this rank, and show the others what is to come.
 
         ``wait`` for them a moment; ``carry`` along what the algorithm will probably need, if it goes with the headers.
         """
         error: Exception | None = None
-        seen: _Seen | None = None
+        seen: Seen | None = None
         receiver = recvbuf
-        signature: _Signature | None = None
+        signature: Signature | None = None
         digest = size = 0
-        parcel = _NO_PARCEL
+        parcel = NO_PARCEL
         timed, self._timed = self._timed, None
         agree = self._team.agree
         try:
@@ -589,7 +585,7 @@ class Comm(MPI.Intracomm):
         meeting = agree.open(
             call,
             digest,
-            lambda: _describe(factors, recvbuf, algorithm),
+            lambda: describe_call(factors, recvbuf, algorithm),
             size=size,
             elapsed=0 if timed is None else timed[2],
             error=error,
@@ -601,25 +597,25 @@ class Comm(MPI.Intracomm):
             plan = signature.plans.get(size)
             if plan is not None and not plan.kept:  # what is forgotten on one rank is forgotten on all
                 plan = None
-        return _Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel)
+        return Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel)
 
-    def _pack(self, signature: _Signature, factors: Factors, timed: tuple[Plan, str, int] | None) -> _Parcel:
+    def _pack(self, signature: Signature, factors: Factors, timed: tuple[Plan, str, int] | None) -> Parcel:
         """Write what the algorithm of the last such call would send into the agreement's room, if it goes there."""
         size = len(factors.u)
         plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
         if plan is None:
-            return _NO_PARCEL
+            return NO_PARCEL
         name = (
             plan.algorithm if plan.trial is None else plan.trial.after(timed[1] if timed and timed[0] is plan else None)
         )
         if name not in PARCELS:
-            return _NO_PARCEL
+            return NO_PARCEL
         kind, pack = PARCELS[name]
         began = perf_counter()
         nbytes = pack(plan.problem, factors, self._team.agree.room, self._team.threads)
-        return _NO_PARCEL if nbytes is None else _Parcel(name, kind, nbytes, perf_counter() - began)
+        return NO_PARCEL if nbytes is None else Parcel(name, kind, nbytes, perf_counter() - began)
 
-    def _settle(self, opened: _Opened) -> Generator[Any, None, Plan]:
+    def _settle(self, opened: Opened) -> Generator[Any, None, Plan]:
         """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""
         team, meeting, timed = self._team, opened.meeting, opened.timed
         yield from team.agree.steps(meeting, timed=timed is not None)
@@ -633,7 +629,7 @@ class Comm(MPI.Intracomm):
         if plan is None:
             yield ALONE
             plan = self._new_plan(opened)
-            if len(self._plans) >= _PLANS:
+            if len(self._plans) >= MOST:
                 self._plans.pop(next(iter(self._plans))).kept = False
             self._plans[key] = plan
         opened.signature.last = plan
@@ -645,7 +641,7 @@ class Comm(MPI.Intracomm):
             _together(team, meeting.call, lambda: opened.receiver.prepare(allocate))
         return plan
 
-    def _see(self, recvbuf: Any) -> _Seen:
+    def _see(self, recvbuf: Any) -> Seen:
         """Return what is known of a receiver, after checking it if anything about it is new."""
         seen = self._seen.get(id(recvbuf))
         if seen is not None and seen.holds(recvbuf):
@@ -662,12 +658,12 @@ class Comm(MPI.Intracomm):
                 raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
             if (its is None) != (block is None):
                 raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
-        if len(self._seen) >= _PLANS:
+        if len(self._seen) >= MOST:
             self._seen.pop(next(iter(self._seen)))
-        seen = self._seen[id(recvbuf)] = _Seen(recvbuf, receiver, block, self._options)
+        seen = self._seen[id(recvbuf)] = Seen(recvbuf, receiver, block, self._options)
         return seen
 
-    def _check_factors(self, factors: Any, seen: _Seen, receiver: Receiver, op: MPI.Op) -> None:
+    def _check_factors(self, factors: Any, seen: Seen, receiver: Receiver, op: MPI.Op) -> None:
         if not isinstance(factors, Factors):
             raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
         if op is not MPI.SUM and op != MPI.SUM:
@@ -686,7 +682,7 @@ class Comm(MPI.Intracomm):
                     if np.may_share_memory(factor, array):
                         raise ValueError(f"{name} shares memory with the receiver; copy it first")
 
-    def _new_plan(self, opened: _Opened) -> Plan:
+    def _new_plan(self, opened: Opened) -> Plan:
         """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
         team, receiver, meeting = self._team, opened.receiver, opened.meeting
         assert opened.seen is not None
@@ -723,151 +719,6 @@ class Comm(MPI.Intracomm):
         return plan
 
 
-class _Parcel(NamedTuple):
-    """What a rank sends with its header.
-
-    Attributes:
-        algorithm: That needs it; None if nothing is sent.
-        kind: Its number, from 1 on.
-        nbytes: That it has.
-        seconds: That it took to write.
-    """
-
-    algorithm: str | None
-    kind: int
-    nbytes: int
-    seconds: float
-
-
-_NO_PARCEL = _Parcel(None, 0, 0, 0.0)
-
-
-class _Opened(NamedTuple):
-    """A call that this rank has shown the others.
-
-    Attributes:
-        meeting: By which the ranks agree on it.
-        seen: What is known of the receiver; None if the arguments are wrong.
-        receiver: To be updated.
-        algorithm: As the caller named it.
-        signature: What has to be equal on all ranks; None likewise.
-        timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
-        plan: Where all ranks are known to agree already, S included, what they did last time.
-        parcel: What was sent along.
-    """
-
-    meeting: Meeting
-    seen: _Seen | None
-    receiver: Any
-    algorithm: str
-    signature: _Signature | None
-    timed: tuple[Plan, str, int] | None
-    plan: Plan | None
-    parcel: _Parcel
-
-
-class _Signature:
-    """What has to be equal on all ranks in calls with one receiver, its settings and an algorithm.
-
-    Attributes:
-        key: What plans depend on.
-        plans: The last plan, by S, where that is the same on all ranks.
-        last: The last plan, whatever S.
-    """
-
-    def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
-        self.key = key
-        self.plans: dict[object, Plan] = {}
-        self.last: Plan | None = None
-        self._whole = key, *rest
-        self._digests: dict[str, int] = {}
-
-    def digest(self, call: str) -> int:
-        """Return the number that stands for it, and for the user's call."""
-        found = self._digests.get(call)
-        if found is None:
-            found = self._digests[call] = Agreement.digest(call, self._whole)
-        return found
-
-
-class _Seen:
-    """What was found out about a receiver, for as long as it stays the same.
-
-    Attributes:
-        shape: (K, D).
-        dtype: Of its array.
-        block: The shared memory that it lies in, if it does.
-        complete: Whether it has all its state.
-    """
-
-    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: _Options) -> None:
-        self._recvbuf = weakref.ref(recvbuf)
-        self._is_array = receiver is not recvbuf
-        self._arrays: list[Any] = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
-        self.complete = len(self._arrays) == 1 + len(receiver.state)
-        self.block = block
-        self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
-        self._options = options.max_bytes, options.reproducible, options.wire, options.seed
-        self.shape = receiver.shape
-        self.dtype = receiver.dtype
-        self._signatures: dict[object, _Signature] = {}
-
-    def receiver(self, recvbuf: Any) -> Receiver:
-        """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
-        if not self._is_array:
-            return recvbuf
-        assign = Assign.__new__(Assign)  # its array has been checked
-        assign.array = recvbuf
-        return assign
-
-    def holds(self, recvbuf: Any) -> bool:
-        """Return whether this is about ``recvbuf``, with the arrays that it has now."""
-        if not self.complete or id(self._recvbuf()) != id(recvbuf):
-            return False
-        arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
-        if len(arrays) != len(self._arrays):
-            return False
-        for reference, array in zip(self._arrays, arrays, strict=True):
-            if reference() is not array or not is_receiver(array) or array.shape != self.shape:
-                return False
-        return True
-
-    def signature(self, algorithm: str, receiver: Receiver) -> _Signature:
-        """Return what has to be equal on all ranks."""
-        settings = receiver.settings
-        found = self._signatures.get((algorithm, settings))
-        if found is None:
-            check_algorithm(algorithm)
-            receiver.check()
-            name = None if self.block is None else self.block.name
-            kind = type(receiver).__name__, receiver.passes, receiver.whole
-            key = (receiver.shape, receiver.dtype.str, *kind, name, algorithm)
-            if len(self._signatures) >= _PLANS:
-                self._signatures.clear()
-            rest = _normal(settings), self._places, self._options
-            found = self._signatures[algorithm, settings] = _Signature(key, rest)
-        return found
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a `Comm` was made with."""
-
-    check: bool = True
-    profile: Profile | None = None
-    reproducible: bool = False
-    max_bytes: int = MAX_BYTES
-    progress: str = "thread"
-    wire: str | None = None
-    seed: int | None = None
-    stall: float = STALL
-
-
-def _normal(settings: tuple[object, ...]) -> tuple[object, ...]:
-    """Return settings as they are compared: 1 is 1.0."""
-    return tuple(float(value) if isinstance(value, Real) else value for value in settings)
-
-
 def _together(team: Team, call: str, step: Callable[[], None]) -> None:
     """Do a collective step that can fail on one rank; then every rank raises."""
     error: Exception | None = None
@@ -893,28 +744,3 @@ def _sizes(shape: Any) -> tuple[int, ...]:
         return (index(shape),)
     except TypeError:
         return tuple(index(n) for n in shape)
-
-
-def _place(array: np.ndarray | None) -> object:
-    """Return where an array lies, as far as it has to be the same on all ranks; "" if it is yet to be created."""
-    if array is None:
-        return ""
-    block = find(array)
-    return None if block is None else (block.name, block.offset(array))
-
-
-def _describe(factors: Any, receiver: Any, algorithm: str) -> str:
-    """Say what a rank passed; never raises."""
-    if not isinstance(factors, Factors):
-        return f"{type(factors).__name__} and {type(receiver).__name__}"
-    if not isinstance(receiver, Receiver):
-        target, arrays = f"array {receiver.shape} {receiver.dtype}", [receiver]
-    else:
-        target, arrays = repr(receiver), [receiver.array, *receiver.state]
-    for array in arrays:
-        place = _place(array)
-        if place == "":
-            target += ", state not yet created"
-        elif isinstance(place, tuple):
-            target += f", in shared memory {place[0][:8]}+{place[1]}"
-    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}"

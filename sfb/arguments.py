@@ -1,0 +1,194 @@
+"""What a call of `Comm` brings: options, a receiver and what was found out about it, what ranks have to agree on."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sfb.agreement import Agreement, Meeting
+from sfb.checks import is_receiver
+from sfb.collectives import MAX_BYTES
+from sfb.factors import Factors
+from sfb.plan import Plan, check_algorithm
+from sfb.profile import Profile
+from sfb.receiver import Assign, Receiver
+from sfb.shared import Block, find
+from sfb.team import STALL
+
+__all__ = ["MOST", "NO_PARCEL", "Opened", "Options", "Parcel", "Seen", "Signature", "describe_call", "normal"]
+
+MOST = 256  # plans kept, as S may change from call to call, and receivers that are known
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a `Comm` was made with."""
+
+    check: bool = True
+    profile: Profile | None = None
+    reproducible: bool = False
+    max_bytes: int = MAX_BYTES
+    progress: str = "thread"
+    wire: str | None = None
+    seed: int | None = None
+    stall: float = STALL
+
+
+class Parcel(NamedTuple):
+    """What a rank sends with its header.
+
+    Attributes:
+        algorithm: That needs it; None if nothing is sent.
+        kind: Its number, from 1 on.
+        nbytes: That it has.
+        seconds: That it took to write.
+    """
+
+    algorithm: str | None
+    kind: int
+    nbytes: int
+    seconds: float
+
+
+NO_PARCEL = Parcel(None, 0, 0, 0.0)
+
+
+class Opened(NamedTuple):
+    """A call that this rank has shown the others.
+
+    Attributes:
+        meeting: By which the ranks agree on it.
+        seen: What is known of the receiver; None if the arguments are wrong.
+        receiver: To be updated.
+        algorithm: As the caller named it.
+        signature: What has to be equal on all ranks; None likewise.
+        timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
+        plan: Where all ranks are known to agree already, S included, what they did last time.
+        parcel: What was sent along.
+    """
+
+    meeting: Meeting
+    seen: Seen | None
+    receiver: Any
+    algorithm: str
+    signature: Signature | None
+    timed: tuple[Plan, str, int] | None
+    plan: Plan | None
+    parcel: Parcel
+
+
+class Signature:
+    """What has to be equal on all ranks in calls with one receiver, its settings and an algorithm.
+
+    Attributes:
+        key: What plans depend on.
+        plans: The last plan, by S, where that is the same on all ranks.
+        last: The last plan, whatever S.
+    """
+
+    def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
+        self.key = key
+        self.plans: dict[object, Plan] = {}
+        self.last: Plan | None = None
+        self._whole = key, *rest
+        self._digests: dict[str, int] = {}
+
+    def digest(self, call: str) -> int:
+        """Return the number that stands for it, and for the user's call."""
+        found = self._digests.get(call)
+        if found is None:
+            found = self._digests[call] = Agreement.digest(call, self._whole)
+        return found
+
+
+class Seen:
+    """What was found out about a receiver, for as long as it stays the same.
+
+    Attributes:
+        shape: (K, D).
+        dtype: Of its array.
+        block: The shared memory that it lies in, if it does.
+        complete: Whether it has all its state.
+    """
+
+    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: Options) -> None:
+        self._recvbuf = weakref.ref(recvbuf)
+        self._is_array = receiver is not recvbuf
+        self._arrays: list[Any] = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
+        self.complete = len(self._arrays) == 1 + len(receiver.state)
+        self.block = block
+        self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
+        self._options = options.max_bytes, options.reproducible, options.wire, options.seed
+        self.shape = receiver.shape
+        self.dtype = receiver.dtype
+        self._signatures: dict[object, Signature] = {}
+
+    def receiver(self, recvbuf: Any) -> Receiver:
+        """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
+        if not self._is_array:
+            return recvbuf
+        assign = Assign.__new__(Assign)  # its array has been checked
+        assign.array = recvbuf
+        return assign
+
+    def holds(self, recvbuf: Any) -> bool:
+        """Return whether this is about ``recvbuf``, with the arrays that it has now."""
+        if not self.complete or id(self._recvbuf()) != id(recvbuf):
+            return False
+        arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
+        if len(arrays) != len(self._arrays):
+            return False
+        for reference, array in zip(self._arrays, arrays, strict=True):
+            if reference() is not array or not is_receiver(array) or array.shape != self.shape:
+                return False
+        return True
+
+    def signature(self, algorithm: str, receiver: Receiver) -> Signature:
+        """Return what has to be equal on all ranks."""
+        settings = receiver.settings
+        found = self._signatures.get((algorithm, settings))
+        if found is None:
+            check_algorithm(algorithm)
+            receiver.check()
+            name = None if self.block is None else self.block.name
+            kind = type(receiver).__name__, receiver.passes, receiver.whole
+            key = (receiver.shape, receiver.dtype.str, *kind, name, algorithm)
+            if len(self._signatures) >= MOST:
+                self._signatures.clear()
+            rest = normal(settings), self._places, self._options
+            found = self._signatures[algorithm, settings] = Signature(key, rest)
+        return found
+
+
+def normal(settings: tuple[object, ...]) -> tuple[object, ...]:
+    """Return settings as they are compared: 1 is 1.0."""
+    return tuple(float(value) if isinstance(value, Real) else value for value in settings)
+
+
+def _place(array: np.ndarray | None) -> object:
+    """Return where an array lies, as far as it has to be the same on all ranks; "" if it is yet to be created."""
+    if array is None:
+        return ""
+    block = find(array)
+    return None if block is None else (block.name, block.offset(array))
+
+
+def describe_call(factors: Any, receiver: Any, algorithm: str) -> str:
+    """Say what a rank passed; never raises."""
+    if not isinstance(factors, Factors):
+        return f"{type(factors).__name__} and {type(receiver).__name__}"
+    if not isinstance(receiver, Receiver):
+        target, arrays = f"array {receiver.shape} {receiver.dtype}", [receiver]
+    else:
+        target, arrays = repr(receiver), [receiver.array, *receiver.state]
+    for array in arrays:
+        place = _place(array)
+        if place == "":
+            target += ", state not yet created"
+        elif isinstance(place, tuple):
+            target += f", in shared memory {place[0][:8]}+{place[1]}"
+    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}"
