@@ -186,6 +186,9 @@ def update_dense(
     stop = _check_rows(w, start, stop, first, g.shape[0])
     s, t = states_of(rule, w, states)
     kernel, numbers = _compiled().update_dense, rule.numbers(w.dtype)
+    if threads == 1:
+        kernel(rule.kind, numbers, g, w, s, t, first, start, stop, alpha)
+        return
 
     def work(low: int, high: int) -> None:
         kernel(rule.kind, numbers, g, w, s, t, first, low, high, alpha)

@@ -248,15 +248,20 @@ def _product(
 
 
 @njit(**_INNER)
+def overlap(x, w):
+    """Return whether two C-contiguous arrays share memory."""
+    if x.size == 0 or w.size == 0:
+        return False
+    begin, first = w.ctypes.data, x.ctypes.data
+    return first < begin + w.size * w.itemsize and begin < first + x.size * x.itemsize
+
+
+@njit(**_INNER)
 def _rows(u, v, w, first, start, stop):
     """Return the rows to work, all for a negative ``stop``; an end before the start if the arguments do not fit."""
     rows, end = w.shape[0], first + u.shape[1]
-    if u.shape[0] != v.shape[0] or w.shape[1] != v.shape[1]:
+    if u.shape[0] != v.shape[0] or w.shape[1] != v.shape[1] or overlap(u, w) or overlap(v, w):
         return 1, 0
-    begin, after = w.ctypes.data, w.ctypes.data + w.size * w.itemsize
-    for x in (u, v):
-        if x.size and w.size and x.ctypes.data < after and begin < x.ctypes.data + x.size * x.itemsize:
-            return 1, 0
     if stop < 0:
         if (first >= 0 and end > rows) or (first <= 0 and end < rows):
             return 1, 0

@@ -1,18 +1,20 @@
-"""Exchanges inside a node as single calls: what a rank does with the memory it shares, and its waiting for others.
+"""Exchanges of few calls, since in Python the steps of a small one cost more than what they do.
 
-In Python the steps of a small exchange cost more than what they do. A call goes on as far as it can without waiting
-long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board (`sfb.kernels.sync`).
+Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
+can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
+(`sfb.kernels.sync`). Between nodes one call makes the message of a rank, and another takes those of all.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
 from sfb.kernels import _loops
-from sfb.kernels._loops import accumulate, reduce, update, update_dense
+from sfb.kernels._loops import accumulate, overlap, reduce, update, update_dense
+from sfb.kernels._vectors import flat
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
 
-__all__ = ["FIRST", "dense", "node", "phase"]
+__all__ = ["FIRST", "dense", "give", "node", "phase", "take_factors", "take_products"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
@@ -193,6 +195,102 @@ def dense(
         reach(board, me, call, DONE)
         progress[0] += 1
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
+
+
+@njit(
+    [
+        types.boolean(
+            _array(types.int64, 1),
+            *[types.int64] * 5,
+            types.boolean,
+            *[_array(t, 2, readonly=True)] * 2,
+            *[_array(t, 2)] * 3,
+        )
+        for t in (types.float32, types.float64)
+    ],
+    **_OPTIONS,
+)
+def give(words, head, digest, size, kind, nbytes, factors, u, v, w, s, t):
+    """Write this rank's message to other nodes, and return whether the arrays fit: u and v are apart from the others.
+
+    Args:
+        words: Where to: three words of a header, to ``head`` − 2; the kind and the bytes of what follows; that.
+        head: Words before it.
+        digest: Of the call, as `sfb.kernels.sync` compares them.
+        size: S.
+        kind: Of what follows the header.
+        nbytes: That it has.
+        factors: Write u and v there; otherwise it is the caller's to write.
+        u: S×K.
+        v: S×D.
+        w: K×D, which the sum changes.
+        s: K×D, likewise, or w.
+        t: K×D, likewise.
+    """
+    if u.shape != (size, w.shape[0]) or v.shape != (size, w.shape[1]) or s.shape != w.shape or t.shape != w.shape:
+        return False
+    for array in (w, s, t):
+        if overlap(u, array) or overlap(v, array):
+            return False
+    words[0], words[1], words[2] = digest, size, 0
+    words[head - 2], words[head - 1] = kind, nbytes
+    if factors:
+        parcel = words[head:].view(u.dtype)
+        parcel[: u.size] = flat(u)
+        parcel[u.size : u.size + v.size] = flat(v)
+    return True
+
+
+@njit(**_OPTIONS)
+def _parcel(words, head, nbytes, ranks, first, rank):
+    """Return the words that a rank has sent behind its header."""
+    length = (nbytes + 7) // 8
+    start = (rank - first) % ranks * (head + length) + head
+    return words[start : start + length]
+
+
+@njit(
+    [
+        types.void(_array(types.int64, 1), *[types.int64] * 4, *[_array(t, 2)] * 2)
+        for t in (types.float32, types.float64)
+    ],
+    **_OPTIONS,
+)
+def take_factors(words, head, nbytes, ranks, first, u, v):
+    """Put the factors in the messages of all ranks one behind another.
+
+    Args:
+        words: The messages, as `give` writes them, one behind another.
+        head: Words of a header.
+        nbytes: Of what follows it, of each.
+        ranks: How many there are.
+        first: Of them, whose message comes first; the others follow in turn.
+        u: m×K, where to.
+        v: m×D.
+    """
+    flat_u, flat_v = flat(u), flat(v)
+    rows, columns = u.size // ranks, v.size // ranks
+    for rank in range(ranks):
+        parcel = _parcel(words, head, nbytes, ranks, first, rank).view(u.dtype)
+        flat_u[rank * rows : (rank + 1) * rows] = parcel[:rows]
+        flat_v[rank * columns : (rank + 1) * columns] = parcel[rows : rows + columns]
+
+
+@njit(
+    [types.void(_array(types.int64, 1), *[types.int64] * 4, _array(t, 2)) for t in (types.float32, types.float64)],
+    **_OPTIONS,
+)
+def take_products(words, head, nbytes, ranks, first, total):
+    """Add up the products in the messages of all ranks, two at least, in the order of ranks; as `take_factors`."""
+    sums = flat(total)
+    one = _parcel(words, head, nbytes, ranks, first, 0).view(total.dtype)
+    other = _parcel(words, head, nbytes, ranks, first, 1).view(total.dtype)
+    for i in range(sums.size):
+        sums[i] = one[i] + other[i]
+    for rank in range(2, ranks):
+        other = _parcel(words, head, nbytes, ranks, first, rank).view(total.dtype)
+        for i in range(sums.size):
+            sums[i] += other[i]
 
 
 def phase(kind, progress, pieces):

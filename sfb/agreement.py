@@ -16,6 +16,7 @@ from sfb.board import Board
 from sfb.collectives.call import ALONE
 from sfb.collectives.problem import CARRIED
 from sfb.profile import ProfileError
+from sfb.progress import run
 
 __all__ = ["PLAIN", "Agreement", "Meeting", "MismatchError", "compare"]
 
@@ -37,6 +38,7 @@ class Meeting:
         elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
         parcel: The kind and the bytes of this rank's parcel; 0 and 0 if it has none.
         parcels: Once settled, those of all ranks in their order, if all are of the same kind.
+        starts: Where the messages of nodes begin, and the last ends, if they have been exchanged already.
         waits: Whether no other call is under way.
     """
 
@@ -51,6 +53,7 @@ class Meeting:
         "parcel",
         "parcels",
         "size",
+        "starts",
         "verdict",
         "waits",
     )
@@ -75,6 +78,7 @@ class Meeting:
         self.parcel = parcel
         self.waits = waits
         self.parcels: list[np.ndarray] | None = None
+        self.starts: list[int] | None = None
         self.counts: np.ndarray | None = None
         self.elapsed = 0
         self.verdict = 0
@@ -96,7 +100,10 @@ class Agreement:
         node_of: For each rank of the world, the number of its node.
 
     Attributes:
-        room: Memory for the parcel of the next call that blocks, bytes; empty where none may be sent.
+        words: Memory for the messages of all nodes in a call that blocks, this one's first.
+        head: Words of a message before its parcel.
+        room: Memory for the parcel of the next such call, bytes; empty where none may be sent.
+        spare: Where the parcels of all may be put in order, bytes; likewise.
     """
 
     def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
@@ -121,10 +128,12 @@ class Agreement:
             self._rounds.append((known, learnt, order[known][0], order[-known][0]))
             known += len(learnt)
         # A node sends the words of its headers, the kind and the bytes of its parcel, and that.
-        self._head = 3 * self._largest + 2
+        self.head = 3 * self._largest + 2
         room = CARRIED // nodes // 8 if nodes > 1 and self._largest == 1 else 0
-        self._buffer = np.empty(nodes * (self._head + room), np.int64)
-        self.room = self._buffer[self._head : self._head + room].view(np.uint8)
+        self.words = np.empty(nodes * (self.head + room), np.int64)
+        self.room = self.words[self.head : self.head + room].view(np.uint8)
+        self.spare = np.empty(8 * nodes * room, np.uint8)
+        self._sizes = np.empty(world.size, np.int64)
 
     def check(
         self,
@@ -137,7 +146,7 @@ class Agreement:
     ) -> Meeting:
         """Compare ``signature`` with every other rank's; collective. `open` says what the arguments are."""
         meeting = self.open(call, signature, describe, size=size, error=error, wait=True)
-        _wait(self.steps(meeting))
+        run(self.steps(meeting))
         return meeting
 
     def begin(self) -> int:
@@ -162,7 +171,7 @@ class Agreement:
         """
         meeting = self._plain(call, number, verdict, digest, 0, error)
         if meeting.verdict == self._sync.DIFFERENT or error is not None:
-            _wait(self._fail(meeting))
+            run(self._fail(meeting))
         return meeting.verdict == self._sync.AGREED and digest < PLAIN
 
     def plain_everywhere(self, call: str, number: int, digest: int, size: int, elapsed: int) -> tuple[bool, int]:
@@ -173,10 +182,10 @@ class Agreement:
         """
         meeting = self._plain(call, number, None, digest, size, elapsed=elapsed)
         if meeting.verdict == self._sync.DIFFERENT:
-            _wait(self._fail(meeting))
-        _wait(self._across(meeting))
+            run(self._fail(meeting))
+        run(self._across(meeting))
         if meeting.verdict == self._sync.DIFFERENT:
-            _wait(self._raise(meeting, True))
+            run(self._raise(meeting, True))
         return meeting.verdict == self._sync.AGREED and digest < PLAIN, meeting.elapsed
 
     def _plain(
@@ -197,7 +206,7 @@ class Agreement:
         meeting = Meeting(call, number, digest, size, _describe_plain, error)
         meeting.verdict = verdict
         if verdict == self._sync.PENDING:
-            _wait(self._on_node(meeting))
+            run(self._on_node(meeting))
         return meeting
 
     def open(
@@ -231,6 +240,22 @@ class Agreement:
         meeting = Meeting(call, number, digest, size, describe, error, parcel, wait)
         meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
         return meeting
+
+    def carry(self, call: str, number: int, length: int, kind: int) -> list[int] | None:
+        """Exchange the messages of ranks that are nodes, waiting; this rank's, of ``length`` words, is in `words`.
+
+        Returns:
+            None if all agree, sizes and ``kind`` of the parcels included; otherwise `Meeting.starts`.
+        """
+        starts: list[int] = run(self._gather(call, number, self.words, length))
+        verdict, _, theirs = self._sync.judge(self.words, self._ranks, self.head, self._sizes)
+        agreed = verdict == self._sync.AGREED and theirs == kind and starts[-1] == len(self._members) * length
+        return None if agreed else starts
+
+    def carried(self, meeting: Meeting, starts: list[int]) -> None:
+        """Let `steps` go on from messages that have been exchanged, with a meeting that the board has not seen."""
+        meeting.starts = starts
+        meeting.verdict = self._board.meet(meeting.number, meeting.digest, meeting.size, 0, wait=False)
 
     def settled(self, meeting: Meeting) -> bool:
         """Return whether there is nothing more to find out: all ranks of a single node agree, sizes included."""
@@ -306,38 +331,44 @@ class Agreement:
         """
         board, sync, nodes = self._board, self._sync, len(self._members)
         # Where the call does not wait, others may be under way.
-        words = self._buffer if meeting.waits else np.empty(self._buffer.size, np.int64)
-        starts = yield from self._gather(meeting, words, patience)
+        words = self.words if meeting.waits else np.empty(self.words.size, np.int64)
+        starts = meeting.starts
+        if starts is None:
+            head = self.head
+            words[: 3 * board.ranks] = board.headers(meeting.number).reshape(-1)
+            words[head - 2], words[head - 1] = meeting.parcel
+            length = head + (meeting.parcel[1] + 7) // 8
+            starts = yield from self._gather(meeting.call, meeting.number, words, length, patience)
         if len(starts) <= nodes:
             board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
             return None
         sizes = np.empty(self._world.size, np.int64)
-        verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self._head, sizes)
+        verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self.head, sizes)
         if board.ranks > 1:
             board.announce(meeting.number, (verdict, 1, meeting.elapsed))
         if self._largest == 1:  # ranks are numbered as their nodes are
             if verdict == sync.UNEVEN:
                 meeting.counts = np.roll(sizes, self._home)
             if kind and verdict != sync.DIFFERENT:
-                content, head = words.view(np.uint8), self._head
+                content, head = words.view(np.uint8), self.head
                 parcels = [content[8 * (start + head) :][: words[start + head - 1]] for start in starts[:-1]]
                 meeting.parcels = parcels[-self._home :] + parcels[: -self._home]
         return verdict
 
-    def _gather(self, meeting: Meeting, words: np.ndarray, patience: float | None) -> Generator[Any, None, list[int]]:
+    def _gather(
+        self, call: str, number: int, words: np.ndarray, length: int, patience: float | None = None
+    ) -> Generator[Any, None, list[int]]:
         """Put what every node sends into ``words``, in the order of Bruck's algorithm; return where each begins.
 
-        And where the last ends; less, if patience ran out.
+        And where the last ends; less, if patience ran out. This node's message, of so many words, is there already.
         """
-        world, head = self._world, self._head
-        words[: 3 * self._board.ranks] = self._board.headers(meeting.number).reshape(-1)
-        words[head - 2], words[head - 1] = meeting.parcel
-        starts = [0, head + (meeting.parcel[1] + 7) // 8]
-        tag = meeting.number % _TAGS
+        world, head = self._world, self.head
+        starts = [0, length]
+        tag = number % _TAGS
         for known, learnt, source, target in self._rounds:
             received = world.Irecv(words[starts[known] :], source, tag)
             sent = world.Isend(words[: starts[len(learnt)]], target, tag)
-            messages = _Messages(self._board, [received, sent], learnt, meeting.call)
+            messages = _Messages(self._board, [received, sent], learnt, call)
             if patience is None:
                 yield messages
             elif not messages.wait_until(monotonic() + patience):
@@ -360,13 +391,6 @@ class Agreement:
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
         members = range(self._world.size) if everybody else self._board.members
         _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)
-
-
-def _wait(steps: Iterator[Any]) -> None:
-    """Wait for each step; nothing else is under way."""
-    for step in steps:
-        if step is not ALONE:
-            step.Wait()
 
 
 class _Arrival:

@@ -12,6 +12,7 @@ import numpy as np
 from sfb.agreement import Agreement, Meeting
 from sfb.checks import is_receiver
 from sfb.collectives import MAX_BYTES
+from sfb.collectives.carried import Carried
 from sfb.factors import Factors
 from sfb.plan import Plan, check_algorithm
 from sfb.profile import Profile
@@ -19,7 +20,7 @@ from sfb.receiver import Assign, Receiver
 from sfb.shared import Block, find
 from sfb.team import STALL
 
-__all__ = ["MOST", "NO_PARCEL", "Opened", "Options", "Parcel", "Seen", "Signature", "describe_call", "normal"]
+__all__ = ["MOST", "NO_PARCEL", "Again", "Opened", "Options", "Parcel", "Seen", "Signature", "describe_call", "normal"]
 
 MOST = 256  # plans kept, as S may change from call to call, and receivers that are known
 
@@ -81,6 +82,22 @@ class Opened(NamedTuple):
     parcel: Parcel
 
 
+class Again(NamedTuple):
+    """What the last exchange of a signature was, if the next one may repeat it.
+
+    Attributes:
+        carried: That does it.
+        plan: By which it was done; only while that is kept.
+        name: Of the algorithm taken.
+        samples: S of this rank.
+    """
+
+    carried: Carried
+    plan: Plan
+    name: str
+    samples: int
+
+
 class Signature:
     """What has to be equal on all ranks in calls with one receiver, its settings and an algorithm.
 
@@ -88,12 +105,14 @@ class Signature:
         key: What plans depend on.
         plans: The last plan, by S, where that is the same on all ranks.
         last: The last plan, whatever S.
+        again: The last exchange, if that may be repeated.
     """
 
     def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
         self.key = key
         self.plans: dict[object, Plan] = {}
         self.last: Plan | None = None
+        self.again: Again | None = None
         self._whole = key, *rest
         self._digests: dict[str, int] = {}
 
@@ -113,6 +132,7 @@ class Seen:
         dtype: Of its array.
         block: The shared memory that it lies in, if it does.
         complete: Whether it has all its state.
+        repeatable: Whether a signature of it has an exchange that may be repeated.
     """
 
     def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: Options) -> None:
@@ -125,6 +145,7 @@ class Seen:
         self._options = options.max_bytes, options.reproducible, options.wire, options.seed
         self.shape = receiver.shape
         self.dtype = receiver.dtype
+        self.repeatable = False
         self._signatures: dict[object, Signature] = {}
 
     def receiver(self, recvbuf: Any) -> Receiver:
@@ -147,11 +168,15 @@ class Seen:
                 return False
         return True
 
+    def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
+        """Return what has to be equal on all ranks, if it has been before."""
+        return self._signatures.get((algorithm, receiver.settings))
+
     def signature(self, algorithm: str, receiver: Receiver) -> Signature:
         """Return what has to be equal on all ranks."""
-        settings = receiver.settings
-        found = self._signatures.get((algorithm, settings))
+        found = self.known(algorithm, receiver)
         if found is None:
+            settings = receiver.settings
             check_algorithm(algorithm)
             receiver.check()
             name = None if self.block is None else self.block.name

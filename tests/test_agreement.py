@@ -2,6 +2,7 @@ import logging
 from time import sleep
 
 import numpy as np
+import oracle
 import pytest
 
 import sfb
@@ -107,3 +108,67 @@ def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world):
         target = g if (turn + world.rank) % 2 else np.empty_like(g)
         lone_comm.Allreduce(factors, target, algorithm="broadcast")
         np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
+
+
+@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        sfb.optim.SGD(lr=0.5),
+        sfb.optim.SGD(lr=0.5, momentum=0.9, nesterov=True),
+        sfb.optim.Adam(lr=0.1),
+        sfb.optim.Proximal(lr=0.1, l1=0.01),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, rule, dtype):
+    """A small exchange between nodes that repeats one takes a shorter way, on the ranks on which it is one."""
+    rows, columns, samples = 5, 7, 3
+    w = rng.standard_normal((rows, columns)).astype(dtype)
+    usual, fresh = rule.bind(w.copy()), rule.bind(w.copy())
+    for step in range(8):
+        u, v = (rng.standard_normal((world.size, samples, n)).astype(dtype)[world.rank] for n in (rows, columns))
+        # S that differs from the call before, on one rank or on all, and sometimes between ranks.
+        few = samples - (step in (3, 4) and world.rank == 0) - (step == 6)
+        factors = sfb.Factors(u[:few].copy(), v[:few].copy())
+        lone_comm.Allreduce(factors, usual, algorithm=algorithm)
+        assert lone_comm.last_exchange.algorithm == algorithm
+        # Another object for the same: nothing is known of it, on all ranks or on one.
+        if (step + world.rank) % 3:
+            known, fresh = fresh, rule.bind(fresh.array.copy())
+            for name in (*rule.states, *(("steps",) if hasattr(rule, "steps") else ())):
+                setattr(fresh, name, getattr(known, name))
+        lone_comm.Allreduce(factors, fresh, algorithm=algorithm)
+        np.testing.assert_array_equal(usual.array, fresh.array)
+        oracle.assert_same_bits(world, usual.array)
+
+
+@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
+def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm):
+    w = np.zeros((4, 3), np.float32)
+    optimizer = sfb.optim.SGD(w, lr=1.0, momentum=0.5)
+    factors = sfb.Factors(np.ones((2, 4), np.float32), np.ones((2, 3), np.float32))
+    last = world.rank == world.size - 1
+
+    def reduce(u=factors.u, v=factors.v):
+        lone_comm.Allreduce(sfb.Factors(u, v) if last else factors, optimizer, algorithm=algorithm)
+
+    for _ in range(3):
+        reduce()
+    before = w.copy()
+    for error, match, wrong in (
+        (ValueError, "shares memory", {"v": w[:2]}),
+        (ValueError, "shares memory", {"v": optimizer.velocity[:2]}),
+        (ValueError, "dtype", {"u": np.ones((2, 4)), "v": np.ones((2, 3))}),
+        (ValueError, "shape", {"u": np.ones((2, 5), np.float32)}),
+    ):
+        with pytest.raises(error, match=match):
+            reduce(**wrong)
+        np.testing.assert_array_equal(w, before)
+    w.flags.writeable = not last
+    with pytest.raises(ValueError, match="writeable"):
+        reduce()
+    w.flags.writeable = True
+    reduce()
+    assert (w != before).all()
