@@ -23,7 +23,10 @@ _CONTENDERS, TIMED, _HOPELESS = 3, 4, 1.4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted seconds of one algorithm for one exchange, and the bytes that the busiest rank receives."""
+    """Predicted seconds of one algorithm for one exchange, and the bytes that the busiest rank receives.
+
+    What of the exchange goes on beside the rebuild counts as rebuild.
+    """
 
     algorithm: str
     exchange: float
@@ -218,14 +221,11 @@ def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = No
             continue
         uses = module.cost(problem)
         seconds = [(use.kind in EXCHANGES, profile.seconds(use, problem.place)) for use in uses]
-        estimates.append(
-            Estimate(
-                name,
-                profile.overhead(name) + sum(s for exchange, s in seconds if exchange),
-                sum(s for exchange, s in seconds if not exchange),
-                module.wire_bytes(problem),
-            )
-        )
+        rebuild = sum(s for exchange, s in seconds if not exchange)
+        exchanged = profile.overhead(name) + sum(s for exchange, s in seconds if exchange)
+        if hasattr(module, "hides"):
+            exchanged -= min(module.hides(problem) * exchanged, rebuild)
+        estimates.append(Estimate(name, exchanged, rebuild, module.wire_bytes(problem)))
     estimates.sort(key=lambda estimate: estimate.total)
     if algorithm != AUTO:
         return Plan(algorithm, problem, tuple(estimates), True, profile)

@@ -33,7 +33,7 @@ def bench() -> None:
               help="Receivers with one copy per node or per rank; mpi always has one per rank.  "
               "[default: shared; private for plain arrays]")  # fmt: skip
 @click.option("-a", "--algorithm", "algorithms", multiple=True,
-              type=click.Choice(["dense", "broadcast", "node", "sharded", "auto"]),
+              type=click.Choice(["dense", "broadcast", "node", "pipelined", "sharded", "auto"]),
               help="Only these beside mpi; may be repeated.  [default: all]")  # fmt: skip
 @click.option("-b", "--begin", type=Bytes(), help="Plain arrays from so many bytes on: 8, 64K, 128M.")
 @click.option("-e", "--end", type=Bytes(), help="To so many.")

@@ -152,7 +152,8 @@ def explain(**options: Any) -> None:
 @cli.command()
 @click.argument("model", type=click.Choice(["mlp", "mlr"]))
 @click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
-@click.option("--comm", type=click.Choice(["auto", "dense", "broadcast", "node", "sharded", "mpi"]), default="auto",
+@click.option("--comm", default="auto",
+              type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi"]),
               help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")

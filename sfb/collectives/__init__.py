@@ -9,6 +9,10 @@ A module of this package defines
 - ``run(problem, call, factors, receiver) -> Iterator``: exchange the factors and update the receiver, a generator
   of things to wait for (`sfb.collectives.call`); collective;
 
+if a part of its exchange goes on beside the rebuild,
+
+- ``hides(problem) -> float``: that part, at most;
+
 and, if what its ranks send may go with the headers of the agreement (`Problem.carried`), here and in `PARCELS`,
 
 - ``parcel(problem, factors, memory, threads) -> int | None``: write what this rank sends into ``memory``, and return
@@ -21,13 +25,19 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sfb.collectives import broadcast, dense, node, sharded
+from sfb.collectives import broadcast, dense, node, pipelined, sharded
 from sfb.collectives.problem import MAX_BYTES, Problem, spread
 
 __all__ = ["ALGORITHMS", "MAX_BYTES", "PARCELS", "Problem", "spread"]
 
 # In the order in which ties are decided.
-ALGORITHMS: dict[str, ModuleType] = {"node": node, "broadcast": broadcast, "dense": dense, "sharded": sharded}
+ALGORITHMS: dict[str, ModuleType] = {
+    "node": node,
+    "broadcast": broadcast,
+    "pipelined": pipelined,
+    "dense": dense,
+    "sharded": sharded,
+}
 
 # Those that have a ``parcel``, and the number by which ranks know it.
 PARCELS = {"broadcast": (1, broadcast.parcel), "dense": (2, dense.parcel)}

@@ -117,6 +117,10 @@ class Call:
             self._named[name] = memory
         return array
 
+    def progress(self) -> None:
+        """Let MPI work on what is under way."""
+        self.team.world.Iprobe()
+
     def done(self, rebuild_seconds: float) -> None:
         """Note that this rank has finished its part, as the others see already."""
         self._phase = self.team.board.last_phase
@@ -138,11 +142,21 @@ class Call:
             self.team.give_back(self._leases.pop())
 
     def allgather(
-        self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray
+        self,
+        comm: MPI.Intracomm,
+        mine: Any,
+        gathered: np.ndarray,
+        counts: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        later: bool = False,
     ) -> list[Any]:
-        """Gather rows of factors: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix."""
+        """Gather rows of factors: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix.
+
+        ``later``, not before what is returned has been waited for, even where the call blocks.
+        """
         if self.wire is None:
-            return self.gather(comm, mine, gathered, counts, offsets)
+            return self.gather(comm, mine, gathered, counts, offsets, later=later)
         kind = self.wire
         halves = self.buffer(gathered.shape, np.dtype(np.uint16))
         low = int(offsets[comm.rank])
@@ -154,17 +168,25 @@ class Call:
                 rows = slice(int(first), int(first) + int(count))
                 half.unpack(halves[rows], gathered[rows], kind)
 
-        return self._then(self.gather(comm, self.team.in_place, halves, counts, offsets), unpack)
+        requests = self.gather(comm, self.team.in_place, halves, counts, offsets, later=later)
+        return self._then(requests, unpack, later=later)
 
-    def _then(self, requests: list[Any], do: Callable[[], None]) -> list[Any]:
+    def _then(self, requests: list[Any], do: Callable[[], None], *, later: bool = False) -> list[Any]:
         """Return what to wait for: requests, and what is to be done after them."""
-        if self.blocking:
+        if self.blocking and not later:
             do()
             return requests
         return [*requests, _Then(do)]
 
     def gather(
-        self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, counts: np.ndarray, offsets: np.ndarray
+        self,
+        comm: MPI.Intracomm,
+        mine: Any,
+        gathered: np.ndarray,
+        counts: np.ndarray,
+        offsets: np.ndarray,
+        *,
+        later: bool = False,
     ) -> list[Any]:
         """Gather rows as they are; otherwise as `allgather`."""
         width = gathered.shape[1]
@@ -173,7 +195,7 @@ class Call:
             spec: Any = [gathered, (counts, offsets), row]
         else:
             row, send, spec = None, mine, [gathered, (counts * width, offsets * width)]
-        if self.blocking:
+        if self.blocking and not later:
             comm.Allgatherv(send, spec)
             requests = []
         else:

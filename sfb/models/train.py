@@ -21,7 +21,7 @@ from sfb.warmup import warmup
 
 __all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
 
-COMMS = ("auto", "dense", "broadcast", "node", "sharded", "mpi")
+COMMS = ("auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi")
 # Forms of exchange that work on one copy of the weights per node.
 _SHARED = ("auto", "node")
 

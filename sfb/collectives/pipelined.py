@@ -1,0 +1,115 @@
+"""Pipelined: as broadcast, but u travels in bands of the sum's rows, each rebuilt while later ones are on their way.
+
+Every row is the product that broadcast forms, so the bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sfb.collectives import broadcast
+from sfb.collectives.call import POSTED, Call
+from sfb.collectives.problem import Problem
+from sfb.collectives.update import own_rows
+from sfb.factors import Factors
+from sfb.profile import Use
+from sfb.receiver import Receiver
+
+if TYPE_CHECKING:
+    from sfb.team import Team
+
+__all__ = ["cost", "hides", "prepare", "run", "suits", "wire_bytes"]
+
+# Bands of rows, and bytes of one from all ranks that are worth messages of their own.
+_BANDS, _WORTH = 8, 1 << 18
+# Multiplications after which MPI is given the chance to progress, and the rows that repay packing v again.
+_SLICE, _ROWS = 1 << 28, 96
+# The least part of the exchange that u must be.
+_PART = 0.1
+
+
+def suits(problem: Problem) -> bool:
+    """Return whether "auto" may take it: ranks that are nodes, with factors that repay several messages."""
+    return 1 < problem.ranks == problem.place.nodes and hides(problem) >= _PART
+
+
+def cost(problem: Problem) -> list[Use]:
+    """Price what broadcast does, in more messages."""
+    samples = problem.depth / problem.ranks
+    bands = len(_bands(problem))
+    rows = problem.shape[0] / bands
+    v = Use("allgather", samples * problem.shape[1] * problem.sent_itemsize)
+    u = Use("allgather", samples * rows * problem.sent_itemsize, times=bands)
+    again = Use(
+        "pass", 2 * problem.depth * problem.shape[1] * problem.itemsize, times=problem.shape[0] // _rows(problem)
+    )
+    return [v, u, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share), again]
+
+
+def hides(problem: Problem) -> float:
+    """Return the part of the exchange that may go on beside the rebuild: u, but for its first band."""
+    bands = len(_bands(problem))
+    return problem.shape[0] / max(1, sum(problem.shape)) * (bands - 1) / bands
+
+
+def wire_bytes(problem: Problem, rank: int = 0) -> int:
+    """Return the bytes of the other ranks' factors."""
+    return broadcast.wire_bytes(problem, rank)
+
+
+def prepare(problem: Problem, team: Team) -> None:
+    """Allocate room for everybody's factors, u in bands, and for this rank's u in bands."""
+    widths = [high - low for low, high in _bands(problem)]
+    if len(widths) < 2:
+        broadcast.prepare(problem, team)
+        return
+    samples = int(problem.counts[team.rank])
+    sizes = [problem.depth * problem.shape[1], *(rows * n for n in widths for rows in (problem.depth, samples))]
+    team.reserve(*(size * problem.itemsize for size in sizes))
+
+
+def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    """Gather v and u, a band at a time, and update the rows of a band once it is there."""
+    bands = _bands(problem)
+    if len(bands) < 2:
+        yield from broadcast.run(problem, call, factors, receiver)
+        return
+    world, counts, offsets = call.team.world, problem.counts, problem.offsets
+    v = call.buffer((problem.depth, problem.shape[1]), problem.dtype)
+    steps = [call.allgather(world, factors.v, v, counts, offsets, later=True)]
+    panels = []
+    for low, high in bands:
+        own = call.buffer((len(factors), high - low), problem.dtype)
+        own[:] = factors.u[:, low:high]
+        panels.append(call.buffer((problem.depth, high - low), problem.dtype))
+        steps.append(call.allgather(world, own, panels[-1], counts, offsets, later=True))
+    yield POSTED
+    yield from steps[0]
+    for i, (low, high) in enumerate(bands):
+        yield from steps[i + 1]
+        rest = [request for later in steps[i + 2 :] for request in later]
+        start, stop = own_rows(problem, call, low, high)
+        for begin in range(start, stop, _rows(problem)):
+            end = min(begin + _rows(problem), stop)
+            with call:
+                receiver.update(panels[i], v, begin, end, low, threads=call.team.threads)
+            if rest:
+                call.progress()
+    if problem.shared:
+        yield from call.meet(last=True)
+
+
+def _bands(problem: Problem) -> list[tuple[int, int]]:
+    """Return the rows of the sum that travel together; one band where more are not worth it."""
+    rows = problem.shape[0]
+    if problem.whole or not problem.fits:
+        return [(0, rows)]
+    nbytes = problem.depth * rows * problem.sent_itemsize
+    parts = max(1, min(_BANDS, rows // _ROWS, nbytes // _WORTH))
+    return [(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
+
+
+def _rows(problem: Problem) -> int:
+    """Return the rows that are worked between two looks at what else has come."""
+    return max(_ROWS, _SLICE // max(1, problem.depth * problem.shape[1]))
