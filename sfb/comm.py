@@ -171,8 +171,8 @@ class Comm(MPI.Intracomm):
                 any buffer that mpi4py takes; within a node arrays that all lie in one array of
                 `Comm.shared`, and results in one, are reduced where they lie, faster.
             op: `MPI.SUM` with factors.
-            algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "dense" or
-                "sharded" forces one (docs/algorithms.md). For factors only.
+            algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "pipelined",
+                "dense" or "sharded" forces one (docs/algorithms.md). For factors only.
 
         Raises:
             MismatchError: Ranks disagree on shape, dtype, receiver or algorithm, or on whether they
