@@ -149,11 +149,10 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         )
         panel.set_title(setting, fontsize=10)
         panel.set_xlabel("S")
-    panels[0].legend(
+    figure.legend(
         handles=[Patch(color=f"C{i}", alpha=0.6, label=name) for i, name in enumerate(names)],
         title="fastest; numbers: mpi/auto",
-        loc="upper left",
-        bbox_to_anchor=(-0.4, -0.12),
+        loc="outside lower left",
         ncols=len(names),
         fontsize=8,
         title_fontsize=8,
