@@ -43,7 +43,7 @@ _WORTH = 1 << 21
 _ALIGN = 64
 # Stands for the end of the rows.
 _ALL = -1
-# What a kernel returns that has done its work.
+# What a kernel returns that has done its work; as in `_loops`, which is not imported yet.
 _DONE = 0
 # What comes of arguments that no kernel is compiled for.
 _REFUSED = (TypeError, KeyError, AttributeError, IndexError)
@@ -285,7 +285,8 @@ def _complete(
     missing = kernel(*before, start, stop, *after, _local.memory[w.itemsize])
     if missing > 0:
         missing = kernel(*before, start, stop, *after, _scratch(missing, w.dtype))
-    assert missing == _DONE
+    if missing != _DONE:
+        raise RuntimeError("a kernel refused arguments that were found to fit")
 
 
 def _check(u: np.ndarray, v: np.ndarray, out: np.ndarray, start: int, stop: int | None, first: int) -> int:

@@ -516,16 +516,19 @@ class Comm(MPI.Intracomm):
         Returns:
             None if it is not like that here; what has been begun if it is not on other ranks.
         """
-        if op is not MPI.SUM or type(factors) is not Factors or not seen.holds(recvbuf):
+        agree, began = self._team.agree, perf_counter()
+        try:
+            if op is not MPI.SUM or type(factors) is not Factors or not seen.holds(recvbuf):
+                return None
+            receiver = seen.receiver(recvbuf)
+            signature = seen.known(algorithm, receiver)
+            last = None if signature is None else signature.again
+            if signature is None or last is None or not last.plan.kept:
+                return None
+            carried, digest = last.carried, signature.digest(call)
+            length = carried.give(digest, factors, receiver)
+        except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
             return None
-        receiver = seen.receiver(recvbuf)
-        signature = seen.known(algorithm, receiver)
-        last = None if signature is None else signature.again
-        if signature is None or last is None or not last.plan.kept:
-            return None
-        began = perf_counter()
-        carried, agree, digest = last.carried, self._team.agree, signature.digest(call)
-        length = carried.give(digest, factors, receiver)
         if not length:
             return None
         given = perf_counter()

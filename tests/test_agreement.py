@@ -170,5 +170,10 @@ def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm):
     with pytest.raises(ValueError, match="writeable"):
         reduce()
     w.flags.writeable = True
+    optimizer.lr = [1.0] if last else 1.0
+    with pytest.raises(TypeError, match="unhashable"):
+        reduce()
+    optimizer.lr = 1.0
+    np.testing.assert_array_equal(w, before)
     reduce()
     assert (w != before).all()
