@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
-from os import sched_yield
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -14,14 +12,14 @@ from mpi4py import MPI
 
 from sfb.board import Board
 from sfb.collectives.call import ALONE
-from sfb.collectives.problem import CARRIED
+from sfb.collectives.problem import CARRIED, SUMMED
 from sfb.profile import ProfileError
 from sfb.progress import run
+from sfb.rounds import Rounds
 
 __all__ = ["PLAIN", "Agreement", "Meeting", "MismatchError", "compare"]
 
 PLAIN = 0  # what stands for a plain array; below all that stands for others
-_TAGS = 32768  # what MPI guarantees
 _PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
 
 
@@ -37,6 +35,7 @@ class Meeting:
         counts: Once settled, the sizes of all ranks, where they differ.
         elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
         parcel: The kind and the bytes of this rank's parcel; 0 and 0 if it has none.
+        values: What is summed in its place, if anything is.
         parcels: Once settled, those of all ranks in their order, if all are of the same kind.
         starts: Where the messages of nodes begin, and the last ends, if they have been exchanged already.
         waits: Whether no other call is under way.
@@ -54,6 +53,7 @@ class Meeting:
         "parcels",
         "size",
         "starts",
+        "values",
         "verdict",
         "waits",
     )
@@ -77,6 +77,7 @@ class Meeting:
         self.error = error
         self.parcel = parcel
         self.waits = waits
+        self.values: np.ndarray | None = None
         self.parcels: list[np.ndarray] | None = None
         self.starts: list[int] | None = None
         self.counts: np.ndarray | None = None
@@ -88,11 +89,10 @@ class Agreement:
     """Compares what the ranks of a communicator are about to do, by the node's memory and, between nodes, messages.
 
     Every rank shows a header, its digest of the call, a size and a time, to its node. The first rank
-    of each node exchanges them with those of other nodes by Bruck's allgather (Bruck et al., IEEE TPDS
-    1997, section 4), and announces the outcome. Messages carry the number of their call as tag.
+    of each node exchanges them with those of other nodes (`sfb.rounds`), and announces the outcome.
 
     Where every rank is a node of its own, a rank may send a parcel of bytes behind its header, which
-    all others have then once they agree.
+    all others have then once they agree; or the ranks add up values.
 
     Args:
         world: The library's own communicator.
@@ -104,6 +104,8 @@ class Agreement:
         head: Words of a message before its parcel.
         room: Memory for the parcel of the next such call, bytes; empty where none may be sent.
         spare: Where the parcels of all may be put in order, bytes; likewise.
+        summed: Memory for values to be summed in such a call, bytes; empty where there are none.
+        rounds: Of messages between nodes.
     """
 
     def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
@@ -117,22 +119,15 @@ class Agreement:
         self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
         self._home = node_of[world.rank]
         self._largest = max(len(members) for members in self._members)
-        # In the order in which Bruck's algorithm gathers them: from this rank's node on.
-        order = [self._members[(self._home + i) % nodes] for i in range(nodes)]
-        self._ranks = np.array([len(members) for members in order])
-        # Its rounds: the nodes that are known before and those that are learnt, of which and by which rank.
-        self._rounds = []
-        known = 1
-        while known < nodes:
-            learnt = order[known : 2 * known]
-            self._rounds.append((known, learnt, order[known][0], order[-known][0]))
-            known += len(learnt)
         # A node sends the words of its headers, the kind and the bytes of its parcel, and that.
         self.head = 3 * self._largest + 2
+        self.rounds = Rounds(world, board, self._members, self._home, self.head)
+        self._ranks = np.array([len(self._members[node]) for node in self.rounds.order])
         room = CARRIED // nodes // 8 if nodes > 1 and self._largest == 1 else 0
         self.words = np.empty(nodes * (self.head + room), np.int64)
         self.room = self.words[self.head : self.head + room].view(np.uint8)
         self.spare = np.empty(8 * nodes * room, np.uint8)
+        self.summed = np.empty(SUMMED if room and self.rounds.sums else 0, np.uint8)
         self._sizes = np.empty(world.size, np.int64)
 
     def check(
@@ -220,6 +215,7 @@ class Agreement:
         error: Exception | None = None,
         wait: bool = False,
         parcel: tuple[int, int] = (0, 0),
+        values: np.ndarray | None = None,
     ) -> Meeting:
         """Show the other ranks what this one is about to do, without waiting for them.
 
@@ -232,22 +228,31 @@ class Agreement:
             error: What is wrong with this rank's own arguments, if anything.
             wait: Look for the others a while, as `steps` is going to be waited for at once.
             parcel: A number > 0 that says what has been put into `room`, and its bytes; for a call that waits.
+            values: In place of bytes, a vector in `summed`, to be summed as `Rounds.sum` does.
         """
         number = self.begin()
         digest = signature if type(signature) is int else self.digest(call, signature)
         if error is not None:
-            digest, parcel = self._sync.FAILED, (0, 0)
+            digest, parcel, values = self._sync.FAILED, (0, 0), None
         meeting = Meeting(call, number, digest, size, describe, error, parcel, wait)
+        meeting.values = values
         meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
         return meeting
 
-    def carry(self, call: str, number: int, length: int, kind: int) -> list[int] | None:
+    def carry(
+        self, call: str, number: int, length: int, kind: int, values: np.ndarray | None = None
+    ) -> list[int] | None:
         """Exchange the messages of ranks that are nodes, waiting; this rank's, of ``length`` words, is in `words`.
+
+        Or sum ``values``, as `open` says.
 
         Returns:
             None if all agree, sizes and ``kind`` of the parcels included; otherwise `Meeting.starts`.
         """
-        starts: list[int] = run(self._gather(call, number, self.words, length))
+        if values is None:
+            starts: list[int] = run(self.rounds.gather(call, number, self.words, length))
+        else:
+            starts = run(self._sum(call, number, values))
         verdict, _, theirs = self._sync.judge(self.words, self._ranks, self.head, self._sizes)
         agreed = verdict == self._sync.AGREED and theirs == kind and starts[-1] == len(self._members) * length
         return None if agreed else starts
@@ -337,8 +342,11 @@ class Agreement:
             head = self.head
             words[: 3 * board.ranks] = board.headers(meeting.number).reshape(-1)
             words[head - 2], words[head - 1] = meeting.parcel
-            length = head + (meeting.parcel[1] + 7) // 8
-            starts = yield from self._gather(meeting.call, meeting.number, words, length, patience)
+            if meeting.values is not None:
+                starts = yield from self._sum(meeting.call, meeting.number, meeting.values)
+            else:
+                length = head + (meeting.parcel[1] + 7) // 8
+                starts = yield from self.rounds.gather(meeting.call, meeting.number, words, length, patience)
         if len(starts) <= nodes:
             board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
             return None
@@ -347,35 +355,18 @@ class Agreement:
         if board.ranks > 1:
             board.announce(meeting.number, (verdict, 1, meeting.elapsed))
         if self._largest == 1:  # ranks are numbered as their nodes are
+            order = self.rounds.order
             if verdict == sync.UNEVEN:
-                meeting.counts = np.roll(sizes, self._home)
+                meeting.counts = np.empty_like(sizes)
+                meeting.counts[order] = sizes
             if kind and verdict != sync.DIFFERENT:
                 content, head = words.view(np.uint8), self.head
                 parcels = [content[8 * (start + head) :][: words[start + head - 1]] for start in starts[:-1]]
-                meeting.parcels = parcels[-self._home :] + parcels[: -self._home]
+                meeting.parcels = [parcels[order.index(node)] for node in range(nodes)]
         return verdict
 
-    def _gather(
-        self, call: str, number: int, words: np.ndarray, length: int, patience: float | None = None
-    ) -> Generator[Any, None, list[int]]:
-        """Put what every node sends into ``words``, in the order of Bruck's algorithm; return where each begins.
-
-        And where the last ends; less, if patience ran out. This node's message, of so many words, is there already.
-        """
-        world, head = self._world, self.head
-        starts = [0, length]
-        tag = number % _TAGS
-        for known, learnt, source, target in self._rounds:
-            received = world.Irecv(words[starts[known] :], source, tag)
-            sent = world.Isend(words[: starts[len(learnt)]], target, tag)
-            messages = _Messages(self._board, [received, sent], learnt, call)
-            if patience is None:
-                yield messages
-            elif not messages.wait_until(monotonic() + patience):
-                break
-            for _ in learnt:
-                starts.append(starts[-1] + head + (int(words[starts[-1] + head - 1]) + 7) // 8)
-        return starts
+    def _sum(self, call: str, number: int, values: np.ndarray) -> Generator[Any, None, list[int]]:
+        return self.rounds.sum(call, number, self.words, self.spare.view(np.int64), values)
 
     @staticmethod
     def digest(call: str, signature: object) -> int:
@@ -423,39 +414,6 @@ class _Announcement:
         # Its first rank knows whom it waits for, unless it is missing itself.
         meeting, board = self._meeting, self._board
         board.wait(lambda: self.Test(True), lambda: board.missing(meeting.number, 1), meeting.call)
-
-
-class _Messages:
-    """Messages between the first ranks of nodes."""
-
-    def __init__(self, board: Board, requests: list[MPI.Request], lacking: list[list[int]], call: str) -> None:
-        self._board = board
-        self._requests = requests
-        self._lacking = lacking
-        self._call = call
-
-    def Test(self) -> bool:
-        return MPI.Request.Testall(self._requests)
-
-    def wait_until(self, end: float) -> bool:
-        while not self.Test():
-            if monotonic() > end:
-                for request in self._requests:
-                    request.Cancel()
-                MPI.Request.Waitall(self._requests)
-                return False
-        return True
-
-    def Wait(self) -> None:
-        # Testing lets MPI progress; yielding, what the message may wait for.
-        tests = 0
-        watch = None
-        while not self.Test():
-            sched_yield()
-            tests += 1
-            if tests % 1024 == 0:
-                watch = watch or self._board.watch()
-                watch.look(lambda: [rank for members in self._lacking for rank in members], self._call)
 
 
 def _describe_plain() -> str:

@@ -46,16 +46,18 @@ class Parcel(NamedTuple):
         algorithm: That needs it; None if nothing is sent.
         kind: Its number, from 1 on.
         nbytes: That it has.
+        values: What the ranks sum in its place, if anything.
         seconds: That it took to write.
     """
 
     algorithm: str | None
     kind: int
     nbytes: int
+    values: np.ndarray | None
     seconds: float
 
 
-NO_PARCEL = Parcel(None, 0, 0, 0.0)
+NO_PARCEL = Parcel(None, 0, 0, None, 0.0)
 
 
 class Opened(NamedTuple):

@@ -504,7 +504,7 @@ class Comm(MPI.Intracomm):
         assert seen is not None
         assert signature is not None
         if plan.trial is None and meeting.counts is None and seen.complete:
-            carried = Carried(plan.problem, self._team, meeting.parcel[0], products=ALGORITHMS[name] is dense)
+            carried = Carried(plan.problem, self._team, opened.parcel, products=ALGORITHMS[name] is dense)
             signature.again = Again(carried, plan, name, meeting.size)
             seen.repeatable = True
 
@@ -533,7 +533,7 @@ class Comm(MPI.Intracomm):
             return None
         given = perf_counter()
         number = agree.begin()
-        starts = agree.carry(call, number, length, carried.kind)
+        starts = agree.carry(call, number, length, carried.kind, carried.values)
         if starts is None:
             taking = perf_counter()
             receiver.begin()
@@ -544,7 +544,7 @@ class Comm(MPI.Intracomm):
         def describe() -> str:
             return describe_call(factors, recvbuf, algorithm)
 
-        parcel = Parcel(last.name, carried.kind, carried.nbytes, given - began)
+        parcel = Parcel(last.name, carried.kind, carried.nbytes, carried.values, given - began)
         meeting = Meeting(call, number, digest, last.samples, describe, None, (carried.kind, carried.nbytes))
         agree.carried(meeting, starts)
         return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel)
@@ -655,6 +655,7 @@ class Comm(MPI.Intracomm):
             error=error,
             wait=wait,
             parcel=(parcel.kind, parcel.nbytes),
+            values=parcel.values,
         )
         plan: Plan | None = None
         if timed is None and signature is not None and agree.settled(meeting):
@@ -676,8 +677,8 @@ class Comm(MPI.Intracomm):
             return NO_PARCEL
         kind, pack = PARCELS[name]
         began = perf_counter()
-        nbytes = pack(plan.problem, factors, self._team.agree.room, self._team.threads)
-        return NO_PARCEL if nbytes is None else Parcel(name, kind, nbytes, perf_counter() - began)
+        packed = pack(plan.problem, factors, self._team.agree, self._team.threads)
+        return NO_PARCEL if packed is None else Parcel(name, kind, *packed, perf_counter() - began)
 
     def _settle(self, opened: Opened) -> Generator[Any, None, Plan]:
         """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""

@@ -48,31 +48,41 @@ def test_messages_of_the_user_arrive_while_ranks_wait(world):
     np.testing.assert_array_equal(g, 2 * world.size)
 
 
-@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
-def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, monkeypatch, algorithm):
-    factors, optimizer = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), sfb.optim.SGD(np.zeros((4, 3)), lr=1.0)
+# A product of the last is as much as several messages of the rounds in which ranks agree.
+SMALL, LARGER = (4, 3), (37, 101)
+CARRIED = pytest.mark.parametrize(
+    ("algorithm", "shape"), [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)], ids=str
+)
+
+
+@CARRIED
+def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, monkeypatch, algorithm, shape):
+    factors = sfb.Factors(*(np.ones((2, n)) for n in shape))
+    optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
     lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
-    for collective in ("allgather_packed", "allgather_in_place", "gather"):
+    for collective in ("allgather_packed", "allgather_in_place", "allreduce", "gather"):
         monkeypatch.delattr(Call, collective)
     lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
     np.testing.assert_array_equal(optimizer.array, -4 * world.size)
 
 
-@pytest.mark.parametrize("algorithm", ["broadcast", "dense", "auto"])
-def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_comm, world, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "shape"), [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER), ("auto", SMALL)], ids=str
+)
+def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_comm, world, algorithm, shape):
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
-    optimizer = sfb.optim.SGD(np.zeros((4, 3)), lr=1.0)
+    optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
     last = world.rank == world.size - 1
     calls = 0
 
-    def reduce(columns=3):
-        factors = sfb.Factors(np.ones((2, 4)), np.ones((2, columns)))
+    def reduce(more=0):
+        factors = sfb.Factors(np.ones((2, shape[0])), np.ones((2, shape[1] + more)))
         lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
 
-    def refused(error, match, columns=3):
+    def refused(error, match, more=0):
         with pytest.raises(error, match=match) as caught:
-            reduce(columns)
+            reduce(more)
         assert len(set(world.allgather(str(caught.value)))) == 1
 
     for _ in range(3):
@@ -82,35 +92,37 @@ def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_co
         optimizer.lr = 1.0 + last
         refused(sfb.MismatchError, f"rank {world.size - 1}: .*lr=2.0")
         optimizer.lr = 1.0
-        refused(ValueError, f"rank {world.size - 1}: the receiver must have the shape", 3 + last)
+        refused(ValueError, f"rank {world.size - 1}: the receiver must have the shape", last)
         np.testing.assert_array_equal(optimizer.array, -2 * world.size * calls)
 
 
-def test_algorithms_that_differ_between_nodes(lone_comm, world):
+@pytest.mark.parametrize("shape", [SMALL, LARGER], ids=str)
+def test_algorithms_that_differ_between_nodes(lone_comm, world, shape):
     """Ranks whose headers bring the factors of different algorithms."""
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
-    factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
+    factors, g = sfb.Factors(*(np.ones((2, n)) for n in shape)), np.empty(shape)
     for algorithm in ("broadcast", "dense"):
         lone_comm.Allreduce(factors, g, algorithm=algorithm)
-    with pytest.raises(sfb.MismatchError, match=r"rank 0: .*'dense'"):
-        lone_comm.Allreduce(factors, g, algorithm="broadcast" if world.rank else "dense")
+    with pytest.raises(sfb.MismatchError, match=r"ranks? 0.*: .*'dense'"):
+        lone_comm.Allreduce(factors, g, algorithm="broadcast" if world.rank % 3 else "dense")
     lone_comm.Allreduce(factors, g, algorithm="dense")
     np.testing.assert_array_equal(g, 2 * world.size)
 
 
-def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world):
-    """Some send factors with their headers and others do not yet: they go by a collective then."""
-    g = np.empty((4, 3))
+@CARRIED
+def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world, algorithm, shape):
+    """Some send data with their headers and others do not yet: they go by a collective then."""
+    g = np.empty(shape)
     for turn in range(6):
         samples = (turn + world.rank) % 3
-        factors = sfb.Factors(np.ones((samples, 4)), np.ones((samples, 3)))
+        factors = sfb.Factors(*(np.ones((samples, n)) for n in shape))
         target = g if (turn + world.rank) % 2 else np.empty_like(g)
-        lone_comm.Allreduce(factors, target, algorithm="broadcast")
+        lone_comm.Allreduce(factors, target, algorithm=algorithm)
         np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
 
 
-@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
+@CARRIED
 @pytest.mark.parametrize(
     "rule",
     [
@@ -122,9 +134,9 @@ def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world):
     ids=repr,
 )
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, rule, dtype):
+def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, shape, rule, dtype):
     """A small exchange between nodes that repeats one takes a shorter way, on the ranks on which it is one."""
-    rows, columns, samples = 5, 7, 3
+    (rows, columns), samples = shape, 3
     w = rng.standard_normal((rows, columns)).astype(dtype)
     usual, fresh = rule.bind(w.copy()), rule.bind(w.copy())
     for step in range(8):
@@ -144,11 +156,11 @@ def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, rule, d
         oracle.assert_same_bits(world, usual.array)
 
 
-@pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
-def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm):
-    w = np.zeros((4, 3), np.float32)
+@CARRIED
+def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm, shape):
+    w = np.zeros(shape, np.float32)
     optimizer = sfb.optim.SGD(w, lr=1.0, momentum=0.5)
-    factors = sfb.Factors(np.ones((2, 4), np.float32), np.ones((2, 3), np.float32))
+    factors = sfb.Factors(*(np.ones((2, n), np.float32) for n in shape))
     last = world.rank == world.size - 1
 
     def reduce(u=factors.u, v=factors.v):
@@ -160,8 +172,8 @@ def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm):
     for error, match, wrong in (
         (ValueError, "shares memory", {"v": w[:2]}),
         (ValueError, "shares memory", {"v": optimizer.velocity[:2]}),
-        (ValueError, "dtype", {"u": np.ones((2, 4)), "v": np.ones((2, 3))}),
-        (ValueError, "shape", {"u": np.ones((2, 5), np.float32)}),
+        (ValueError, "dtype", {"u": np.ones((2, shape[0])), "v": np.ones((2, shape[1]))}),
+        (ValueError, "shape", {"u": np.ones((2, shape[0] + 1), np.float32)}),
     ):
         with pytest.raises(error, match=match):
             reduce(**wrong)

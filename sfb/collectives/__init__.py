@@ -15,8 +15,10 @@ if a part of its exchange goes on beside the rebuild,
 
 and, if what its ranks send may go with the headers of the agreement (`Problem.carried`), here and in `PARCELS`,
 
-- ``parcel(problem, factors, memory, threads) -> int | None``: write what this rank sends into ``memory``, and return
-  the bytes, or None if it does not go there; ``run`` finds those of all ranks in ``call.parcels``, or None there.
+- ``parcel(problem, factors, agree, threads) -> tuple | None``: write what this rank sends into the agreement's
+  ``room``, and return its bytes and None; ``run`` finds those of all ranks in ``call.parcels``, or None there. Or write
+  values to be added up into its ``summed``, and return how many bytes of a rank would cost as much, and the values. Or
+  return None if nothing is sent.
 
 Adding an algorithm is adding a module and its name below.
 """

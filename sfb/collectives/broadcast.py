@@ -15,6 +15,7 @@ from sfb.profile import Use
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
+    from sfb.agreement import Agreement
     from sfb.team import Team
 
 __all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
@@ -52,14 +53,14 @@ def prepare(problem: Problem, team: Team) -> None:
         team.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
 
 
-def parcel(problem: Problem, factors: Factors, memory: np.ndarray, threads: int) -> int | None:
+def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -> tuple[int, None] | None:
     """Pack u and v."""
     if not problem.carried(factors.nbytes):
         return None
     end = factors.u.nbytes
-    memory[:end] = factors.u.reshape(-1).view(np.uint8)
-    memory[end : factors.nbytes] = factors.v.reshape(-1).view(np.uint8)
-    return factors.nbytes
+    agree.room[:end] = factors.u.reshape(-1).view(np.uint8)
+    agree.room[end : factors.nbytes] = factors.v.reshape(-1).view(np.uint8)
+    return factors.nbytes, None
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

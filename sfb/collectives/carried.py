@@ -12,6 +12,7 @@ from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
+    from sfb.arguments import Parcel
     from sfb.factors import Factors
     from sfb.team import Team
 
@@ -27,30 +28,37 @@ class Carried:
     Args:
         problem: The exchange; it is `Problem.carried`.
         team: The ranks.
-        kind: The algorithm's number in `sfb.collectives.PARCELS`.
-        products: Whether ranks send their products rather than their factors.
+        parcel: What this rank sent.
+        products: Whether that was its product rather than its factors.
 
     Attributes:
-        kind: As above.
+        kind: The algorithm's number in `sfb.collectives.PARCELS`.
         nbytes: Of a rank's parcel.
+        values: What is summed in its place, if anything is.
     """
 
-    def __init__(self, problem: Problem, team: Team, kind: int, *, products: bool) -> None:
+    def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
         from sfb.kernels import exchange
 
         self._exchange = exchange
         self._team = team
         self._samples = problem.deepest
-        self.kind = kind
-        self.nbytes = problem.dense_bytes if products else problem.deepest * problem.sample_bytes
+        self.kind, self.nbytes, self.values = parcel.kind, parcel.nbytes, parcel.values
         agree = team.agree
         self._words, self._head = agree.words, agree.head
-        self._length = self._head + (self.nbytes + 7) // 8
+        self._length = self._head + (self.nbytes + 7) // 8 if self.values is None else self._head
         messages = self._words, self._head, self.nbytes, team.size, team.rank
         rows, columns = problem.shape
         self._product: np.ndarray | None = None
         self._take: Callable[[Receiver], None]
-        if products:
+        if self.values is not None:
+            summed = self._product = self.values.reshape(problem.shape)
+
+            def take_sum(receiver: Receiver) -> None:
+                receiver.update_dense(summed, 0, rows, threads=team.threads)
+
+            self._take = take_sum
+        elif products:
             self._product, total = (
                 memory[: self.nbytes].view(problem.dtype).reshape(problem.shape) for memory in (agree.room, agree.spare)
             )

@@ -1,6 +1,7 @@
 """Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce.
 
-Small ones of few ranks on as many nodes are gathered, and summed by each.
+Between ranks that are nodes, small ones go with the agreement: they are added up in its rounds where ranks are a power
+of two (`sfb.rounds`), else gathered, and summed by each.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import quick
-from sfb.collectives.call import Call
-from sfb.collectives.problem import Problem
+from sfb.collectives.call import POSTED, Call
+from sfb.collectives.problem import SUMMED, Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
 from sfb.profile import Use
 from sfb.receiver import Assign, Receiver
 
 if TYPE_CHECKING:
+    from sfb.agreement import Agreement
     from sfb.shared import Block
     from sfb.team import Team
 
@@ -43,6 +45,9 @@ def cost(problem: Problem) -> list[Use]:
     elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
     product = Use("rebuild", elements, problem.deepest)
     passes = problem.passes - problem.assigns
+    if _summed(problem):
+        summed = Use("pass", (_CACHED * _rounds(problem) + problem.passes) * problem.dense_bytes)
+        return [product, *problem.carried_cost(_share(problem)), summed]
     if _gathered(problem):
         summed = Use("pass", (_CACHED * problem.ranks + problem.passes) * problem.dense_bytes)
         return [product, *problem.carried_cost(problem.dense_bytes), summed]
@@ -61,6 +66,8 @@ def cost(problem: Problem) -> list[Use]:
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of a ring, which are also those read and written in the memory of a node: 2KD(P−1)/P."""
+    if _summed(problem):
+        return _rounds(problem) * problem.dense_bytes
     if _gathered(problem):
         return (problem.ranks - 1) * problem.dense_bytes
     return 2 * problem.dense_bytes * (problem.ranks - 1) // problem.ranks
@@ -70,19 +77,23 @@ def prepare(problem: Problem, team: Team) -> None:
     """Allocate the slabs, or the local product."""
     if team.nodes == 1 and team.size > 1:
         team.grow_staging(2 * team.size * _slab_bytes(problem))
+    elif _summed(problem):
+        team.reserve(problem.dense_bytes, *[_message(problem, team)] * 2)
     elif _gathered(problem):
         team.reserve(problem.ranks * problem.dense_bytes)
     elif not (problem.assigns and not problem.shared):
         team.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
 
 
-def parcel(problem: Problem, factors: Factors, memory: np.ndarray, threads: int) -> int | None:
+def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -> tuple[int, np.ndarray | None] | None:
     """Form the local product."""
-    if not _gathered(problem):
+    summed = _summed(problem)
+    if not summed and not _gathered(problem):
         return None
+    memory = agree.summed if summed else agree.room
     product = memory[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
     kernels.rebuild(factors.u, factors.v, product, 0, problem.shape[0], threads=threads)
-    return problem.dense_bytes
+    return (int(_share(problem)), product.reshape(-1)) if summed else (problem.dense_bytes, None)
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -91,6 +102,8 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from _in_one_call(problem, call, factors, receiver)
     elif call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
+    elif _summed(problem):
+        yield from _sum(problem, call, factors, receiver)
     elif _gathered(problem):
         yield from _gather(problem, call, factors, receiver)
     else:
@@ -134,9 +147,48 @@ def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) 
         receiver.update_dense(total, 0, rows, threads=threads)
 
 
+def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
+    """Add up the products, unless the agreement has done so."""
+    team = call.team
+    agree, rows = team.agree, problem.shape[0]
+    if call.parcels is not None:
+        total = agree.summed[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
+    else:
+        yield POSTED  # its messages belong to this call alone
+        total = call.buffer(problem.shape, problem.dtype)
+        with call:
+            kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
+        words, received = (call.buffer((_message(problem, team) // 8,), np.dtype(np.int64)) for _ in range(2))
+        words[: agree.head] = 0
+        yield from agree.rounds.sum(call.name, call.number, words, received, total.reshape(-1))
+    with call:
+        receiver.update_dense(total, 0, rows, threads=team.threads)
+
+
+def _message(problem: Problem, team: Team) -> int:
+    """Return the bytes of the headers of all and a product."""
+    return 8 * (problem.ranks * team.agree.head + -(-problem.dense_bytes // 8))
+
+
+def _summed(problem: Problem) -> bool:
+    """Return whether the products are added up in the rounds of an agreement, as they are small."""
+    power = problem.ranks & (problem.ranks - 1) == 0
+    return problem.alone and power and problem.dense_bytes <= min(SUMMED, problem.max_bytes // 3)
+
+
+def _rounds(problem: Problem) -> int:
+    return problem.ranks.bit_length() - 1
+
+
+def _share(problem: Problem) -> float:
+    """Return how many bytes of each rank a gathering would have that receives as many as a sum."""
+    return problem.dense_bytes * _rounds(problem) / (problem.ranks - 1)
+
+
 def _gathered(problem: Problem) -> bool:
     """Return whether the products of all ranks are gathered, as they are few and small."""
-    return problem.carried(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
+    small = problem.carried(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
+    return small and not _summed(problem)
 
 
 def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

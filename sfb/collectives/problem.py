@@ -11,7 +11,7 @@ import numpy as np
 
 from sfb.profile import Place, Use
 
-__all__ = ["CARRIED", "MAX_BYTES", "Problem", "spread"]
+__all__ = ["CARRIED", "MAX_BYTES", "SUMMED", "Problem", "spread"]
 
 # Default ceiling of a rank's buffers for one exchange.
 MAX_BYTES = 1 << 30
@@ -21,6 +21,9 @@ _PACKED = 1 << 15
 
 # Bytes of all ranks together up to which they go with the headers of the agreement rather than in a round of their own.
 CARRIED = 1 << 17
+
+# Bytes of a sum up to which it is begun by the agreement.
+SUMMED = CARRIED // 2
 
 
 def spread(ranks: int, nodes: int) -> list[int]:
@@ -122,10 +125,14 @@ class Problem:
         """Whether u and v of a rank travel as one message: latency is dearer than copying."""
         return self.uniform and self.fits and int(self.counts[0]) * self.sample_bytes <= _PACKED
 
+    @property
+    def alone(self) -> bool:
+        """Whether ranks, several of them, are nodes, so that the agreement may take along what they send."""
+        return 1 < self.ranks == self.place.nodes and self.wire is None
+
     def carried(self, nbytes: int) -> bool:
-        """Return whether so many bytes of each rank go with the headers of the agreement: ranks that are nodes."""
-        alone = 1 < self.ranks == self.place.nodes
-        return alone and self.wire is None and self.fits and nbytes <= CARRIED // self.ranks // 8 * 8
+        """Return whether so many bytes of each rank go with the headers of the agreement."""
+        return self.alone and self.fits and nbytes <= CARRIED // self.ranks // 8 * 8
 
     @staticmethod
     def carried_cost(nbytes: float) -> list[Use]:
