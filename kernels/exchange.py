@@ -14,7 +14,7 @@ from sfb.kernels._vectors import flat
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
 
-__all__ = ["FIRST", "dense", "give", "give_values", "node", "phase", "take_factors", "take_products", "take_values"]
+__all__ = ["FIRST", "dense", "give", "node", "phase", "take_factors", "take_products"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
@@ -292,60 +292,6 @@ def take_products(words, head, nbytes, ranks, first, total):
         other = _parcel(words, head, nbytes, ranks, first, rank).view(total.dtype)
         for i in range(sums.size):
             sums[i] += other[i]
-
-
-@njit(
-    [
-        types.int64(_array(types.int64, 1), types.int64, _array(t, 1), types.boolean)
-        for t in (types.float32, types.float64)
-    ],
-    **_OPTIONS,
-)
-def give_values(words, end, values, fits):
-    """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
-    nbytes = values.size * values.itemsize if fits else 0
-    words[end - 1] = nbytes
-    if fits:
-        words[end:].view(values.dtype)[: values.size] = values
-    return end + (nbytes + 7) // 8
-
-
-@njit(
-    [
-        types.boolean(*[_array(types.int64, 1)] * 2, *[types.int64] * 2, _array(t, 1), types.boolean)
-        for t in (types.float32, types.float64)
-    ],
-    **_OPTIONS,
-)
-def take_values(words, received, head, known, values, fits):
-    """Put the headers of another node's message behind this one's, and add the values that follow them to this node's.
-
-    Args:
-        words: So many ``known`` headers.
-        received: As many, of ``head`` words, and what follows each.
-        head: Words of a header.
-        known: Headers.
-        values: Of this node.
-        fits: Add to them if there is what belongs there: headers are alike, and behind the last are as many bytes.
-
-    Returns:
-        Whether they were added.
-    """
-    words[known * head - 1] = 0
-    at, nbytes = 0, 0
-    for header in range(known):
-        fits = fits and nbytes == 0 and received[at] == words[0] and received[at + head - 2] == words[head - 2]
-        to = (known + header) * head
-        words[to : to + head] = received[at : at + head]
-        words[to + head - 1] = 0
-        nbytes = received[at + head - 1]
-        at += head + (nbytes + 7) // 8
-    if not fits or nbytes != values.size * values.itemsize:
-        return False
-    terms = received[known * head :].view(values.dtype)
-    for i in range(values.size):
-        values[i] += terms[i]
-    return True
 
 
 def phase(kind, progress, pieces):

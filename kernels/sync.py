@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += ["FAILED", "MIXED", "join", "judge", "look", "meet", "now", "reach", "reached"]
+__all__ += ["FAILED", "MIXED", "join", "judge", "look", "meet", "now", "reach", "reached", "yield_core"]
 
 RING = 64
 WORDS = 4
@@ -58,7 +58,9 @@ def _store(typing_context, array, index, value):
 
 
 @intrinsic
-def _yield(typing_context):
+def yield_core(typing_context):
+    """Let other processes have the core."""
+
     def generate(context, builder, signature, arguments):
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
         builder.call(function, [])
@@ -97,7 +99,7 @@ def _await(board, index, state, spins, patience):
         if tries > spins:
             return False
         if tries > patience and tries % 8 == 0:
-            _yield()
+            yield_core()
     return True
 
 

@@ -228,7 +228,7 @@ class Agreement:
             error: What is wrong with this rank's own arguments, if anything.
             wait: Look for the others a while, as `steps` is going to be waited for at once.
             parcel: A number > 0 that says what has been put into `room`, and its bytes; for a call that waits.
-            values: In place of bytes, a vector in `summed`, to be summed as `Rounds.sum` does.
+            values: In place of bytes, a matrix in `summed`, to be summed as `Rounds.sum` does.
         """
         number = self.begin()
         digest = signature if type(signature) is int else self.digest(call, signature)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from os import sched_yield
+import ctypes
+from collections.abc import Callable, Generator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -15,6 +15,7 @@ from sfb.board import Board
 __all__ = ["Rounds"]
 
 _TAGS = 32768  # what MPI guarantees
+_SPINS = 1024  # looks for a message between two at the clock
 
 
 class Rounds:
@@ -39,21 +40,27 @@ class Rounds:
     def __init__(
         self, world: MPI.Intracomm, board: Board, members: Sequence[Sequence[int]], home: int, head: int
     ) -> None:
-        self._world = world
+        from sfb.kernels import rounds
+
+        self._kernels = rounds
         self._board = board
         self._head = head
-        self._home = home
         nodes = len(members)
         self.sums = nodes & (nodes - 1) == 0
         self.order = [home ^ i if self.sums else (home + i) % nodes for i in range(nodes)]
-        # Of each: the nodes known before, the ranks of those that are learnt, and from whom and to whom messages go.
-        self._rounds: list[tuple[int, list[Sequence[int]], int, int]] = []
+        plan = []
+        self._learnt: list[list[int]] = []
         known = 1
         while known < nodes:
             learnt = [members[node] for node in self.order[known : 2 * known]]
             target = members[self.order[known if self.sums else -known]][0]
-            self._rounds.append((known, learnt, learnt[0][0], target))
+            plan.append((known, len(learnt), learnt[0][0], target))
+            self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
+        self._plan = np.array(plan, np.int64).reshape(-1, 4)
+        self._mpi = _describe(world)
+        # Memory of the calls that are under way, which MPI may write to.
+        self._under_way: dict[int, tuple[np.ndarray, ...]] = {}
 
     def gather(
         self, call: str, number: int, words: np.ndarray, length: int, patience: float | None = None
@@ -62,19 +69,11 @@ class Rounds:
 
         And where the last ends; less, if patience ran out. This node's message, of so many words, is there already.
         """
-        head = self._head
-        starts = [0, length]
-        for known, learnt, source, target in self._rounds:
-            received = self._world.Irecv(words[starts[known] :], source, number % _TAGS)
-            sent = self._world.Isend(words[: starts[len(learnt)]], target, number % _TAGS)
-            messages = _Messages(self._board, [received, sent], learnt, call)
-            if patience is None:
-                yield messages
-            elif not messages.wait_until(monotonic() + patience):
-                break
-            for _ in learnt:
-                starts.append(starts[-1] + head + (int(words[starts[-1] + head - 1]) + 7) // 8)
-        return starts
+        starts = np.zeros(len(self.order) + 1, np.int64)
+        starts[1] = length
+        state = yield from self._go(call, number, self._kernels.gather, (words, starts), patience)
+        done = len(self.order) if state[0] == len(self._plan) else int(self._plan[state[0], 0])
+        return starts[: done + 1].tolist()
 
     def sum(
         self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray
@@ -89,53 +88,80 @@ class Rounds:
             number: Of the call.
             words: This node's header, then those of all, with nothing behind them; room for the values, too.
             received: As much room.
-            values: A vector, of the same size on all nodes.
+            values: A matrix, of the same size on all nodes.
 
         Returns:
             Where in ``words`` the headers begin, and the last ends.
         """
-        from sfb.kernels import exchange
+        yield from self._go(call, number, self._kernels.sum_values, (words, received, values), None)
+        return list(range(0, len(self.order) * self._head + 1, self._head))
 
-        head, fits = self._head, True
-        for known, learnt, peer, _ in self._rounds:
-            length = exchange.give_values(words, known * head, values, fits)
-            requests = [
-                self._world.Irecv(received, peer, number % _TAGS),
-                self._world.Isend(words[:length], peer, number % _TAGS),
-            ]
-            yield _Messages(self._board, requests, learnt, call)
-            fits = exchange.take_values(words, received, head, known, values, fits)
-        return [node * head for node in range(len(self.order) + 1)]
+    def _go(
+        self,
+        call: str,
+        number: int,
+        kernel: Callable[..., int],
+        arrays: tuple[np.ndarray, ...],
+        patience: float | None,
+    ) -> Generator[Any, None, np.ndarray]:
+        """Run a kernel to its end, or until patience runs out, and return its state."""
+        state = np.zeros(self._kernels.STATE, np.int64)
+
+        def go(spins: int) -> bool:
+            code = kernel(self._mpi, self._plan, state, spins, number % _TAGS, self._head, *arrays)
+            if code < 0:
+                raise MPI.Exception(-code)
+            return code == self._kernels.DONE
+
+        self._under_way[number] = state, *arrays
+        if patience is not None:
+            end = monotonic() + patience
+            while not go(0) and monotonic() < end:
+                pass
+            if state[1]:
+                self._cancel(state)
+        elif not go(0):
+            yield _Moment(go, self._board, lambda: self._learnt[state[0]], call)
+        del self._under_way[number]
+        return state
+
+    def _cancel(self, state: np.ndarray) -> None:
+        """Cancel the messages that are under way."""
+        size = int(self._mpi[-1])
+        first = 8 * self._kernels.REQUESTS
+        for place in range(first, first + 2 * size, size):
+            handle = state.view(np.uint8)[place : place + size].view(np.uint32 if size == 4 else np.uint64)
+            request = MPI.Request.fromhandle(int(handle[0]))
+            if request != MPI.REQUEST_NULL:
+                request.Cancel()
+                request.Wait()
 
 
-class _Messages:
-    """Messages between the first ranks of nodes."""
+class _Moment:
+    """The moment when the messages of all rounds have come."""
 
-    def __init__(self, board: Board, requests: list[MPI.Request], lacking: Sequence[Sequence[int]], call: str) -> None:
+    def __init__(self, go: Callable[[int], bool], board: Board, lacking: Callable[[], list[int]], call: str) -> None:
+        self._go = go
         self._board = board
-        self._requests = requests
         self._lacking = lacking
         self._call = call
 
     def Test(self) -> bool:
-        return MPI.Request.Testall(self._requests)
-
-    def wait_until(self, end: float) -> bool:
-        while not self.Test():
-            if monotonic() > end:
-                for request in self._requests:
-                    request.Cancel()
-                MPI.Request.Waitall(self._requests)
-                return False
-        return True
+        return self._go(0)
 
     def Wait(self) -> None:
-        # Testing lets MPI progress; yielding, what the message may wait for.
-        tests = 0
         watch = None
-        while not self.Test():
-            sched_yield()
-            tests += 1
-            if tests % 1024 == 0:
-                watch = watch or self._board.watch()
-                watch.look(lambda: [rank for members in self._lacking for rank in members], self._call)
+        while not self._go(_SPINS):
+            watch = watch or self._board.watch()
+            watch.look(self._lacking, self._call)
+
+
+def _describe(comm: MPI.Intracomm) -> np.ndarray:
+    """Return what `sfb.kernels.rounds` takes of MPI."""
+    library = ctypes.CDLL(MPI.__file__)  # what this is linked with counts, too
+    functions = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _FUNCTIONS]
+    handles = [MPI._handleof(comm), MPI._handleof(MPI.BYTE), MPI._sizeof(MPI.Request)]
+    return np.array([*functions, *handles], np.uint64).view(np.int64)
+
+
+_FUNCTIONS = "MPI_Isend", "MPI_Irecv", "MPI_Testall"

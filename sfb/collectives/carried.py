@@ -52,7 +52,7 @@ class Carried:
         self._product: np.ndarray | None = None
         self._take: Callable[[Receiver], None]
         if self.values is not None:
-            summed = self._product = self.values.reshape(problem.shape)
+            summed = self._product = self.values
 
             def take_sum(receiver: Receiver) -> None:
                 receiver.update_dense(summed, 0, rows, threads=team.threads)

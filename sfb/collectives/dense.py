@@ -93,7 +93,7 @@ def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -
     memory = agree.summed if summed else agree.room
     product = memory[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
     kernels.rebuild(factors.u, factors.v, product, 0, problem.shape[0], threads=threads)
-    return (int(_share(problem)), product.reshape(-1)) if summed else (problem.dense_bytes, None)
+    return (int(_share(problem)), product) if summed else (problem.dense_bytes, None)
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -160,7 +160,7 @@ def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> 
             kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
         words, received = (call.buffer((_message(problem, team) // 8,), np.dtype(np.int64)) for _ in range(2))
         words[: agree.head] = 0
-        yield from agree.rounds.sum(call.name, call.number, words, received, total.reshape(-1))
+        yield from agree.rounds.sum(call.name, call.number, words, received, total)
     with call:
         receiver.update_dense(total, 0, rows, threads=team.threads)
 

@@ -1,0 +1,175 @@
+"""Rounds of messages between nodes, by MPI's own functions: from Python each would take several calls.
+
+The functions and handles of MPI are given as numbers, so that nothing here depends on which MPI it is:
+
+    mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
+
+`sfb.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it, and the
+ranks from which and to which messages go. The state of a call is `STATE` words, 0 at first: the rounds that are over,
+whether messages of the next are under way, their requests, a flag, whether values do not fit, and room for what MPI
+says of messages.
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from sfb.kernels._vectors import flat
+from sfb.kernels.sync import yield_core
+
+__all__ = ["DONE", "REQUESTS", "STATE", "WAITING", "gather", "sum_values"]
+
+# What a call returns, unless it is the negative of an error code of MPI.
+WAITING, DONE = 0, 1
+# Words of a state, of which some have to be larger than those of any MPI; and where its requests are.
+STATE, REQUESTS = 24, 2
+_FLAG, _FITS, _STATUSES = 4, 5, 6
+
+_OPTIONS = {"cache": True, "nogil": True}
+_INT, _WORDS = types.int64, types.Array(types.int64, 1, "C")
+_PLAN = types.Array(types.int64, 2, "C")
+
+
+def _call(count, parameters):
+    """Make what calls a C function of so many parameters, ints where they are, else words, by its address."""
+
+    def generate(context, builder, signature, arguments):
+        word, number = ir.IntType(64), ir.IntType(32)
+        kinds = [number if i in parameters else word for i in range(count)]
+        values = [
+            builder.trunc(value, number) if kind is number else value
+            for kind, value in zip(kinds, arguments[1:], strict=True)
+        ]
+        pointer = builder.inttoptr(arguments[0], ir.FunctionType(number, kinds).as_pointer())
+        return builder.sext(builder.call(pointer, values), word)
+
+    return generate
+
+
+@intrinsic
+def _post(typing_context, function, buffer, nbytes, kind, peer, tag, comm, request):
+    """Call MPI_Isend or MPI_Irecv."""
+    return types.int64(*[types.int64] * 8), _call(7, (1, 3, 4))
+
+
+@intrinsic
+def _test(typing_context, function, count, requests, flag, statuses):
+    """Call MPI_Testall."""
+    return types.int64(*[types.int64] * 5), _call(4, (0,))
+
+
+@njit(**_OPTIONS)
+def _exchange(mpi, state, spins, sent, length, target, received, room, source, tag):
+    """Send so many words, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
+    at = state.ctypes.data
+    if state[1] == 0:
+        for i in range(2):
+            function, peer = (mpi[1], source) if i == 0 else (mpi[0], target)
+            buffer, words = (received, room) if i == 0 else (sent, length)
+            code = _post(function, buffer, 8 * words, mpi[4], peer, tag, mpi[3], at + 8 * REQUESTS + i * mpi[5])
+            if code != 0:
+                return -abs(code)
+        state[1] = 1
+    while True:
+        state[_FLAG] = 0
+        code = _test(mpi[2], 2, at + 8 * REQUESTS, at + 8 * _FLAG, at + 8 * _STATUSES)
+        if code != 0:
+            return -abs(code)
+        if state[_FLAG] != 0:
+            state[0] += 1
+            state[1] = 0
+            return DONE
+        if spins <= 0:
+            return WAITING
+        spins -= 1
+        # What the message waits for may need the core.
+        yield_core()
+
+
+@njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **_OPTIONS)
+def gather(mpi, plan, state, spins, tag, head, words, starts):
+    """Put the messages of all nodes one behind another.
+
+    Args:
+        mpi: As above.
+        plan: The rounds.
+        state: Of the call.
+        spins: Looks for a message before this returns.
+        tag: Of messages.
+        head: Words of a header, of which the last says how many bytes follow.
+        words: This node's message, and room for those of others.
+        starts: Of nodes + 1 words: 0 and where this node's message ends; then where each message begins and ends.
+
+    Returns:
+        `DONE`; `WAITING`, to be called again, or an error.
+    """
+    while state[0] < len(plan):
+        known, learnt, source, target = plan[state[0]]
+        at, end = words.ctypes.data, starts[known]
+        code = _exchange(mpi, state, spins, at, starts[learnt], target, at + 8 * end, words.size - end, source, tag)
+        if code != DONE:
+            return code
+        for node in range(known, known + learnt):
+            starts[node + 1] = starts[node] + head + (words[starts[node] + head - 1] + 7) // 8
+    return DONE
+
+
+@njit(**_OPTIONS)
+def _give(words, end, values, fits):
+    """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
+    nbytes = values.size * values.itemsize if fits else 0
+    words[end - 1] = nbytes
+    if fits:
+        words[end:].view(values.dtype)[: values.size] = values
+    return end + (nbytes + 7) // 8
+
+
+@njit(**_OPTIONS)
+def _take(words, received, head, known, values, fits):
+    """Put the headers of another node's message behind the ``known`` ones, and add the values that follow them.
+
+    Returns:
+        Whether there was what belongs there: headers are alike, and behind the last are as many bytes.
+    """
+    words[known * head - 1] = 0
+    at, nbytes = 0, 0
+    for header in range(known):
+        fits = fits and nbytes == 0 and received[at] == words[0] and received[at + head - 2] == words[head - 2]
+        to = (known + header) * head
+        words[to : to + head] = received[at : at + head]
+        words[to + head - 1] = 0
+        nbytes = received[at + head - 1]
+        at += head + (nbytes + 7) // 8
+    if not fits or nbytes != values.size * values.itemsize:
+        return False
+    terms = received[known * head :].view(values.dtype)
+    for i in range(values.size):
+        values[i] += terms[i]
+    return True
+
+
+@njit(
+    [
+        _INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS, types.Array(t, 2, "C"))
+        for t in (types.float32, types.float64)
+    ],
+    **_OPTIONS,
+)
+def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
+    """Gather the headers of all nodes, a power of two of them, and with them add up values, to the same bits on all.
+
+    In the same rounds as `gather`: other nodes may do that meanwhile. If they do, or if they are about something else,
+    there is no sum; the headers show it. Arguments and results as of `gather`, but for: ``words``, this node's header,
+    then those of all with nothing behind them, and room for the values; ``received``, as much room.
+    """
+    at, place = words.ctypes.data, received.ctypes.data
+    elements = flat(values)
+    while state[0] < len(plan):
+        known, _, source, target = plan[state[0]]
+        fits = state[_FITS] == 0
+        length = _give(words, known * head, elements, fits) if state[1] == 0 else 0
+        code = _exchange(mpi, state, spins, at, length, target, place, received.size, source, tag)
+        if code != DONE:
+            return code
+        if not _take(words, received, head, known, elements, fits):
+            state[_FITS] = 1
+    return DONE
