@@ -5,9 +5,9 @@ The functions and handles of MPI are given as numbers, so that nothing here depe
     mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
 
 `sfb.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it, and the
-ranks from which and to which messages go. The state of a call is `STATE` words, 0 at first: the rounds that are over,
-whether messages of the next are under way, their requests, a flag, whether values do not fit, and room for what MPI
-says of messages.
+ranks from which and to which messages go; the last row says how many nodes there are. The state of a call is `STATE`
+words, 0 at first: the rounds that are over, whether messages of the next are under way, their requests, a flag, whether
+values do not fit, whether all messages are alike, and room for what MPI says of them.
 """
 
 from llvmlite import ir
@@ -16,13 +16,13 @@ from numba.extending import intrinsic
 from sfb.kernels._vectors import flat
 from sfb.kernels.sync import yield_core
 
-__all__ = ["DONE", "REQUESTS", "STATE", "WAITING", "gather", "sum_values"]
+__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "WAITING", "gather", "sum_values"]
 
 # What a call returns, unless it is the negative of an error code of MPI.
 WAITING, DONE = 0, 1
-# Words of a state, of which some have to be larger than those of any MPI; and where its requests are.
-STATE, REQUESTS = 24, 2
-_FLAG, _FITS, _STATUSES = 4, 5, 6
+# Words of a state, more than any MPI needs, where its requests are, and whether all messages are alike in the end.
+STATE, REQUESTS, ALIKE = 24, 2, 6
+_FLAG, _UNFIT, _STATUSES = 4, 5, 7
 
 _OPTIONS = {"cache": True, "nogil": True}
 _INT, _WORDS = types.int64, types.Array(types.int64, 1, "C")
@@ -85,6 +85,13 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
         yield_core()
 
 
+@njit(**_OPTIONS)
+def _alike(words, start, head):
+    """Return whether the header that begins there equals the first, both of one rank, but for the time it says."""
+    same = words[start] == words[0] and words[start + 1] == words[1]
+    return same and words[start + head - 2] == words[head - 2] and words[start + head - 1] == words[head - 1]
+
+
 @njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **_OPTIONS)
 def gather(mpi, plan, state, spins, tag, head, words, starts):
     """Put the messages of all nodes one behind another.
@@ -102,7 +109,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
     Returns:
         `DONE`; `WAITING`, to be called again, or an error.
     """
-    while state[0] < len(plan):
+    while state[0] < len(plan) - 1:
         known, learnt, source, target = plan[state[0]]
         at, end = words.ctypes.data, starts[known]
         code = _exchange(mpi, state, spins, at, starts[learnt], target, at + 8 * end, words.size - end, source, tag)
@@ -110,6 +117,9 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
             return code
         for node in range(known, known + learnt):
             starts[node + 1] = starts[node] + head + (words[starts[node] + head - 1] + 7) // 8
+    state[ALIKE] = 1
+    for node in range(1, plan[-1, 0]):
+        state[ALIKE] &= _alike(words, starts[node], head)
     return DONE
 
 
@@ -163,13 +173,17 @@ def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
     """
     at, place = words.ctypes.data, received.ctypes.data
     elements = flat(values)
-    while state[0] < len(plan):
+    while state[0] < len(plan) - 1:
         known, _, source, target = plan[state[0]]
-        fits = state[_FITS] == 0
+        fits = state[_UNFIT] == 0
         length = _give(words, known * head, elements, fits) if state[1] == 0 else 0
         code = _exchange(mpi, state, spins, at, length, target, place, received.size, source, tag)
         if code != DONE:
             return code
         if not _take(words, received, head, known, elements, fits):
-            state[_FITS] = 1
+            state[_UNFIT] = 1
+    nodes = plan[-1, 0]
+    state[ALIKE] = state[_UNFIT] == 0
+    for node in range(1, nodes):
+        state[ALIKE] &= _alike(words, node * head, head)
     return DONE

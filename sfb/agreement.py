@@ -128,7 +128,7 @@ class Agreement:
         self.room = self.words[self.head : self.head + room].view(np.uint8)
         self.spare = np.empty(8 * nodes * room, np.uint8)
         self.summed = np.empty(SUMMED if room and self.rounds.sums else 0, np.uint8)
-        self._sizes = np.empty(world.size, np.int64)
+        self._received = self.spare.view(np.int64)
 
     def check(
         self,
@@ -239,23 +239,17 @@ class Agreement:
         meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
         return meeting
 
-    def carry(
-        self, call: str, number: int, length: int, kind: int, values: np.ndarray | None = None
-    ) -> list[int] | None:
+    def carry(self, call: str, number: int, length: int, values: np.ndarray | None = None) -> list[int] | None:
         """Exchange the messages of ranks that are nodes, waiting; this rank's, of ``length`` words, is in `words`.
 
         Or sum ``values``, as `open` says.
 
         Returns:
-            None if all agree, sizes and ``kind`` of the parcels included; otherwise `Meeting.starts`.
+            None if all agree, sizes and kinds of the parcels included; otherwise `Meeting.starts`.
         """
         if values is None:
-            starts: list[int] = run(self.rounds.gather(call, number, self.words, length))
-        else:
-            starts = run(self._sum(call, number, values))
-        verdict, _, theirs = self._sync.judge(self.words, self._ranks, self.head, self._sizes)
-        agreed = verdict == self._sync.AGREED and theirs == kind and starts[-1] == len(self._members) * length
-        return None if agreed else starts
+            return self.rounds.gather_again(call, number, self.words, length)
+        return self.rounds.sum_again(call, number, self.words, self._received, values)
 
     def carried(self, meeting: Meeting, starts: list[int]) -> None:
         """Let `steps` go on from messages that have been exchanged, with a meeting that the board has not seen."""
@@ -334,7 +328,7 @@ class Agreement:
             patience: Seconds after which to give up and return None, if that is allowed: this node disagrees within
                 itself.
         """
-        board, sync, nodes = self._board, self._sync, len(self._members)
+        board, sync, rounds, nodes = self._board, self._sync, self.rounds, len(self._members)
         # Where the call does not wait, others may be under way.
         words = self.words if meeting.waits else np.empty(self.words.size, np.int64)
         starts = meeting.starts
@@ -343,10 +337,10 @@ class Agreement:
             words[: 3 * board.ranks] = board.headers(meeting.number).reshape(-1)
             words[head - 2], words[head - 1] = meeting.parcel
             if meeting.values is not None:
-                starts = yield from self._sum(meeting.call, meeting.number, meeting.values)
+                starts = yield from rounds.sum(meeting.call, meeting.number, words, self._received, meeting.values)
             else:
                 length = head + (meeting.parcel[1] + 7) // 8
-                starts = yield from self.rounds.gather(meeting.call, meeting.number, words, length, patience)
+                starts = yield from rounds.gather(meeting.call, meeting.number, words, length, patience)
         if len(starts) <= nodes:
             board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
             return None
@@ -355,7 +349,7 @@ class Agreement:
         if board.ranks > 1:
             board.announce(meeting.number, (verdict, 1, meeting.elapsed))
         if self._largest == 1:  # ranks are numbered as their nodes are
-            order = self.rounds.order
+            order = rounds.order
             if verdict == sync.UNEVEN:
                 meeting.counts = np.empty_like(sizes)
                 meeting.counts[order] = sizes
@@ -364,9 +358,6 @@ class Agreement:
                 parcels = [content[8 * (start + head) :][: words[start + head - 1]] for start in starts[:-1]]
                 meeting.parcels = [parcels[order.index(node)] for node in range(nodes)]
         return verdict
-
-    def _sum(self, call: str, number: int, values: np.ndarray) -> Generator[Any, None, list[int]]:
-        return self.rounds.sum(call, number, self.words, self.spare.view(np.int64), values)
 
     @staticmethod
     def digest(call: str, signature: object) -> int:

@@ -533,7 +533,7 @@ class Comm(MPI.Intracomm):
             return None
         given = perf_counter()
         number = agree.begin()
-        starts = agree.carry(call, number, length, carried.kind, carried.values)
+        starts = agree.carry(call, number, length, carried.values)
         if starts is None:
             taking = perf_counter()
             receiver.begin()

@@ -48,6 +48,7 @@ class Rounds:
         nodes = len(members)
         self.sums = nodes & (nodes - 1) == 0
         self.order = [home ^ i if self.sums else (home + i) % nodes for i in range(nodes)]
+        self._headers = list(range(0, nodes * head + 1, head))
         plan = []
         self._learnt: list[list[int]] = []
         known = 1
@@ -57,7 +58,7 @@ class Rounds:
             plan.append((known, len(learnt), learnt[0][0], target))
             self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
-        self._plan = np.array(plan, np.int64).reshape(-1, 4)
+        self._plan = np.array([*plan, (nodes, 0, 0, 0)], np.int64)
         self._mpi = _describe(world)
         # Memory of the calls that are under way, which MPI may write to.
         self._under_way: dict[int, tuple[np.ndarray, ...]] = {}
@@ -69,11 +70,12 @@ class Rounds:
 
         And where the last ends; less, if patience ran out. This node's message, of so many words, is there already.
         """
-        starts = np.zeros(len(self.order) + 1, np.int64)
-        starts[1] = length
-        state = yield from self._go(call, number, self._kernels.gather, (words, starts), patience)
-        done = len(self.order) if state[0] == len(self._plan) else int(self._plan[state[0], 0])
-        return starts[: done + 1].tolist()
+        moment, starts = self._gathering(call, number, words, length)
+        if patience is not None:
+            moment.give_up_at(monotonic() + patience)
+        elif not moment.Test():
+            yield moment
+        return starts[: moment.known + 1].tolist()
 
     def sum(
         self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray
@@ -93,58 +95,65 @@ class Rounds:
         Returns:
             Where in ``words`` the headers begin, and the last ends.
         """
-        yield from self._go(call, number, self._kernels.sum_values, (words, received, values), None)
-        return list(range(0, len(self.order) * self._head + 1, self._head))
+        moment = self._summing(call, number, words, received, values)
+        if not moment.Test():
+            yield moment
+        return self._headers
 
-    def _go(
-        self,
-        call: str,
-        number: int,
-        kernel: Callable[..., int],
-        arrays: tuple[np.ndarray, ...],
-        patience: float | None,
-    ) -> Generator[Any, None, np.ndarray]:
-        """Run a kernel to its end, or until patience runs out, and return its state."""
-        state = np.zeros(self._kernels.STATE, np.int64)
+    def gather_again(self, call: str, number: int, words: np.ndarray, length: int) -> list[int] | None:
+        """`gather`, waiting; return None if the headers of all nodes, each of one rank, are the same."""
+        moment, starts = self._gathering(call, number, words, length)
+        moment.Wait()
+        return None if moment.alike else starts.tolist()
 
-        def go(spins: int) -> bool:
-            code = kernel(self._mpi, self._plan, state, spins, number % _TAGS, self._head, *arrays)
-            if code < 0:
-                raise MPI.Exception(-code)
-            return code == self._kernels.DONE
+    def sum_again(
+        self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray
+    ) -> list[int] | None:
+        """`sum`, likewise."""
+        moment = self._summing(call, number, words, received, values)
+        moment.Wait()
+        return None if moment.alike else self._headers
 
-        self._under_way[number] = state, *arrays
-        if patience is not None:
-            end = monotonic() + patience
-            while not go(0) and monotonic() < end:
-                pass
-            if state[1]:
-                self._cancel(state)
-        elif not go(0):
-            yield _Moment(go, self._board, lambda: self._learnt[state[0]], call)
-        del self._under_way[number]
-        return state
+    def _gathering(self, call: str, number: int, words: np.ndarray, length: int) -> tuple[_Moment, np.ndarray]:
+        starts = np.empty(len(self.order) + 1, np.int64)
+        starts[0], starts[1] = 0, length
+        return _Moment(self, call, number, self._kernels.gather, (words, starts)), starts
 
-    def _cancel(self, state: np.ndarray) -> None:
-        """Cancel the messages that are under way."""
-        size = int(self._mpi[-1])
-        first = 8 * self._kernels.REQUESTS
-        for place in range(first, first + 2 * size, size):
-            handle = state.view(np.uint8)[place : place + size].view(np.uint32 if size == 4 else np.uint64)
-            request = MPI.Request.fromhandle(int(handle[0]))
-            if request != MPI.REQUEST_NULL:
-                request.Cancel()
-                request.Wait()
+    def _summing(self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray) -> _Moment:
+        return _Moment(self, call, number, self._kernels.sum_values, (words, received, values))
 
 
 class _Moment:
-    """The moment when the messages of all rounds have come."""
+    """The moment when the messages of all rounds of a call have come.
 
-    def __init__(self, go: Callable[[int], bool], board: Board, lacking: Callable[[], list[int]], call: str) -> None:
-        self._go = go
-        self._board = board
-        self._lacking = lacking
+    Args:
+        rounds: The rounds.
+        call: The user's call, for messages.
+        number: Of the call.
+        kernel: What does them.
+        arrays: That it takes.
+    """
+
+    def __init__(
+        self, rounds: Rounds, call: str, number: int, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...]
+    ) -> None:
+        self._rounds = rounds
         self._call = call
+        self._number = number
+        self._kernel = kernel
+        self._state = np.zeros(rounds._kernels.STATE, np.int64)
+        self._arrays = arrays
+        rounds._under_way[number] = self._state, *arrays
+
+    @property
+    def known(self) -> int:
+        """Nodes whose messages have come, this one among them."""
+        return int(self._rounds._plan[self._state[0], 0])
+
+    @property
+    def alike(self) -> bool:
+        """Whether all headers, each of one rank, are the same, and so is what follows them."""
+        return bool(self._state[self._rounds._kernels.ALIKE])
 
     def Test(self) -> bool:
         return self._go(0)
@@ -152,8 +161,37 @@ class _Moment:
     def Wait(self) -> None:
         watch = None
         while not self._go(_SPINS):
-            watch = watch or self._board.watch()
-            watch.look(self._lacking, self._call)
+            board = self._rounds._board
+            watch = watch or board.watch()
+            watch.look(lambda: self._rounds._learnt[self._state[0]], self._call)
+
+    def give_up_at(self, end: float) -> None:
+        """Wait until ``end`` at most; messages that are under way then are cancelled."""
+        while not self._go(0):
+            if monotonic() > end:
+                self._cancel()
+                return
+
+    def _go(self, spins: int) -> bool:
+        rounds, number = self._rounds, self._number
+        code = self._kernel(rounds._mpi, rounds._plan, self._state, spins, number % _TAGS, rounds._head, *self._arrays)
+        if code == rounds._kernels.WAITING:
+            return False
+        if code < 0:
+            raise MPI.Exception(-code)
+        del rounds._under_way[number]
+        return True
+
+    def _cancel(self) -> None:
+        size = int(self._rounds._mpi[-1])
+        first = 8 * self._rounds._kernels.REQUESTS
+        places = self._state.view(np.uint8)[first : first + 2 * size].view(np.uint32 if size == 4 else np.uint64)
+        for handle in places.tolist():
+            request = MPI.Request.fromhandle(handle)
+            if request != MPI.REQUEST_NULL:
+                request.Cancel()
+                request.Wait()
+        del self._rounds._under_way[self._number]
 
 
 def _describe(comm: MPI.Intracomm) -> np.ndarray:
