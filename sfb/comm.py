@@ -39,6 +39,7 @@ _log = logging.getLogger("sfb")
 
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
+_LATE = 2.0  # times the estimate that what came with headers may have taken, in a trial
 
 
 class Exchange(NamedTuple):
@@ -490,8 +491,11 @@ class Comm(MPI.Intracomm):
         doing.finish()
         seconds = perf_counter() - began
         if plan.trial is not None:
-            # Of the agreement what the parcel adds to it, without the wait for ranks that come later.
-            extra = parcel.seconds + plan.carriage(parcel.nbytes) if carried is not None else 0.0
+            # Of the agreement what the parcel adds to it, and not much more: this rank may have waited for one that was
+            # late.
+            extra = 0.0
+            if carried is not None:
+                extra = parcel.seconds + min(began - shown, _LATE * plan.carriage(parcel.nbytes))
             self._timed = plan, name, round((seconds + extra) * 1e9)
         if carried is not None:
             seconds += parcel.seconds + began - shown

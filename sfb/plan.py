@@ -16,9 +16,14 @@ AUTO = "auto"
 
 # Algorithms are timed where their estimates are within this factor of the best: of measured rates, of stated ones.
 _DOUBT, _DEEP_DOUBT = 2.5, 4.0
-# The most that are timed, the calls of each, of which the first does not count, and the factor by which one may be
-# slower than the best and still be timed again.
-_CONTENDERS, TIMED, _HOPELESS = 3, 4, 1.4
+# As many are timed, and any others within this factor of the best.
+_CONTENDERS, _CLOSE = 3, 1.6
+# Calls of each, of which the first does not count; more where all take less than so many seconds, up to so many calls.
+TIMED, _BRIEF, _MOST = 4, 2e-3, 16
+# The factors by which one may be slower than the best and still be timed again: after one call that counts, after two.
+_HOPELESS, _BEHIND = 4.0, 1.4
+# The factor within which times are equal.
+_TIE = 1.05
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Trial:
 
     Args:
         algorithms: The contenders, the one estimated best first.
+        brief: Time each for so many seconds, with more calls than usual, as what is short varies more.
     """
 
-    def __init__(self, algorithms: Sequence[str]) -> None:
+    def __init__(self, algorithms: Sequence[str], brief: float = 0.0) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in algorithms}
         self._left = list(algorithms)
+        self._brief = brief
 
     @property
     def algorithms(self) -> list[str]:
@@ -69,19 +76,28 @@ class Trial:
     def add(self, algorithm: str, seconds: float) -> None:
         """Note the seconds of a call, and give up those that are far behind."""
         self.seconds[algorithm].append(seconds)
-        if all(len(self.seconds[name]) > 1 for name in self._left):
-            limit = _HOPELESS * self.measured[self.best]
+        fewest = min(len(self.seconds[name]) for name in self._left)
+        if fewest > 1:
+            limit = (_HOPELESS if fewest == 2 else _BEHIND) * self.measured[self.best]
             self._left = [name for name in self._left if self.measured[name] <= limit]
 
     @property
     def over(self) -> bool:
         """Whether one is left, or all have been timed often enough."""
-        return len(self._left) == 1 or all(len(self.seconds[name]) >= TIMED for name in self._left)
+        return len(self._left) == 1 or all(self._enough(self.seconds[name]) for name in self._left)
+
+    def _enough(self, taken: Sequence[float]) -> bool:
+        return len(taken) >= TIMED and (len(taken) >= _MOST or sum(taken) >= self._brief)
 
     @property
     def measured(self) -> dict[str, float]:
-        """The least seconds of a call of each: what disturbs a call only makes it slower."""
-        return {name: min(taken[1:]) for name, taken in self.seconds.items() if len(taken) > 1}
+        """The lower quartile of the seconds of each, of the later half of many calls: a network at rest is faster."""
+        found = {}
+        for name, taken in self.seconds.items():
+            counted = sorted(taken[1 if len(taken) <= TIMED else len(taken) // 2 :])
+            if counted:
+                found[name] = counted[(len(counted) - 1) // 4]
+        return found
 
     @property
     def best(self) -> str:
@@ -99,7 +115,7 @@ class Plan:
         forced: Whether the user named the algorithm.
         profile: What the estimates rest on.
         trial: The contenders, while calls are timed to decide among them.
-        measured: Least seconds of a call of those that were timed.
+        measured: Seconds of a call of those that were timed.
         kept: Whether it may still be taken for another call.
     """
 
@@ -118,9 +134,18 @@ class Plan:
             return
         self.trial.add(algorithm, seconds)
         if self.trial.over:
-            self.algorithm = self.trial.best
+            self.algorithm = self._winner(self.trial)
             self.measured = self.trial.measured
             self.trial = None
+
+    def _winner(self, trial: Trial) -> str:
+        """Return the fastest or, between nodes, of those next to it what receives least: networks are shared."""
+        if self.problem.place.nodes == 1:
+            return trial.best
+        limit = _TIE * trial.measured[trial.best]
+        ties = [name for name in trial.algorithms if trial.measured[name] <= limit]
+        received = {estimate.algorithm: estimate.wire_bytes for estimate in self.estimates}
+        return min(ties, key=lambda name: (received[name], trial.measured[name]))
 
     def carriage(self, nbytes: int) -> float:
         """Return the estimated seconds by which so many bytes of a rank prolong the agreement."""
@@ -231,7 +256,8 @@ def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = No
         return Plan(algorithm, problem, tuple(estimates), True, profile)
     plan = Plan(estimates[0].algorithm, problem, tuple(estimates), False, profile)
     limit = estimates[0].total * (_DOUBT if profile.measured else _DEEP_DOUBT)
-    contenders = [e.algorithm for e in estimates[:_CONTENDERS] if e.total <= limit]
+    close = sum(e.total <= _CLOSE * estimates[0].total for e in estimates)
+    contenders = [e.algorithm for e in estimates[: max(_CONTENDERS, close)] if e.total <= limit]
     if trials and problem.ranks > 1 and len(contenders) > 1:
-        plan.trial = Trial(contenders)
+        plan.trial = Trial(contenders, _BRIEF)
     return plan

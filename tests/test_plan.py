@@ -110,6 +110,27 @@ def test_a_trial_ends_with_the_fastest():
     assert trial.measured == {"a": 1.2, "b": 1.0}
 
 
+def test_a_trial_of_short_calls_goes_on_until_they_are_steady():
+    """A network at rest takes the first messages faster than those that follow."""
+    trial = Trial(["a", "b"], brief=2e-3)
+    calls = 0
+    while not trial.over:
+        seconds = {"a": 70e-6, "b": 80e-6} if calls < 16 else {"a": 170e-6, "b": 140e-6}
+        trial.add(trial.next, seconds[trial.next])
+        calls += 1
+    assert 20 < calls < 40
+    assert trial.best == "b"
+
+
+def test_a_tie_between_nodes_goes_to_what_receives_less():
+    for nodes, taken in ((1, "dense"), (4, "broadcast")):
+        plan = choose(problem((100, 100), 10, 4, nodes=nodes), trials=True)
+        plan.trial = Trial(["dense", "broadcast"])
+        while plan.trial is not None:
+            plan.note(plan.trial.next, {"dense": 1.0, "broadcast": 1.04}[plan.trial.next])
+        assert plan.algorithm == taken
+
+
 def test_a_trial_tells_what_follows_a_call_under_way():
     trial = Trial(["a", "b"])
     assert trial.after("a") == "b"
