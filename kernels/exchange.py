@@ -2,19 +2,21 @@
 
 Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
 can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
-(`sfb.kernels.sync`). Between nodes one call makes the message of a rank, and another takes those of all.
+(`sfb.kernels.sync`). Between nodes one call does what a rank does when it repeats a small exchange, but for the work on
+its matrix.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
-from sfb.kernels import _loops
+from sfb.kernels import _loops, rounds
 from sfb.kernels._loops import accumulate, overlap, reduce, update, update_dense
 from sfb.kernels._vectors import flat
+from sfb.kernels.rounds import ALIKE, UNFIT, gather, sum_values
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
 
-__all__ = ["FIRST", "dense", "give", "node", "phase", "take_factors", "take_products"]
+__all__ = ["FIRST", "dense", "node", "phase", "trade", "trade_sum"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
@@ -22,6 +24,7 @@ FIRST = ARRIVED + 1
 _SMALL = "a kernel refused the arrays or the scratch of an exchange"
 
 _OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+_FLOATS = types.float32, types.float64
 
 
 def _array(t, dimensions, readonly=False):
@@ -35,6 +38,15 @@ def _signature(t, *between):
     rule = [i, f, f, _array(t, 1), *[_array(t, 2)] * 3, i]
     start = [_array(i, 1), types.UniTuple(i, 4), i, i, _array(i, 1)]
     return types.boolean(*start, *factors, *between, *rule, types.boolean, _array(t, 1))
+
+
+@njit(**_OPTIONS)
+def _add(sums, terms, first):
+    if first:
+        sums[:] = terms[: sums.size]
+    else:
+        for i in range(sums.size):
+            sums[i] += terms[i]
 
 
 @njit(**_OPTIONS)
@@ -57,7 +69,7 @@ def _take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
 
 
 @njit(
-    [_signature(t, _array(t, 2), _array(t, 2), types.UniTuple(types.int64, 3)) for t in (types.float32, types.float64)],
+    [_signature(t, _array(t, 2), _array(t, 2), types.UniTuple(types.int64, 3)) for t in _FLOATS],
     **_OPTIONS,
 )
 def node(
@@ -127,7 +139,7 @@ def node(
 
 
 @njit(
-    [_signature(t, _array(t, 2), types.int64, types.int64) for t in (types.float32, types.float64)],
+    [_signature(t, _array(t, 2), types.int64, types.int64) for t in _FLOATS],
     **_OPTIONS,
 )
 def dense(
@@ -197,101 +209,128 @@ def dense(
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
 
 
-@njit(
-    [
-        types.boolean(
-            _array(types.int64, 1),
-            *[types.int64] * 5,
-            types.boolean,
-            *[_array(t, 2, readonly=True)] * 2,
-            *[_array(t, 2)] * 3,
-        )
-        for t in (types.float32, types.float64)
-    ],
-    **_OPTIONS,
-)
-def give(words, head, digest, size, kind, nbytes, factors, u, v, w, s, t):
-    """Write this rank's message to other nodes, and return whether the arrays fit: u and v are apart from the others.
-
-    Args:
-        words: Where to: three words of a header, to ``head`` − 2; the kind and the bytes of what follows; that.
-        head: Words before it.
-        digest: Of the call, as `sfb.kernels.sync` compares them.
-        size: S.
-        kind: Of what follows the header.
-        nbytes: That it has.
-        factors: Write u and v there; otherwise it is the caller's to write.
-        u: S×K.
-        v: S×D.
-        w: K×D, which the sum changes.
-        s: K×D, likewise, or w.
-        t: K×D, likewise.
-    """
-    if u.shape != (size, w.shape[0]) or v.shape != (size, w.shape[1]) or s.shape != w.shape or t.shape != w.shape:
+@njit(**_OPTIONS)
+def _fits(u, v, w, s, t, samples, rows, columns):
+    """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
+    if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:
         return False
+    if u.shape != (samples, rows) or v.shape != (samples, columns):
+        return False
+    apart = True
     for array in (w, s, t):
-        if overlap(u, array) or overlap(v, array):
-            return False
-    words[0], words[1], words[2] = digest, size, 0
-    words[head - 2], words[head - 1] = kind, nbytes
-    if factors:
-        parcel = words[head:].view(u.dtype)
-        parcel[: u.size] = flat(u)
-        parcel[u.size : u.size + v.size] = flat(v)
-    return True
+        apart = apart and not (overlap(u, array) or overlap(v, array))
+    return apart
 
 
 @njit(**_OPTIONS)
-def _parcel(words, head, nbytes, ranks, first, rank):
-    """Return the words that a rank has sent behind its header; they are in the order of `sfb.rounds`."""
-    length = (nbytes + 7) // 8
-    place = rank ^ first if ranks & (ranks - 1) == 0 else (rank - first) % ranks
-    start = place * (head + length) + head
-    return words[start : start + length]
+def _begin(words, head, digest, samples, kind, nbytes):
+    """Write the header of a rank that is a node."""
+    words[0], words[1], words[2] = digest, samples, 0
+    words[head - 2], words[head - 1] = kind, nbytes
+
+
+def _trade(t, *between):
+    """The signature of both below: of the rounds, what is between, and the arrays of the call."""
+    i, words = types.int64, _array(types.int64, 1)
+    return i(
+        words, _array(i, 2), words, *[i] * 3, words, *between, *[_array(t, 2, readonly=True)] * 2, *[_array(t, 2)] * 3
+    )
 
 
 @njit(
-    [
-        types.void(_array(types.int64, 1), *[types.int64] * 4, *[_array(t, 2)] * 2)
-        for t in (types.float32, types.float64)
-    ],
+    [_trade(t, types.int64, types.int64, types.int64, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS],
     **_OPTIONS,
 )
-def take_factors(words, head, nbytes, ranks, first, u, v):
-    """Put the factors in the messages of all ranks one behind another.
+def trade_sum(mpi, plan, state, spins, tag, head, words, digest, samples, kind, received, values, u, v, w, s, t):
+    """Exchange headers, and add up the values of all ranks, which are nodes; as `sfb.kernels.rounds.sum_values`.
 
     Args:
-        words: The messages, as `give` writes them, one behind another.
-        head: Words of a header.
-        nbytes: Of what follows it, of each.
-        ranks: How many there are.
-        first: Of them, whose message comes first; the others follow in the order of `sfb.rounds`.
-        u: m×K, where to.
-        v: m×D.
+        mpi: As of that.
+        plan: As of that.
+        state: As of that.
+        spins: As of that.
+        tag: As of that.
+        head: As of that.
+        words: As of that; the header is written here.
+        digest: Of the call, as `sfb.kernels.sync` compares them.
+        samples: S.
+        kind: Of what goes with the header.
+        received: As of `sum_values`.
+        values: K×D, likewise.
+        u: S×K, which the values have been made from.
+        v: S×D.
+        w: K×D, which the sum is to change.
+        s: K×D, likewise, or w.
+        t: K×D, likewise.
+
+    Returns:
+        `UNFIT` if the arrays do not fit, with nothing done, else as `sum_values`.
     """
-    flat_u, flat_v = flat(u), flat(v)
-    rows, columns = u.size // ranks, v.size // ranks
-    for rank in range(ranks):
-        parcel = _parcel(words, head, nbytes, ranks, first, rank).view(u.dtype)
-        flat_u[rank * rows : (rank + 1) * rows] = parcel[:rows]
-        flat_v[rank * columns : (rank + 1) * columns] = parcel[rows : rows + columns]
+    if state[0] == 0 and state[1] == 0:
+        if not _fits(u, v, w, s, t, samples, *values.shape):
+            return UNFIT
+        _begin(words, head, digest, samples, kind, 0)
+    return sum_values(mpi, plan, state, spins, tag, head, words, received, values)
 
 
 @njit(
-    [types.void(_array(types.int64, 1), *[types.int64] * 4, _array(t, 2)) for t in (types.float32, types.float64)],
+    [_trade(t, *[types.int64] * 4, types.boolean, _array(types.int64, 1), _array(t, 2), _array(t, 2)) for t in _FLOATS],
     **_OPTIONS,
 )
-def take_products(words, head, nbytes, ranks, first, total):
-    """Add up the products in the messages of all ranks, two at least, in the order of ranks; as `take_factors`."""
-    sums = flat(total)
-    one = _parcel(words, head, nbytes, ranks, first, 0).view(total.dtype)
-    other = _parcel(words, head, nbytes, ranks, first, 1).view(total.dtype)
-    for i in range(sums.size):
-        sums[i] = one[i] + other[i]
-    for rank in range(2, ranks):
-        other = _parcel(words, head, nbytes, ranks, first, rank).view(total.dtype)
-        for i in range(sums.size):
-            sums[i] += other[i]
+def trade(
+    mpi, plan, state, spins, tag, head, words, digest, samples, kind, nbytes, products, starts, one, two, u, v, w, s, t
+):
+    """Exchange headers and what follows them, of ranks which are nodes, and put it in order if all are alike.
+
+    Args:
+        mpi: As of `sfb.kernels.rounds.gather`.
+        plan: As of that.
+        state: As of that.
+        spins: As of that.
+        tag: As of that.
+        head: As of that.
+        words: As of that; this rank's message is written here.
+        digest: As of `trade_sum`.
+        samples: S.
+        kind: Of what follows the header.
+        nbytes: That it has.
+        products: Whether that is K×D, and there already; otherwise it is u and v.
+        starts: As of `gather`.
+        one: K×D, where the sum of the products goes; or m×K, where u of all ranks does.
+        two: The same; or m×D, for v.
+        u: S×K.
+        v: S×D.
+        w: K×D, as of `trade_sum`.
+        s: K×D.
+        t: K×D.
+
+    Returns:
+        `UNFIT` if the arrays do not fit, with nothing done, else as `gather`.
+    """
+    length = head + (nbytes + 7) // 8
+    if state[0] == 0 and state[1] == 0:
+        if not _fits(u, v, w, s, t, samples, one.shape[0] if products else one.shape[1], two.shape[1]):
+            return UNFIT
+        _begin(words, head, digest, samples, kind, nbytes)
+        starts[0], starts[1] = 0, length
+        if not products:
+            parcel = words[head:].view(u.dtype)
+            parcel[: u.size] = flat(u)
+            parcel[u.size : u.size + v.size] = flat(v)
+    code = gather(mpi, plan, state, spins, tag, head, words, starts)
+    if code == rounds.DONE and state[ALIKE] != 0:
+        ranks, me = plan[-1, 0], plan[-1, 1]
+        for rank in range(ranks):
+            # As `sfb.rounds` orders them.
+            place = rank ^ me if ranks & (ranks - 1) == 0 else (rank - me) % ranks
+            start = place * length + head
+            parcel = words[start : start + length - head].view(u.dtype)
+            if products:
+                _add(flat(one), parcel, rank == 0)
+            else:
+                flat(one)[rank * u.size : (rank + 1) * u.size] = parcel[: u.size]
+                flat(two)[rank * v.size : (rank + 1) * v.size] = parcel[u.size : u.size + v.size]
+    return code
 
 
 def phase(kind, progress, pieces):

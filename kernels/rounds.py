@@ -5,9 +5,9 @@ The functions and handles of MPI are given as numbers, so that nothing here depe
     mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
 
 `sfb.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it, and the
-ranks from which and to which messages go; the last row says how many nodes there are. The state of a call is `STATE`
-words, 0 at first: the rounds that are over, whether messages of the next are under way, their requests, a flag, whether
-values do not fit, whether all messages are alike, and room for what MPI says of them.
+ranks from which and to which messages go; the last row says how many nodes there are, and which this is. The state of a
+call is `STATE` words, 0 at first: the rounds that are over, whether messages of the next are under way, their requests,
+a flag, whether values do not fit, whether all messages are alike, and room for what MPI says of them.
 """
 
 from llvmlite import ir
@@ -16,10 +16,10 @@ from numba.extending import intrinsic
 from sfb.kernels._vectors import flat
 from sfb.kernels.sync import yield_core
 
-__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "WAITING", "gather", "sum_values"]
+__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "gather", "sum_values"]
 
-# What a call returns, unless it is the negative of an error code of MPI.
-WAITING, DONE = 0, 1
+# What a call returns, unless it is the negative of an error code of MPI; the last only by those that call these.
+WAITING, DONE, UNFIT = 0, 1, 2
 # Words of a state, more than any MPI needs, where its requests are, and whether all messages are alike in the end.
 STATE, REQUESTS, ALIKE = 24, 2, 6
 _FLAG, _UNFIT, _STATUSES = 4, 5, 7

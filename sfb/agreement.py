@@ -105,6 +105,7 @@ class Agreement:
         room: Memory for the parcel of the next such call, bytes; empty where none may be sent.
         spare: Where the parcels of all may be put in order, bytes; likewise.
         summed: Memory for values to be summed in such a call, bytes; empty where there are none.
+        received: Memory for messages, words; in place of ``spare``.
         rounds: Of messages between nodes.
     """
 
@@ -128,7 +129,7 @@ class Agreement:
         self.room = self.words[self.head : self.head + room].view(np.uint8)
         self.spare = np.empty(8 * nodes * room, np.uint8)
         self.summed = np.empty(SUMMED if room and self.rounds.sums else 0, np.uint8)
-        self._received = self.spare.view(np.int64)
+        self.received = self.spare.view(np.int64)
 
     def check(
         self,
@@ -143,6 +144,11 @@ class Agreement:
         meeting = self.open(call, signature, describe, size=size, error=error, wait=True)
         run(self.steps(meeting))
         return meeting
+
+    @property
+    def following(self) -> int:
+        """The number that the next call will have."""
+        return self._number + 1
 
     def begin(self) -> int:
         """Return the number of the next call."""
@@ -239,18 +245,6 @@ class Agreement:
         meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
         return meeting
 
-    def carry(self, call: str, number: int, length: int, values: np.ndarray | None = None) -> list[int] | None:
-        """Exchange the messages of ranks that are nodes, waiting; this rank's, of ``length`` words, is in `words`.
-
-        Or sum ``values``, as `open` says.
-
-        Returns:
-            None if all agree, sizes and kinds of the parcels included; otherwise `Meeting.starts`.
-        """
-        if values is None:
-            return self.rounds.gather_again(call, number, self.words, length)
-        return self.rounds.sum_again(call, number, self.words, self._received, values)
-
     def carried(self, meeting: Meeting, starts: list[int]) -> None:
         """Let `steps` go on from messages that have been exchanged, with a meeting that the board has not seen."""
         meeting.starts = starts
@@ -337,7 +331,7 @@ class Agreement:
             words[: 3 * board.ranks] = board.headers(meeting.number).reshape(-1)
             words[head - 2], words[head - 1] = meeting.parcel
             if meeting.values is not None:
-                starts = yield from rounds.sum(meeting.call, meeting.number, words, self._received, meeting.values)
+                starts = yield from rounds.sum(meeting.call, meeting.number, words, self.received, meeting.values)
             else:
                 length = head + (meeting.parcel[1] + 7) // 8
                 starts = yield from rounds.gather(meeting.call, meeting.number, words, length, patience)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from numbers import Real
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,17 +159,22 @@ class Seen:
         assign.array = recvbuf
         return assign
 
-    def holds(self, recvbuf: Any) -> bool:
-        """Return whether this is about ``recvbuf``, with the arrays that it has now."""
+    def same(self, recvbuf: Any) -> bool:
+        """Return whether this is about ``recvbuf`` and its arrays, whatever has become of their kind."""
         if not self.complete or id(self._recvbuf()) != id(recvbuf):
             return False
-        arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
-        if len(arrays) != len(self._arrays):
+        if self._is_array:
+            return True
+        arrays = recvbuf.array, *recvbuf.state
+        known = [reference() for reference in self._arrays]
+        return len(arrays) == len(known) and all(map(is_, arrays, known))
+
+    def holds(self, recvbuf: Any) -> bool:
+        """Return whether this is about ``recvbuf``, with the arrays that it has now."""
+        if not self.same(recvbuf):
             return False
-        for reference, array in zip(self._arrays, arrays, strict=True):
-            if reference() is not array or not is_receiver(array) or array.shape != self.shape:
-                return False
-        return True
+        arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
+        return all(is_receiver(array) and array.shape == self.shape for array in arrays)
 
     def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
         """Return what has to be equal on all ranks, if it has been before."""

@@ -522,23 +522,22 @@ class Comm(MPI.Intracomm):
         """
         agree, began = self._team.agree, perf_counter()
         try:
-            if op is not MPI.SUM or type(factors) is not Factors or not seen.holds(recvbuf):
+            if op is not MPI.SUM or type(factors) is not Factors or not seen.same(recvbuf):
                 return None
             receiver = seen.receiver(recvbuf)
             signature = seen.known(algorithm, receiver)
             last = None if signature is None else signature.again
             if signature is None or last is None or not last.plan.kept:
                 return None
-            carried, digest = last.carried, signature.digest(call)
-            length = carried.give(digest, factors, receiver)
+            carried, digest, number = last.carried, signature.digest(call), agree.following
+            carried.prepare(factors)
         except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
             return None
-        if not length:
+        prepared = perf_counter()
+        if not carried.trade(call, number, digest, factors, receiver):
             return None
-        given = perf_counter()
-        number = agree.begin()
-        starts = agree.carry(call, number, length, carried.values)
-        if starts is None:
+        agree.begin()
+        if carried.agreed:
             taking = perf_counter()
             receiver.begin()
             carried.take(receiver)
@@ -548,9 +547,9 @@ class Comm(MPI.Intracomm):
         def describe() -> str:
             return describe_call(factors, recvbuf, algorithm)
 
-        parcel = Parcel(last.name, carried.kind, carried.nbytes, carried.values, given - began)
-        meeting = Meeting(call, number, digest, last.samples, describe, None, (carried.kind, carried.nbytes))
-        agree.carried(meeting, starts)
+        parcel = carried.parcel._replace(seconds=prepared - began)
+        meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
+        agree.carried(meeting, carried.starts)
         return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel)
 
     def _steps(

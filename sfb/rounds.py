@@ -58,10 +58,10 @@ class Rounds:
             plan.append((known, len(learnt), learnt[0][0], target))
             self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
-        self._plan = np.array([*plan, (nodes, 0, 0, 0)], np.int64)
+        self._plan = np.array([*plan, (nodes, home, 0, 0)], np.int64)
         self._mpi = _describe(world)
         # Memory of the calls that are under way, which MPI may write to.
-        self._under_way: dict[int, tuple[np.ndarray, ...]] = {}
+        self._under_way: dict[int, tuple[Any, ...]] = {}
 
     def gather(
         self, call: str, number: int, words: np.ndarray, length: int, patience: float | None = None
@@ -100,19 +100,27 @@ class Rounds:
             yield moment
         return self._headers
 
-    def gather_again(self, call: str, number: int, words: np.ndarray, length: int) -> list[int] | None:
-        """`gather`, waiting; return None if the headers of all nodes, each of one rank, are the same."""
-        moment, starts = self._gathering(call, number, words, length)
-        moment.Wait()
-        return None if moment.alike else starts.tolist()
+    def repeat(
+        self, call: str, number: int, kernel: Callable[..., int], state: np.ndarray, arguments: tuple[Any, ...]
+    ) -> bool:
+        """Run one of the kernels that trade, waiting, and return whether it did; ``state`` tells what came of it.
 
-    def sum_again(
-        self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray
-    ) -> list[int] | None:
-        """`sum`, likewise."""
-        moment = self._summing(call, number, words, received, values)
-        moment.Wait()
-        return None if moment.alike else self._headers
+        Args:
+            call: The user's call, for messages.
+            number: Of the call.
+            kernel: Of `sfb.kernels.exchange`.
+            state: Of such calls.
+            arguments: From ``words`` on.
+        """
+        kernels = self._kernels
+        state.fill(0)
+        try:
+            code = kernel(self._mpi, self._plan, state, _SPINS, number % _TAGS, self._head, *arguments)
+        except (TypeError, AttributeError):  # it is not compiled for such arguments
+            return False
+        if code != kernels.DONE and code != kernels.UNFIT:
+            _Moment(self, call, number, kernel, arguments, state).Wait()
+        return code != kernels.UNFIT
 
     def _gathering(self, call: str, number: int, words: np.ndarray, length: int) -> tuple[_Moment, np.ndarray]:
         starts = np.empty(len(self.order) + 1, np.int64)
@@ -131,29 +139,31 @@ class _Moment:
         call: The user's call, for messages.
         number: Of the call.
         kernel: What does them.
-        arrays: That it takes.
+        arguments: That it takes, from ``words`` on.
+        state: Of the call, if it has begun.
     """
 
     def __init__(
-        self, rounds: Rounds, call: str, number: int, kernel: Callable[..., int], arrays: tuple[np.ndarray, ...]
+        self,
+        rounds: Rounds,
+        call: str,
+        number: int,
+        kernel: Callable[..., int],
+        arguments: tuple[Any, ...],
+        state: np.ndarray | None = None,
     ) -> None:
         self._rounds = rounds
         self._call = call
         self._number = number
         self._kernel = kernel
-        self._state = np.zeros(rounds._kernels.STATE, np.int64)
-        self._arrays = arrays
-        rounds._under_way[number] = self._state, *arrays
+        self._state = np.zeros(rounds._kernels.STATE, np.int64) if state is None else state
+        self._arguments = arguments
+        rounds._under_way[number] = self._state, *arguments
 
     @property
     def known(self) -> int:
         """Nodes whose messages have come, this one among them."""
         return int(self._rounds._plan[self._state[0], 0])
-
-    @property
-    def alike(self) -> bool:
-        """Whether all headers, each of one rank, are the same, and so is what follows them."""
-        return bool(self._state[self._rounds._kernels.ALIKE])
 
     def Test(self) -> bool:
         return self._go(0)
@@ -174,7 +184,9 @@ class _Moment:
 
     def _go(self, spins: int) -> bool:
         rounds, number = self._rounds, self._number
-        code = self._kernel(rounds._mpi, rounds._plan, self._state, spins, number % _TAGS, rounds._head, *self._arrays)
+        code = self._kernel(
+            rounds._mpi, rounds._plan, self._state, spins, number % _TAGS, rounds._head, *self._arguments
+        )
         if code == rounds._kernels.WAITING:
             return False
         if code < 0:

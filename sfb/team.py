@@ -24,7 +24,8 @@ STALL = 60.0  # seconds that a rank waits for others before it says so
 
 
 def _import_kernels() -> None:
-    import sfb.kernels.arrays  # noqa: F401 - compiles it, and the board's
+    import sfb.kernels.arrays  # compiles it, and the board's
+    import sfb.kernels.rounds  # noqa: F401
 
 
 class Team:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,78 +26,78 @@ class Carried:
     those meanwhile.
 
     Args:
-        problem: The exchange; it is `Problem.carried`.
+        problem: The exchange; its data went with the headers last time.
         team: The ranks.
         parcel: What this rank sent.
         products: Whether that was its product rather than its factors.
 
     Attributes:
-        kind: The algorithm's number in `sfb.collectives.PARCELS`.
-        nbytes: Of a rank's parcel.
-        values: What is summed in its place, if anything is.
+        parcel: As above.
     """
 
     def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
-        from sfb.kernels import exchange
+        from sfb.kernels import exchange, rounds
 
-        self._exchange = exchange
-        self._team = team
+        self.parcel = parcel
+        self._rounds = team.agree.rounds
+        self._threads = team.threads
+        self._alike = rounds.ALIKE
+        self._state = np.zeros(rounds.STATE, np.int64)
+        self._starts = np.arange(team.size + 1) * team.agree.head  # where headers begin that nothing follows
         self._samples = problem.deepest
-        self.kind, self.nbytes, self.values = parcel.kind, parcel.nbytes, parcel.values
-        agree = team.agree
-        self._words, self._head = agree.words, agree.head
-        self._length = self._head + (self.nbytes + 7) // 8 if self.values is None else self._head
-        messages = self._words, self._head, self.nbytes, team.size, team.rank
-        rows, columns = problem.shape
+        self._rows, columns = problem.shape
         self._product: np.ndarray | None = None
-        self._take: Callable[[Receiver], None]
-        if self.values is not None:
-            summed = self._product = self.values
-
-            def take_sum(receiver: Receiver) -> None:
-                receiver.update_dense(summed, 0, rows, threads=team.threads)
-
-            self._take = take_sum
-        elif products:
-            self._product, total = (
-                memory[: self.nbytes].view(problem.dtype).reshape(problem.shape) for memory in (agree.room, agree.spare)
+        agree = team.agree
+        self._words = agree.words
+        self._kernel: Callable[..., int]
+        self._rest: tuple[Any, ...]
+        if parcel.values is not None:
+            self._product = self._sum = parcel.values
+            self._kernel, self._rest = exchange.trade_sum, (parcel.kind, agree.received, parcel.values)
+            return
+        elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
+        if products:
+            self._product, self._sum = (
+                memory[: parcel.nbytes].view(problem.dtype).reshape(problem.shape)
+                for memory in (agree.room, agree.spare)
             )
-
-            def take_products(receiver: Receiver) -> None:
-                exchange.take_products(*messages, total)
-                receiver.update_dense(total, 0, rows, threads=team.threads)
-
-            self._take = take_products
+            first = second = self._sum
         else:
-            elements = agree.spare[: team.size * self.nbytes].view(problem.dtype)
-            middle = problem.depth * rows
-            u = elements[:middle].reshape(problem.depth, rows)
-            v = elements[middle:].reshape(problem.depth, columns)
+            middle = problem.depth * self._rows
+            self._u = first = elements[:middle].reshape(problem.depth, self._rows)
+            self._v = second = elements[middle:].reshape(problem.depth, columns)
+        self._kernel, self._rest = exchange.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
 
-            def take_factors(receiver: Receiver) -> None:
-                exchange.take_factors(*messages, u, v)
-                receiver.update(u, v, 0, rows, threads=team.threads)
+    def prepare(self, factors: Factors) -> None:
+        """Form the product, if that is what is sent."""
+        if self._product is not None:
+            kernels.rebuild(factors.u, factors.v, self._product, threads=self._threads)
 
-            self._take = take_factors
-
-    def give(self, digest: int, factors: Factors, receiver: Receiver) -> int:
-        """Write this rank's message, and return its words; 0 if that is not what the arguments ask for."""
+    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool:
+        """Exchange messages with the other ranks; return False, with nothing done, if that is not what is asked for."""
         array, state = receiver.array, receiver.state
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
-        u, v, product = factors.u, factors.v, self._product
+        u, v = factors.u, factors.v
         if not (type(u) is type(v) is np.ndarray):  # nor a masked array
-            return 0
-        words, head, give = self._words, self._head, self._exchange.give
-        try:
-            if not give(words, head, digest, self._samples, self.kind, self.nbytes, product is None, u, v, array, s, t):
-                return 0
-        except (TypeError, AttributeError):
-            return 0
-        if product is not None:
-            kernels.rebuild(u, v, product, threads=self._team.threads)
-        return self._length
+            return False
+        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t
+        return self._rounds.repeat(call, number, self._kernel, self._state, arguments)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all ranks have done the same."""
+        return bool(self._state[self._alike])
+
+    @property
+    def starts(self) -> list[int]:
+        """`sfb.agreement.Meeting.starts`."""
+        starts: list[int] = self._starts.tolist()
+        return starts
 
     def take(self, receiver: Receiver) -> None:
-        """Update the receiver from the messages of all ranks."""
-        self._take(receiver)
+        """Update the receiver."""
+        if self._product is not None:
+            receiver.update_dense(self._sum, 0, self._rows, threads=self._threads)
+        else:
+            receiver.update(self._u, self._v, 0, self._rows, threads=self._threads)
