@@ -59,7 +59,7 @@ class Rounds:
             self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
         self._plan = np.array([*plan, (nodes, home, 0, 0)], np.int64)
-        self._mpi = _describe(world)
+        self._mpi = _describe(world) if nodes > 1 else np.empty(0, np.int64)
         # Memory of the calls that are under way, which MPI may write to.
         self._under_way: dict[int, tuple[Any, ...]] = {}
 
@@ -118,9 +118,11 @@ class Rounds:
             code = kernel(self._mpi, self._plan, state, _SPINS, number % _TAGS, self._head, *arguments)
         except (TypeError, AttributeError):  # it is not compiled for such arguments
             return False
-        if code != kernels.DONE and code != kernels.UNFIT:
+        if code == kernels.WAITING:
             _Moment(self, call, number, kernel, arguments, state).Wait()
-        return code != kernels.UNFIT
+        elif code < 0:
+            raise MPI.Exception(-code)
+        return bool(code != kernels.UNFIT)
 
     def _gathering(self, call: str, number: int, words: np.ndarray, length: int) -> tuple[_Moment, np.ndarray]:
         starts = np.empty(len(self.order) + 1, np.int64)
@@ -209,6 +211,9 @@ class _Moment:
 def _describe(comm: MPI.Intracomm) -> np.ndarray:
     """Return what `sfb.kernels.rounds` takes of MPI."""
     library = ctypes.CDLL(MPI.__file__)  # what this is linked with counts, too
+    missing = [name for name in _FUNCTIONS if not hasattr(library, name)]
+    if missing:
+        raise ImportError(f"the library that mpi4py is linked with does not export {', '.join(missing)}")
     functions = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _FUNCTIONS]
     handles = [MPI._handleof(comm), MPI._handleof(MPI.BYTE), MPI._sizeof(MPI.Request)]
     return np.array([*functions, *handles], np.uint64).view(np.int64)

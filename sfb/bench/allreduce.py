@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ import sfb
 from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.collectives import ALGORITHMS
 from sfb.environment import describe, header
-from sfb.plan import AUTO
+from sfb.plan import AUTO, TIMED
 from sfb.threads import limit_process
 from sfb.warmup import warmup
 
@@ -138,8 +139,8 @@ class _Case:
         factors = self._factors(samples)
         names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
         taken: dict[str, tuple[str, int]] = {}
-        predicted = self._predict(factors, names)
         calls = {name: self._candidate(name, factors, taken) for name in names}
+        predicted = self._predict(factors, calls)
         times = measure(
             self._world,
             calls,
@@ -157,15 +158,23 @@ class _Case:
             for name in names
         ]
 
-    def _predict(self, factors: sfb.Factors, names: Sequence[str]) -> dict[str, float | None]:
-        """Return the estimate of each algorithm, after letting "auto" time its contenders."""
+    def _predict(
+        self, factors: sfb.Factors, calls: dict[str, Callable[[], tuple[float, float]]]
+    ) -> dict[str, float | None]:
+        """Return the estimate of each algorithm, after letting "auto" time its contenders.
+
+        It does so amid the others, as it will be timed: they leave their data in caches, and messages in the network.
+        """
         receiver = self._receivers[False]
         found: dict[str, float | None] = {}
-        for name in names:
+        others = cycle(call for name, call in calls.items() if name != AUTO)
+        for name in calls:
             if name == MPI_OWN:
                 continue
             while (plan := self._comm.plan(factors, receiver, algorithm=name)).trial is not None:
-                self._comm.Allreduce(factors, receiver, algorithm=name)
+                for _ in range(TIMED):
+                    next(others)()
+                    calls[name]()
             found[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
         return found
 
