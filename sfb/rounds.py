@@ -193,7 +193,7 @@ class _Moment:
             return False
         if code < 0:
             raise MPI.Exception(-code)
-        del rounds._under_way[number]
+        rounds._under_way.pop(number, None)
         return True
 
     def _cancel(self) -> None:
@@ -205,7 +205,7 @@ class _Moment:
             if request != MPI.REQUEST_NULL:
                 request.Cancel()
                 request.Wait()
-        del self._rounds._under_way[self._number]
+        self._rounds._under_way.pop(self._number, None)
 
 
 def _describe(comm: MPI.Intracomm) -> np.ndarray:

@@ -43,7 +43,8 @@ class Carried:
         self._threads = team.threads
         self._alike = rounds.ALIKE
         self._state = np.zeros(rounds.STATE, np.int64)
-        self._starts = np.arange(team.size + 1) * team.agree.head  # where headers begin that nothing follows
+        # Where headers begin that nothing follows.
+        self._starts = np.arange(team.size + 1, dtype=np.int64) * team.agree.head
         self._samples = problem.deepest
         self._rows, columns = problem.shape
         self._product: np.ndarray | None = None
