@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from sfb.board import Board
 from sfb.collectives.call import ALONE
-from sfb.collectives.problem import CARRIED, SUMMED
+from sfb.collectives.problem import CARRIED
 from sfb.profile import ProfileError
 from sfb.progress import run
 from sfb.rounds import Rounds
@@ -127,9 +127,9 @@ class Agreement:
         room = CARRIED // nodes // 8 if nodes > 1 and self._largest == 1 else 0
         self.words = np.empty(nodes * (self.head + room), np.int64)
         self.room = self.words[self.head : self.head + room].view(np.uint8)
-        self.spare = np.empty(8 * nodes * room, np.uint8)
-        self.summed = np.empty(SUMMED if room and self.rounds.sums else 0, np.uint8)
-        self.received = self.spare.view(np.int64)
+        self.received = np.empty_like(self.words)
+        self.spare = self.received.view(np.uint8)
+        self.summed = np.empty(8 * room if self.rounds.sums else 0, np.uint8)
 
     def check(
         self,

@@ -110,6 +110,25 @@ def test_algorithms_that_differ_between_nodes(lone_comm, world, shape):
     np.testing.assert_array_equal(g, 2 * world.size)
 
 
+@pytest.mark.parametrize("part", [1, 2])
+def test_the_largest_messages_of_nodes_that_differ(lone_comm, world, part):
+    """A product that is as much as the rounds take along, or twice that, meets factors of that size."""
+    if world.size == 1:
+        pytest.skip("needs ranks that can disagree")
+    room = (1 << 17) // world.size
+    rows, samples = 8 * part, 7
+    shape = rows, room // 64
+    factors = sfb.Factors(*(np.ones((samples, n)) for n in shape))
+    first, second = np.empty(shape), np.empty(shape)
+    for algorithm in ("broadcast", "dense"):
+        lone_comm.Allreduce(factors, first, algorithm=algorithm)
+    with pytest.raises(sfb.MismatchError, match="'dense'"):
+        lone_comm.Allreduce(factors, first, algorithm="dense" if world.rank else "broadcast")
+    for target in (first, second if world.rank else first):  # one that rank 0 alone knows does not travel
+        lone_comm.Allreduce(factors, target, algorithm="dense")
+        np.testing.assert_array_equal(target, samples * world.size)
+
+
 @CARRIED
 def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world, algorithm, shape):
     """Some send data with their headers and others do not yet: they go by a collective then."""

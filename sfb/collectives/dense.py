@@ -14,7 +14,7 @@ import numpy as np
 import sfb.kernels as kernels
 from sfb.collectives import quick
 from sfb.collectives.call import POSTED, Call
-from sfb.collectives.problem import SUMMED, Problem
+from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
 from sfb.profile import Use
@@ -173,7 +173,7 @@ def _message(problem: Problem, team: Team) -> int:
 def _summed(problem: Problem) -> bool:
     """Return whether the products are added up in the rounds of an agreement, as they are small."""
     power = problem.ranks & (problem.ranks - 1) == 0
-    return problem.alone and power and problem.dense_bytes <= min(SUMMED, problem.max_bytes // 3)
+    return problem.alone and power and problem.dense_bytes <= min(problem.room, problem.max_bytes // 3)
 
 
 def _rounds(problem: Problem) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sfb.profile import Place, Use
 
-__all__ = ["CARRIED", "MAX_BYTES", "SUMMED", "Problem", "spread"]
+__all__ = ["CARRIED", "MAX_BYTES", "Problem", "spread"]
 
 # Default ceiling of a rank's buffers for one exchange.
 MAX_BYTES = 1 << 30
@@ -21,9 +21,6 @@ _PACKED = 1 << 15
 
 # Bytes of all ranks together up to which they go with the headers of the agreement rather than in a round of their own.
 CARRIED = 1 << 17
-
-# Bytes of a sum up to which it is begun by the agreement.
-SUMMED = CARRIED // 2
 
 
 def spread(ranks: int, nodes: int) -> list[int]:
@@ -130,9 +127,14 @@ class Problem:
         """Whether ranks, several of them, are nodes, so that the agreement may take along what they send."""
         return 1 < self.ranks == self.place.nodes and self.wire is None
 
+    @property
+    def room(self) -> int:
+        """Bytes that a rank may send with its header: whatever others send, the messages of all have room then."""
+        return CARRIED // self.ranks // 8 * 8
+
     def carried(self, nbytes: int) -> bool:
         """Return whether so many bytes of each rank go with the headers of the agreement."""
-        return self.alone and self.fits and nbytes <= CARRIED // self.ranks // 8 * 8
+        return self.alone and self.fits and nbytes <= self.room
 
     @staticmethod
     def carried_cost(nbytes: float) -> list[Use]:
