@@ -2,8 +2,9 @@
 
 Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
 can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
-(`sfb.kernels.sync`). Between nodes one call does what a rank does when it repeats a small exchange, but for the work on
-its matrix.
+(`sfb.kernels.sync`). A rank that repeats an exchange writes its data before it shows its header: if all do, they need
+not wait for each other's data once they agree. Between nodes one call does what a rank does when it repeats a small
+exchange, but for the work on its matrix.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -14,12 +15,23 @@ from sfb.kernels._loops import accumulate, overlap, reduce, update, update_dense
 from sfb.kernels._vectors import flat
 from sfb.kernels.rounds import ALIKE, UNFIT, gather, sum_values
 from sfb.kernels.rules import ASSIGN, SGD
-from sfb.kernels.sync import ARRIVED, DONE, now, reach, reached
+from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, RING, WORDS, look, meet, now, reach, reached
 
-__all__ = ["FIRST", "dense", "node", "phase", "trade", "trade_sum"]
+__all__ = ["FIRST", "PROGRESS", "REFUSED", "dense", "node", "open_dense", "open_node", "phase", "trade", "trade_sum"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
+
+# Words of what tells where an exchange inside a node has got to: its stage; nanoseconds of work; and whether all ranks
+# have written their data before they agreed.
+PROGRESS = 3
+_STAGE, _WORK, _AHEAD = range(PROGRESS)
+# The stage in which a rank has shown its header, before it knows those of all.
+_SHOWN = -1
+# What stands in a header, in place of the time, for data that have been written: of factors, of a product.
+_FACTORS, _PRODUCT = -1, -2
+# What an opening returns, beside what `sfb.kernels.sync.look` does, if the arrays do not fit.
+REFUSED = -1
 
 _SMALL = "a kernel refused the arrays or the scratch of an exchange"
 
@@ -68,10 +80,97 @@ def _take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
         raise RuntimeError(_SMALL)
 
 
-@njit(
-    [_signature(t, _array(t, 2), _array(t, 2), types.UniTuple(types.int64, 3)) for t in _FLOATS],
-    **_OPTIONS,
-)
+@njit(**_OPTIONS)
+def _product(u, v, slab, low, rows, scratch):
+    """Form rows of uᵀv, from ``low`` on, in a slab; return whether that was possible."""
+    mine = slab[: rows * v.shape[1]].reshape(rows, v.shape[1])
+    return accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch) == _loops.DONE
+
+
+@njit(**_OPTIONS)
+def _fits(u, v, w, s, t, samples, rows, columns):
+    """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
+    if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:
+        return False
+    if u.shape != (samples, rows) or v.shape != (samples, columns):
+        return False
+    apart = True
+    for array in (w, s, t):
+        apart = apart and not (overlap(u, array) or overlap(v, array))
+    return apart
+
+
+@njit(**_OPTIONS)
+def _meet(board, place, call, progress, digest, samples, kind, stage):
+    """Show a header that says that data of a kind have been written, or look again; return what `look` does.
+
+    If all agree, the exchange goes on at ``stage``, where it waits for the data unless all have written theirs.
+    """
+    ranks, me, spins, patience = place
+    if progress[_STAGE] == 0:
+        progress[_STAGE] = _SHOWN
+        verdict = meet(board, ranks, me, call, digest, samples, kind, spins, patience)
+    else:
+        verdict = look(board, ranks, me, call, spins, patience)
+    if verdict == AGREED:
+        progress[_AHEAD] = 1
+        for rank in range(ranks):
+            if board[(rank * RING + call % RING) * WORDS + 2] != kind:
+                progress[_AHEAD] = 0
+        if progress[_AHEAD] == 0:
+            reach(board, me, call, FIRST)
+        progress[_STAGE] = stage
+    return verdict
+
+
+def _opening(t, *between):
+    """The signature of both openings: about the call, u and v, what is between, and the arrays of the receiver."""
+    i = types.int64
+    start = [_array(i, 1), types.UniTuple(i, 4), i, i, _array(i, 1), i, i]
+    return i(*start, *[_array(t, 2, readonly=True)] * 2, *between, *[_array(t, 2)] * 3, _array(t, 1))
+
+
+_NODE = {t: (_array(t, 2), _array(t, 2), types.UniTuple(types.int64, 3)) for t in _FLOATS}
+_DENSE = {t: (_array(t, 2), types.int64, types.int64) for t in _FLOATS}
+
+
+@njit([_opening(t, *between) for t, between in _NODE.items()], **_OPTIONS)
+def open_node(board, place, call, user, progress, digest, samples, u, v, all_u, all_v, rows, w, s, t, scratch):
+    """Copy this rank's factors among those of all, and agree with them to go on with `node`.
+
+    Arguments as of `node`, but for: ``digest`` and ``samples``, this rank's header.
+
+    Returns:
+        `REFUSED` if the arrays do not fit, with nothing shown, else as `sfb.kernels.sync.look`: if ranks are missing,
+        to be called again.
+    """
+    if progress[_STAGE] == 0:
+        if not _fits(u, v, w, s, t, samples, all_u.shape[1], all_v.shape[1]):
+            return REFUSED
+        if user > 0 and not reached(board, 0, place[0], user, DONE, place[2], place[3]):
+            return PENDING
+        _copy(u, all_u, rows[0])
+        _copy(v, all_v, rows[0])
+    return _meet(board, place, call, progress, digest, samples, _FACTORS, 1)
+
+
+@njit([_opening(t, *between) for t, between in _DENSE.items()], **_OPTIONS)
+def open_dense(board, place, call, user, progress, digest, samples, u, v, slabs, high, pieces, w, s, t, scratch):
+    """Form the first piece of this rank's product, and agree with the others to go on with `dense`; as `open_node`."""
+    if progress[_STAGE] == 0:
+        rows = min(high, w.shape[0])
+        if pieces == 0 or rows * w.shape[1] > slabs.shape[1] or not _fits(u, v, w, s, t, samples, *w.shape):
+            return REFUSED
+        if user > 0 and not reached(board, 0, place[0], user, DONE, place[2], place[3]):
+            return PENDING
+        began = now()
+        if not _product(u, v, slabs[place[1]], 0, rows, scratch):
+            return REFUSED
+        progress[_WORK] = now() - began
+    return _meet(board, place, call, progress, digest, samples, _PRODUCT, 2)
+
+
+@njit([_signature(t, *between) for t, between in _NODE.items()], **_OPTIONS)
 def node(
     board,
     place,
@@ -101,7 +200,7 @@ def node(
         place: Its ranks, this one's number, looks to wait for, and looks before the core is yielded.
         call: Number of this call.
         user: That of the call that used ``all_u`` and ``all_v`` last, or 0.
-        progress: Where to resume, 0 at first, and nanoseconds of work so far.
+        progress: `PROGRESS` words, 0 at first.
         u: S×K, this rank's.
         v: S×D.
         all_u: m×K, of all ranks, in memory that they share.
@@ -120,28 +219,25 @@ def node(
     """
     ranks, me, spins, patience = place
     low, start, stop = rows
-    if progress[0] == 0:
+    if progress[_STAGE] == 0:
         if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
             return False
         _copy(u, all_u, low)
         _copy(v, all_v, low)
         reach(board, me, call, FIRST)
-        progress[0] = 1
-    if progress[0] == 1:
-        if not reached(board, 0, ranks, call, FIRST, spins, patience):
+        progress[_STAGE] = 1
+    if progress[_STAGE] == 1:
+        if progress[_AHEAD] == 0 and not reached(board, 0, ranks, call, FIRST, spins, patience):
             return False
         began = now()
         _take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, start, stop, scratch)
-        progress[1] += now() - began
+        progress[_WORK] += now() - began
         reach(board, me, call, DONE)
-        progress[0] = 2
+        progress[_STAGE] = 2
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
 
 
-@njit(
-    [_signature(t, _array(t, 2), types.int64, types.int64) for t in _FLOATS],
-    **_OPTIONS,
-)
+@njit([_signature(t, *between) for t, between in _DENSE.items()], **_OPTIONS)
 def dense(
     board,
     place,
@@ -172,24 +268,24 @@ def dense(
     """
     ranks, me, spins, patience = place
     columns = w.shape[1]
-    if progress[0] == 0:
+    if progress[_STAGE] == 0:
         if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
             return False
-        progress[0] = 1
-    while progress[0] <= 3 * pieces:
-        piece, stage = divmod(progress[0] - 1, 3)
+        progress[_STAGE] = 1
+    while progress[_STAGE] <= 3 * pieces:
+        piece, stage = divmod(progress[_STAGE] - 1, 3)
         low = piece * high
         rows = min(high, w.shape[0] - low)
         turn = slabs[piece % 2 * ranks : (piece % 2 + 1) * ranks]
         start, stop = rows * me // ranks, rows * (me + 1) // ranks
+        ahead = progress[_AHEAD] != 0 and piece == 0 and stage == 1
         if stage == 0:
             began = now()
-            mine = turn[me][: rows * columns].reshape(rows, columns)
-            if accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch) != _loops.DONE:
+            if not _product(u, v, turn[me], low, rows, scratch):
                 raise RuntimeError(_SMALL)
-            progress[1] += now() - began
+            progress[_WORK] += now() - began
             reach(board, me, call, FIRST + 2 * piece)
-        elif not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):
+        elif not ahead and not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):
             return False
         else:
             began = now()
@@ -199,27 +295,14 @@ def dense(
             if (stage == 1) == shared:
                 first, last = (low + start, low + stop) if shared else (low, low + rows)
                 update_dense(kind, p, total, w, s, t, low, first, last, 1.0)
-            progress[1] += now() - began
+            progress[_WORK] += now() - began
             if stage == 1 and not shared:
                 reach(board, me, call, FIRST + 2 * piece + 1)
-        progress[0] += 2 if stage == 1 and shared else 1
-    if progress[0] == 3 * pieces + 1:
+        progress[_STAGE] += 2 if stage == 1 and shared else 1
+    if progress[_STAGE] == 3 * pieces + 1:
         reach(board, me, call, DONE)
-        progress[0] += 1
+        progress[_STAGE] += 1
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
-
-
-@njit(**_OPTIONS)
-def _fits(u, v, w, s, t, samples, rows, columns):
-    """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
-    if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:
-        return False
-    if u.shape != (samples, rows) or v.shape != (samples, columns):
-        return False
-    apart = True
-    for array in (w, s, t):
-        apart = apart and not (overlap(u, array) or overlap(v, array))
-    return apart
 
 
 @njit(**_OPTIONS)
@@ -335,7 +418,9 @@ def trade(
 
 def phase(kind, progress, pieces):
     """Return the phase that an exchange waits for."""
-    stage = int(progress[0])
+    stage = int(progress[_STAGE])
+    if stage == _SHOWN:
+        return ARRIVED
     if kind == "node":
         return (DONE, FIRST, DONE)[stage]
     if stage == 0 or stage > 3 * pieces:

@@ -14,6 +14,7 @@ from sfb.agreement import Agreement, Meeting
 from sfb.checks import is_receiver
 from sfb.collectives import MAX_BYTES
 from sfb.collectives.carried import Carried
+from sfb.collectives.quick import Repeated
 from sfb.factors import Factors
 from sfb.plan import Plan, check_algorithm
 from sfb.profile import Profile
@@ -89,13 +90,13 @@ class Again(NamedTuple):
     """What the last exchange of a signature was, if the next one may repeat it.
 
     Attributes:
-        carried: That does it.
+        exchange: That does it.
         plan: By which it was done; only while that is kept.
         name: Of the algorithm taken.
         samples: S of this rank.
     """
 
-    carried: Carried
+    exchange: Carried | Repeated
     plan: Plan
     name: str
     samples: int

@@ -499,18 +499,24 @@ class Comm(MPI.Intracomm):
             self._timed = plan, name, round((seconds + extra) * 1e9)
         if carried is not None:
             seconds += parcel.seconds + began - shown
-            self._note_repeatable(opened, plan, name)
+        self._note_repeatable(opened, plan, name, doing)
         return self._report(plan, name, seconds, doing)
 
-    def _note_repeatable(self, opened: Opened, plan: Plan, name: str) -> None:
-        """Remember an exchange whose data went with the headers: the next one may repeat it."""
+    def _note_repeatable(self, opened: Opened, plan: Plan, name: str, doing: Call) -> None:
+        """Remember an exchange that the next one may repeat: its data went with the headers, or in one call."""
         seen, signature, meeting = opened.seen, opened.signature, opened.meeting
         assert seen is not None
         assert signature is not None
-        if plan.trial is None and meeting.counts is None and seen.complete:
+        if plan.trial is not None or meeting.counts is not None or not seen.complete or self._options.wire is not None:
+            return
+        if doing.parcels is not None:
             carried = Carried(plan.problem, self._team, opened.parcel, products=ALGORITHMS[name] is dense)
             signature.again = Again(carried, plan, name, meeting.size)
-            seen.repeatable = True
+        elif doing.repetition is not None:
+            signature.again = Again(doing.repetition(), plan, name, meeting.size)
+        else:
+            return
+        seen.repeatable = True
 
     def _reduce_again(
         self, call: str, seen: Seen, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
@@ -529,27 +535,25 @@ class Comm(MPI.Intracomm):
             last = None if signature is None else signature.again
             if signature is None or last is None or not last.plan.kept:
                 return None
-            carried, digest, number = last.carried, signature.digest(call), agree.following
-            carried.prepare(factors)
+            exchange, digest, number = last.exchange, signature.digest(call), agree.following
+            exchange.prepare(factors)
         except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
             return None
         prepared = perf_counter()
-        if not carried.trade(call, number, digest, factors, receiver):
+        if not exchange.trade(call, number, digest, factors, receiver):
             return None
         agree.begin()
-        if carried.agreed:
-            taking = perf_counter()
+        if exchange.agreed:
             receiver.begin()
-            carried.take(receiver)
-            rebuild = perf_counter() - taking
-            return Exchange(last.name, last.plan.problem.memo[last.name], taking - began, rebuild)
+            rebuild = exchange.take(receiver)
+            return Exchange(last.name, last.plan.problem.memo[last.name], perf_counter() - began - rebuild, rebuild)
 
         def describe() -> str:
             return describe_call(factors, recvbuf, algorithm)
 
-        parcel = carried.parcel._replace(seconds=prepared - began)
+        parcel = NO_PARCEL if exchange.parcel is None else exchange.parcel._replace(seconds=prepared - began)
         meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
-        agree.carried(meeting, carried.starts)
+        exchange.show(agree, meeting)
         return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel)
 
     def _steps(

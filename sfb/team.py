@@ -177,6 +177,10 @@ class Team:
             self._staged_by = user
         return self._staging, last
 
+    def staged(self, block: Block) -> int | None:
+        """Return the call that used the staging memory last, 0 if none did; None if that is no longer ``block``."""
+        return self._staged_by if self._staging is block else None
+
     def grow_staging(self, nbytes: int) -> None:
         """Have at least ``nbytes`` of staging memory; nobody may be using it; collective over the node."""
         if self._staging is None or self._staging.bytes.nbytes < nbytes:

@@ -11,17 +11,19 @@ from sfb.collectives.call import Call
 pytestmark = pytest.mark.mpi
 
 
-def test_a_rank_that_is_late_is_named(world, caplog):
+@pytest.mark.parametrize("algorithm", ["auto", "node", "dense"])
+def test_a_rank_that_is_late_is_named(world, caplog, algorithm):
     if world.size == 1:
         pytest.skip("needs ranks to wait for")
     with sfb.Comm(world, stall=0.2) as comm, caplog.at_level(logging.WARNING, "sfb"):
         factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
-        comm.Allreduce(factors, g)
+        for _ in range(2):
+            comm.Allreduce(factors, g, algorithm=algorithm)
         together = comm.node.size == world.size
         assert not caplog.records
         if world.rank == 1:
             sleep(0.7)
-        comm.Allreduce(factors, g)
+        comm.Allreduce(factors, g, algorithm=algorithm)
     messages = [record.getMessage() for record in caplog.records]
     if world.rank == 1:
         assert not messages
@@ -30,19 +32,21 @@ def test_a_rank_that_is_late_is_named(world, caplog):
         assert f"rank {world.rank} has waited" in messages[0]
 
 
-def test_messages_of_the_user_arrive_while_ranks_wait(world):
+@pytest.mark.parametrize("algorithm", ["auto", "node", "dense"])
+def test_messages_of_the_user_arrive_while_ranks_wait(world, algorithm):
     """A rank that waits for others lets MPI progress: one of them may wait for its message first."""
     if world.size == 1:
         pytest.skip("needs another rank")
     large = np.ones(1 << 20)
     factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
     with sfb.Comm(world) as comm:
-        comm.Allreduce(factors, g)
+        for _ in range(2):
+            comm.Allreduce(factors, g, algorithm=algorithm)
         request = world.Isend(large, (world.rank + 1) % world.size) if world.rank == 0 else None
         if world.rank == 1:
             received = np.empty_like(large)
             world.Recv(received, 0)
-        comm.Allreduce(factors, g)
+        comm.Allreduce(factors, g, algorithm=algorithm)
         if request is not None:
             request.Wait()
     np.testing.assert_array_equal(g, 2 * world.size)
@@ -50,9 +54,17 @@ def test_messages_of_the_user_arrive_while_ranks_wait(world):
 
 # A product of the last is as much as several messages of the rounds in which ranks agree.
 SMALL, LARGER = (4, 3), (31, 97)
-CARRIED = pytest.mark.parametrize(
-    ("algorithm", "shape"), [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)], ids=str
-)
+ALONE = [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)]
+CARRIED = pytest.mark.parametrize(("algorithm", "shape"), ALONE, ids=str)
+# Inside a node a product of the last shape is summed in two pieces.
+NEAR = [("node", SMALL), ("dense", SMALL), ("dense", (260, 1100))]
+
+
+@pytest.fixture(params=[("lone_comm", *way) for way in ALONE] + [("comm", *way) for way in NEAR], ids=str)
+def repeated(request):
+    """A Comm, an algorithm and a shape whose exchange, repeated, takes a shorter way."""
+    fixture, algorithm, shape = request.param
+    return request.getfixturevalue(fixture), algorithm, shape
 
 
 @CARRIED
@@ -66,10 +78,16 @@ def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, mon
     np.testing.assert_array_equal(optimizer.array, -4 * world.size)
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "shape"), [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER), ("auto", SMALL)], ids=str
-)
-def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_comm, world, algorithm, shape):
+def test_disagreement_in_a_repetition(repeated, world):
+    disagree(*repeated, world)
+
+
+@pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
+def test_disagreement_in_a_trial(request, fixture, world):
+    disagree(request.getfixturevalue(fixture), "auto", SMALL, world)
+
+
+def disagree(comm, algorithm, shape, world):
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
     optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
@@ -78,7 +96,7 @@ def test_disagreement_between_ranks_that_send_factors_with_their_headers(lone_co
 
     def reduce(more=0):
         factors = sfb.Factors(np.ones((2, shape[0])), np.ones((2, shape[1] + more)))
-        lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
+        comm.Allreduce(factors, optimizer, algorithm=algorithm)
 
     def refused(error, match, more=0):
         with pytest.raises(error, match=match) as caught:
@@ -129,19 +147,18 @@ def test_the_largest_messages_of_nodes_that_differ(lone_comm, world, part):
         np.testing.assert_array_equal(target, samples * world.size)
 
 
-@CARRIED
-def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world, algorithm, shape):
-    """Some send data with their headers and others do not yet: they go by a collective then."""
+def test_ranks_that_know_the_receiver_and_ranks_that_do_not(repeated, world):
+    """Some send data with their headers, or write it before, and others do not yet."""
+    comm, algorithm, shape = repeated
     g = np.empty(shape)
     for turn in range(6):
         samples = (turn + world.rank) % 3
         factors = sfb.Factors(*(np.ones((samples, n)) for n in shape))
         target = g if (turn + world.rank) % 2 else np.empty_like(g)
-        lone_comm.Allreduce(factors, target, algorithm=algorithm)
+        comm.Allreduce(factors, target, algorithm=algorithm)
         np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
 
 
-@CARRIED
 @pytest.mark.parametrize(
     "rule",
     [
@@ -153,8 +170,9 @@ def test_ranks_that_know_the_receiver_and_ranks_that_do_not(lone_comm, world, al
     ids=repr,
 )
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, shape, rule, dtype):
-    """A small exchange between nodes that repeats one takes a shorter way, on the ranks on which it is one."""
+def test_repetitions_equal_first_calls(repeated, world, rng, rule, dtype):
+    """An exchange that repeats one takes a shorter way, on the ranks on which it is one."""
+    comm, algorithm, shape = repeated
     (rows, columns), samples = shape, 3
     w = rng.standard_normal((rows, columns)).astype(dtype)
     usual, fresh = rule.bind(w.copy()), rule.bind(w.copy())
@@ -163,27 +181,27 @@ def test_repetitions_equal_first_calls(lone_comm, world, rng, algorithm, shape, 
         # S that differs from the call before, on one rank or on all, and sometimes between ranks.
         few = samples - (step in (3, 4) and world.rank == 0) - (step == 6)
         factors = sfb.Factors(u[:few].copy(), v[:few].copy())
-        lone_comm.Allreduce(factors, usual, algorithm=algorithm)
-        assert lone_comm.last_exchange.algorithm == algorithm
+        comm.Allreduce(factors, usual, algorithm=algorithm)
+        assert comm.last_exchange.algorithm == algorithm
         # Another object for the same: nothing is known of it, on all ranks or on one.
         if (step + world.rank) % 3:
             known, fresh = fresh, rule.bind(fresh.array.copy())
             for name in (*rule.states, *(("steps",) if hasattr(rule, "steps") else ())):
                 setattr(fresh, name, getattr(known, name))
-        lone_comm.Allreduce(factors, fresh, algorithm=algorithm)
+        comm.Allreduce(factors, fresh, algorithm=algorithm)
         np.testing.assert_array_equal(usual.array, fresh.array)
         oracle.assert_same_bits(world, usual.array)
 
 
-@CARRIED
-def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm, shape):
+def test_what_is_wrong_with_a_repetition(repeated, world):
+    comm, algorithm, shape = repeated
     w = np.zeros(shape, np.float32)
     optimizer = sfb.optim.SGD(w, lr=1.0, momentum=0.5)
     factors = sfb.Factors(*(np.ones((2, n), np.float32) for n in shape))
     last = world.rank == world.size - 1
 
     def reduce(u=factors.u, v=factors.v):
-        lone_comm.Allreduce(sfb.Factors(u, v) if last else factors, optimizer, algorithm=algorithm)
+        comm.Allreduce(sfb.Factors(u, v) if last else factors, optimizer, algorithm=algorithm)
 
     for _ in range(3):
         reduce()
@@ -208,3 +226,39 @@ def test_what_is_wrong_with_a_repetition(lone_comm, world, algorithm, shape):
     np.testing.assert_array_equal(w, before)
     reduce()
     assert (w != before).all()
+
+
+@pytest.mark.parametrize(("algorithm", "shape"), NEAR, ids=str)
+@pytest.mark.parametrize("kind", ["shared", "private"])
+def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, monkeypatch, algorithm, shape, kind):
+    if comm.node.size < world.size:
+        pytest.skip("needs one node")
+    w = comm.shared(shape) if kind == "shared" else np.zeros(shape, np.float32)
+    optimizer = sfb.optim.Adam(w, lr=0.1)
+    alone = sfb.optim.Adam(np.zeros(shape, np.float32), lr=0.1)
+    for step in range(6):
+        parts = [[rng.integers(-3, 4, (2, n)).astype(np.float32) for n in shape] for _ in range(world.size)]
+        comm.Allreduce(sfb.Factors(*parts[world.rank]), optimizer, algorithm=algorithm)
+        alone.step(sum(u.T @ v for u, v in parts))
+        np.testing.assert_array_equal(w, alone.array)
+        if world.size > 1 and step == 1:  # the first has created its state
+            monkeypatch.delattr(Call, "meet")
+            monkeypatch.delattr(sfb.Comm, "_open")
+
+
+@pytest.mark.parametrize(("algorithm", "shape"), NEAR, ids=str)
+def test_other_exchanges_between_repetitions(comm, world, algorithm, shape):
+    """They use the same memory of the node, and may need more of it than there is."""
+    factors, g = sfb.Factors(*(np.ones((2, n)) for n in shape)), np.empty(shape)
+    for turn in range(1, 4):
+        for _ in range(2):
+            comm.Allreduce(factors, g, algorithm=algorithm)
+            np.testing.assert_array_equal(g, 2 * world.size)
+        more = sfb.Factors(*(np.ones((50 * turn, 50 * n)) for n in (3, 2)))
+        out = np.empty(more.shape)
+        for other in ("node", "sharded", "dense"):
+            request = comm.Iallreduce(more, out, algorithm=other)
+            comm.Allreduce(factors, g, algorithm=algorithm)
+            np.testing.assert_array_equal(g, 2 * world.size)
+            request.Wait()
+            np.testing.assert_array_equal(out, 50 * turn * world.size)

@@ -14,6 +14,7 @@ from sfb.kernels import half
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from sfb.collectives.quick import Repeated
     from sfb.factors import Factors
     from sfb.shared import Block
     from sfb.team import Team
@@ -46,6 +47,7 @@ class Call:
 
     Attributes:
         rebuild_seconds: Time spent in forming and applying the sum so far.
+        repetition: Makes what can do this exchange again, if that is known how; in the end.
     """
 
     __slots__ = (
@@ -58,6 +60,7 @@ class Call:
         "number",
         "parcels",
         "rebuild_seconds",
+        "repetition",
         "team",
         "wire",
     )
@@ -78,6 +81,7 @@ class Call:
         self.wire = wire
         self.parcels = parcels
         self.rebuild_seconds = 0.0
+        self.repetition: Callable[[], Repeated] | None = None
         self.name = name
         self._phase = 1
         self._leases: list[np.ndarray] = []

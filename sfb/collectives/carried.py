@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
+    from sfb.agreement import Agreement, Meeting
     from sfb.arguments import Parcel
     from sfb.factors import Factors
     from sfb.team import Team
@@ -90,15 +92,15 @@ class Carried:
         """Whether all ranks have done the same."""
         return bool(self._state[self._alike])
 
-    @property
-    def starts(self) -> list[int]:
-        """`sfb.agreement.Meeting.starts`."""
-        starts: list[int] = self._starts.tolist()
-        return starts
+    def show(self, agree: Agreement, meeting: Meeting) -> None:
+        """Let a meeting go on from the messages that have been exchanged, where the ranks disagree."""
+        agree.carried(meeting, self._starts.tolist())
 
-    def take(self, receiver: Receiver) -> None:
-        """Update the receiver."""
+    def take(self, receiver: Receiver) -> float:
+        """Update the receiver, and return the seconds that took."""
+        began = perf_counter()
         if self._product is not None:
             receiver.update_dense(self._sum, 0, self._rows, threads=self._threads)
         else:
             receiver.update(self._u, self._v, 0, self._rows, threads=self._threads)
+        return perf_counter() - began

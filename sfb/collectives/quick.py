@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
+    from sfb.agreement import Agreement, Meeting
+    from sfb.board import Board
     from sfb.factors import Factors
+    from sfb.shared import Block
+    from sfb.team import Team
 
-__all__ = ["run", "serves"]
+__all__ = ["Repeated", "run", "serves"]
 
 # Multiplications from which the threads of a rank share them, which a kernel of one call does not.
 _SHARED = 1 << 21
@@ -33,23 +38,126 @@ def run(
     kind: str, problem: Problem, call: Call, user: int, factors: Factors, receiver: Receiver, between: tuple[Any, ...]
 ) -> Iterator[Any]:
     """Run the kernel ``kind`` of `sfb.kernels.exchange`, "node" or "dense"; ``between`` is what it alone takes."""
-    step = _Step(kind, problem, call, user, factors, receiver, between)
+    team = call.team
+    progress = _progress()
+    step = _Step(kind, problem, team.board, call.number, call.name, user, progress, factors, receiver, between)
     if not step.go(wait=call.blocking):
         yield step
     call.done(step.nanoseconds * 1e-9)
+    call.repetition = partial(Repeated, kind, problem, team, team.staging(0)[0], between)
+
+
+def _progress() -> np.ndarray:
+    from sfb.kernels import exchange
+
+    return np.zeros(exchange.PROGRESS, np.int64)
+
+
+class Repeated:
+    """Such an exchange, done again: this rank's data lie in the node's memory before the others see its header.
+
+    Other ranks may take `run` meanwhile.
+
+    Args:
+        kind: As of `run`.
+        problem: The exchange.
+        team: The ranks.
+        block: The memory that the node shares for it.
+        between: As of `run`.
+
+    Attributes:
+        parcel: Nothing goes with the header.
+        agreed: Whether all ranks have been found to do the same.
+    """
+
+    parcel = None
+
+    def __init__(self, kind: str, problem: Problem, team: Team, block: Block, between: tuple[Any, ...]) -> None:
+        from sfb.kernels import exchange, sync
+
+        self.agreed = False
+        self._kind = kind
+        self._problem = problem
+        self._team = team
+        self._block = block
+        self._between = between
+        self._samples = problem.deepest
+        self._exchange = exchange
+        self._sync = sync
+        self._open: Callable[..., int] = getattr(exchange, f"open_{kind}")
+        self._progress = _progress()
+        self._begun: tuple[int, str, Factors]
+        self._verdict = sync.PENDING
+
+    def prepare(self, factors: Factors) -> None:
+        """Do nothing: all is done in `trade`."""
+
+    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool:
+        """Write this rank's data, and agree with the others; return False, with nothing shown, if that cannot be."""
+        team, array, state = self._team, receiver.array, receiver.state
+        board, user = team.board, team.staged(self._block)
+        if user is None:  # there is other memory now
+            return False
+        self._progress.fill(0)
+        about = number, user, self._progress, digest, self._samples
+        s = state[0] if state else array
+        t = state[1] if len(state) > 1 else array
+        scratch = kernels.scratch_for(self._problem.depth, array)
+        arguments = *about, factors.u, factors.v, *self._between, array, s, t, scratch
+        words, place = board.words, board.place
+        try:
+            verdict = self._open(words, place, *arguments)
+        except (TypeError, AttributeError):  # it is not compiled for such arguments
+            return False
+        if verdict == self._exchange.REFUSED:
+            return False
+        if verdict == self._sync.PENDING:
+            board.wait(lambda: self._look(arguments), lambda: self._missing(number, user), call)
+            verdict = self._verdict
+        self._verdict = verdict
+        self.agreed = verdict == self._sync.AGREED
+        if self.agreed:
+            team.staging(0, number)
+            self._begun = number, call, factors
+        return True
+
+    def show(self, agree: Agreement, meeting: Meeting) -> None:
+        """Let a meeting go on from what the ranks have shown, where they disagree."""
+        meeting.verdict = self._verdict
+
+    def take(self, receiver: Receiver) -> float:
+        """Update the receiver, and return the seconds that this rank worked."""
+        number, call, factors = self._begun
+        kind, problem, board = self._kind, self._problem, self._team.board
+        step = _Step(kind, problem, board, number, call, 0, self._progress, factors, receiver, self._between)
+        if not step.go(wait=True):
+            step.Wait()
+        return step.nanoseconds * 1e-9
+
+    def _look(self, arguments: tuple[Any, ...]) -> bool:
+        board = self._team.board
+        self._verdict = self._open(board.words, board.place, *arguments)
+        return self._verdict != self._sync.PENDING
+
+    def _missing(self, number: int, user: int) -> list[int]:
+        call = user if self._progress[0] == 0 else number
+        return self._team.board.missing(call, self._exchange.phase(self._kind, self._progress, self._between[-1]))
 
 
 class _Step:
     """The rest of such an exchange, to be waited for."""
 
-    __slots__ = ("_arguments", "_call", "_function", "_kind", "_pieces", "_progress", "_user")
+    __slots__ = ("_arguments", "_board", "_function", "_kind", "_name", "_number", "_pieces", "_progress", "_user")
 
     def __init__(
         self,
         kind: str,
         problem: Problem,
-        call: Call,
+        board: Board,
+        number: int,
+        name: str,
         user: int,
+        progress: np.ndarray,
         factors: Factors,
         receiver: Receiver,
         between: tuple[Any, ...],
@@ -60,10 +168,12 @@ class _Step:
         states = kernels.states_of(rule, array, receiver.state)
         self._kind = kind
         self._function = getattr(exchange, kind)
-        self._call = call
+        self._board = board
+        self._number = number
+        self._name = name
         self._user = user
         self._pieces = between[-1]
-        self._progress = np.zeros(2, np.int64)
+        self._progress = progress
         self._arguments = (
             factors.u,
             factors.v,
@@ -85,9 +195,9 @@ class _Step:
 
     def go(self, *, wait: bool) -> bool:
         """Go on, looking for the others for a while if ``wait``; return whether that was all."""
-        board = self._call.team.board
+        board = self._board
         place = board.place if wait else board.glance
-        return self._function(board.words, place, self._call.number, self._user, self._progress, *self._arguments)
+        return self._function(board.words, place, self._number, self._user, self._progress, *self._arguments)
 
     def Test(self) -> bool:
         """Go on without waiting, and return whether that was all."""
@@ -95,10 +205,10 @@ class _Step:
 
     def Wait(self) -> None:
         """Go on to the end."""
-        self._call.team.board.wait(lambda: self.go(wait=True), self._missing, self._call.name)
+        self._board.wait(lambda: self.go(wait=True), self._missing, self._name)
 
     def _missing(self) -> list[int]:
         from sfb.kernels import exchange
 
-        call = self._user if self._progress[0] == 0 else self._call.number
-        return self._call.team.board.missing(call, exchange.phase(self._kind, self._progress, self._pieces))
+        call = self._user if self._progress[0] == 0 else self._number
+        return self._board.missing(call, exchange.phase(self._kind, self._progress, self._pieces))
