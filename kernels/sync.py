@@ -16,7 +16,20 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += ["FAILED", "MIXED", "join", "judge", "look", "meet", "now", "reach", "reached", "yield_core"]
+__all__ += [
+    "FAILED",
+    "MIXED",
+    "elapsed",
+    "join",
+    "judge",
+    "look",
+    "meet",
+    "now",
+    "reach",
+    "reached",
+    "times",
+    "yield_core",
+]
 
 RING = 64
 WORDS = 4
@@ -32,6 +45,10 @@ FAILED = (1 << 63) - 1
 PENDING, AGREED, UNEVEN, DIFFERENT, MIXED = 0, 1, 2, 3, 4
 
 _MONOTONIC = time.CLOCK_MONOTONIC
+
+# The word of a header that is for times: how long a process worked and how long it waited, in units of 16 ns.
+_UNIT, _HALF = 16, 31
+_LONGEST = (1 << _HALF) - 1
 
 
 def _address(context, builder, array_type, array, index):
@@ -122,18 +139,36 @@ def look(board, processes, me, call, spins, patience):
 
 
 @njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
-def meet(board, processes, me, call, digest, size, elapsed, spins, patience):
+def meet(board, processes, me, call, digest, size, spent, spins, patience):
     """Show this process's header for ``call``, then `look` at those of the others."""
     mine = (me * RING + call % RING) * WORDS
     board[mine] = digest
     board[mine + 1] = size
-    board[mine + 2] = elapsed
+    board[mine + 2] = spent
     _store(board, mine + 3, _PHASES * call + ARRIVED)
     return look(board, processes, me, call, spins, patience)
 
 
-@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD)], **_OPTIONS)
-def judge(words, processes, head, sizes):
+def times(worked, waited):
+    """Return nanoseconds in which a process worked, and waited, as its header says them; half a minute at most."""
+    return min(worked // _UNIT, _LONGEST) << _HALF | min(waited // _UNIT, _LONGEST)
+
+
+@njit([_INT(_BOARD)], **_OPTIONS)
+def elapsed(words):
+    """Return nanoseconds from such words of all processes: of the slowest's work, and the shortest wait.
+
+    Who waits longer waits for processes that are late; the last one waits for messages alone.
+    """
+    worked, waited = 0, _LONGEST
+    for word in words:
+        worked = max(worked, word >> _HALF)
+        waited = min(waited, word & _LONGEST)
+    return _UNIT * (worked + waited)
+
+
+@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **_OPTIONS)
+def judge(words, processes, head, sizes, spent):
     """Compare the headers in the messages of nodes, which lie one behind another in ``words``.
 
     Args:
@@ -141,11 +176,12 @@ def judge(words, processes, head, sizes):
         processes: Of each node.
         head: Words of a message before its parcel.
         sizes: Where those of all processes go.
+        spent: Room for their times.
 
     Returns:
-        What `look` would, the largest elapsed time, and the kind of all parcels, or 0 if they differ.
+        What `look` would, the `elapsed` time, and the kind of all parcels, or 0 if they differ.
     """
-    verdict, elapsed, kind, at, start = AGREED, 0, words[head - 2], 0, 0
+    verdict, kind, at, start = AGREED, words[head - 2], 0, 0
     plain = words[0] <= 0
     for node in range(len(processes)):
         for process in range(processes[node]):
@@ -156,12 +192,12 @@ def judge(words, processes, head, sizes):
                 plain = plain and words[header] <= 0
             elif sizes[at] != sizes[0] and verdict == AGREED:
                 verdict = UNEVEN
-            elapsed = max(elapsed, words[header + 2])
+            spent[at] = words[header + 2]
             at += 1
         if words[start + head - 2] != kind:
             kind = 0
         start += head + (words[start + head - 1] + 7) // 8
-    return MIXED if verdict == DIFFERENT and plain else verdict, elapsed, kind
+    return MIXED if verdict == DIFFERENT and plain else verdict, elapsed(spent), kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)

@@ -33,7 +33,7 @@ class Meeting:
     Attributes:
         number: Of the call on its communicator, the same on all ranks.
         counts: Once settled, the sizes of all ranks, where they differ.
-        elapsed: Once settled, the largest time that a rank gave; only where it was asked for.
+        elapsed: Once settled, nanoseconds by the times that the ranks gave; only where that was asked for.
         parcel: The kind and the bytes of this rank's parcel; 0 and 0 if it has none.
         values: What is summed in its place, if anything is.
         parcels: Once settled, those of all ranks in their order, if all are of the same kind.
@@ -181,7 +181,7 @@ class Agreement:
         Returns:
             That, and the largest ``elapsed`` of a rank.
         """
-        meeting = self._plain(call, number, None, digest, size, elapsed=elapsed)
+        meeting = self._plain(call, number, None, digest, size, spent=self._sync.times(elapsed, 0))
         if meeting.verdict == self._sync.DIFFERENT:
             run(self._fail(meeting))
         run(self._across(meeting))
@@ -197,13 +197,13 @@ class Agreement:
         digest: int,
         size: int,
         error: Exception | None = None,
-        elapsed: int = 0,
+        spent: int = 0,
     ) -> Meeting:
         """Return a call of plain arrays, once all ranks of the node have shown theirs."""
         if error is not None:
             digest = self._sync.FAILED
         if verdict is None:
-            verdict = self._board.meet(number, digest, size, elapsed, wait=True)
+            verdict = self._board.meet(number, digest, size, spent, wait=True)
         meeting = Meeting(call, number, digest, size, _describe_plain, error)
         meeting.verdict = verdict
         if verdict == self._sync.PENDING:
@@ -217,7 +217,7 @@ class Agreement:
         describe: Callable[[], str],
         *,
         size: int = 0,
-        elapsed: int = 0,
+        spent: tuple[int, int] = (0, 0),
         error: Exception | None = None,
         wait: bool = False,
         parcel: tuple[int, int] = (0, 0),
@@ -230,7 +230,7 @@ class Agreement:
             signature: What has to be equal on all ranks; its repr is compared. Or the `digest` of that.
             describe: What this rank passed, in words; called only when something is wrong.
             size: A number ≥ 0 that may differ, the samples of this rank.
-            elapsed: Nanoseconds of the call before, for the choice of algorithms.
+            spent: Nanoseconds of work in the call before, and of waiting, for the choice of algorithms.
             error: What is wrong with this rank's own arguments, if anything.
             wait: Look for the others a while, as `steps` is going to be waited for at once.
             parcel: A number > 0 that says what has been put into `room`, and its bytes; for a call that waits.
@@ -242,7 +242,7 @@ class Agreement:
             digest, parcel, values = self._sync.FAILED, (0, 0), None
         meeting = Meeting(call, number, digest, size, describe, error, parcel, wait)
         meeting.values = values
-        meeting.verdict = self._board.meet(number, digest, size, elapsed, wait=wait)
+        meeting.verdict = self._board.meet(number, digest, size, self._sync.times(*spent), wait=wait)
         return meeting
 
     def carried(self, meeting: Meeting, starts: list[int]) -> None:
@@ -259,7 +259,7 @@ class Agreement:
 
         Args:
             meeting: To be settled.
-            timed: Find the largest ``elapsed``, too.
+            timed: Find the time that the call before has taken, too.
 
         Raises:
             MismatchError: Signatures differ; every rank raises, naming all of them.
@@ -274,7 +274,7 @@ class Agreement:
             if meeting.verdict == sync.UNEVEN:
                 meeting.counts = board.headers(meeting.number)[:, 1].copy()
             if timed:
-                meeting.elapsed = int(board.headers(meeting.number)[:, 2].max())
+                meeting.elapsed = sync.elapsed(board.headers(meeting.number)[:, 2].copy())
             return
         if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] <= PLAIN).any():
             yield from self._fail(meeting)
@@ -338,8 +338,8 @@ class Agreement:
         if len(starts) <= nodes:
             board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
             return None
-        sizes = np.empty(self._world.size, np.int64)
-        verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self.head, sizes)
+        sizes, spent = np.empty((2, self._world.size), np.int64)
+        verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self.head, sizes, spent)
         if board.ranks > 1:
             board.announce(meeting.number, (verdict, 1, meeting.elapsed))
         if self._largest == 1:  # ranks are numbered as their nodes are

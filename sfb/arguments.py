@@ -22,7 +22,19 @@ from sfb.receiver import Assign, Receiver
 from sfb.shared import Block, find
 from sfb.team import STALL
 
-__all__ = ["MOST", "NO_PARCEL", "Again", "Opened", "Options", "Parcel", "Seen", "Signature", "describe_call", "normal"]
+__all__ = [
+    "MOST",
+    "NO_PARCEL",
+    "Again",
+    "Opened",
+    "Options",
+    "Parcel",
+    "Seen",
+    "Signature",
+    "Timed",
+    "describe_call",
+    "normal",
+]
 
 MOST = 256  # plans kept, as S may change from call to call, and receivers that are known
 
@@ -62,6 +74,20 @@ class Parcel(NamedTuple):
 NO_PARCEL = Parcel(None, 0, 0, None, 0.0)
 
 
+class Timed(NamedTuple):
+    """A call of a trial, of which the next one tells the other ranks.
+
+    Attributes:
+        plan: Whose trial it is.
+        algorithm: That was taken.
+        spent: Nanoseconds of this rank's work, the exchange after the agreement included, and of its wait for that.
+    """
+
+    plan: Plan
+    algorithm: str
+    spent: tuple[int, int]
+
+
 class Opened(NamedTuple):
     """A call that this rank has shown the others.
 
@@ -71,7 +97,7 @@ class Opened(NamedTuple):
         receiver: To be updated.
         algorithm: As the caller named it.
         signature: What has to be equal on all ranks; None likewise.
-        timed: The plan, the algorithm and the nanoseconds of the call before, if that was a trial.
+        timed: The call before, if that was a trial.
         plan: Where all ranks are known to agree already, S included, what they did last time.
         parcel: What was sent along.
     """
@@ -81,7 +107,7 @@ class Opened(NamedTuple):
     receiver: Any
     algorithm: str
     signature: Signature | None
-    timed: tuple[Plan, str, int] | None
+    timed: Timed | None
     plan: Plan | None
     parcel: Parcel
 

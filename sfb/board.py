@@ -71,17 +71,17 @@ class Board:
             self.words[:] = 0
         node.Barrier()
 
-    def meet(self, call: int, digest: int, size: int, elapsed: int, *, wait: bool) -> int:
+    def meet(self, call: int, digest: int, size: int, spent: int, *, wait: bool) -> int:
         """Show this rank's header for a call and compare those of all, as far as they have come."""
         spins = _SPINS if wait else 0
-        return self._sync.meet(self.words, self.ranks, self.me, call, digest, size, elapsed, spins, self._patience)
+        return self._sync.meet(self.words, self.ranks, self.me, call, digest, size, spent, spins, self._patience)
 
     def look(self, call: int, *, wait: bool) -> int:
         """Compare the headers of a call again."""
         return self._sync.look(self.words, self.ranks, self.me, call, _SPINS if wait else 0, self._patience)
 
     def headers(self, call: int) -> np.ndarray:
-        """Return the digests, sizes and elapsed times of a call that all ranks have arrived at, one row per rank."""
+        """Return the digests, sizes and times of a call that all ranks have arrived at, one row per rank."""
         table = self.words.reshape(self.ranks + 1, self._sync.RING, self._sync.WORDS)
         return table[: self.ranks, call % self._sync.RING, :3]
 

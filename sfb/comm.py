@@ -17,7 +17,19 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.agreement import Meeting, compare
-from sfb.arguments import MOST, NO_PARCEL, Again, Opened, Options, Parcel, Seen, Signature, describe_call, normal
+from sfb.arguments import (
+    MOST,
+    NO_PARCEL,
+    Again,
+    Opened,
+    Options,
+    Parcel,
+    Seen,
+    Signature,
+    Timed,
+    describe_call,
+    normal,
+)
 from sfb.arrays import Arrays, gathers, scatters
 from sfb.calibrate import find_profile, first_profile
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem, dense
@@ -39,7 +51,6 @@ _log = logging.getLogger("sfb")
 
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
-_LATE = 2.0  # times the estimate that what came with headers may have taken, in a trial
 
 
 class Exchange(NamedTuple):
@@ -151,7 +162,7 @@ class Comm(MPI.Intracomm):
     _profile_or_none: Profile | None
     _plans: dict[object, Plan]
     _seen: dict[int, Seen]
-    _timed: tuple[Plan, str, int] | None
+    _timed: Timed | None
     _helpless: bool
     _last: Exchange | None
     _queue: Queue
@@ -491,12 +502,8 @@ class Comm(MPI.Intracomm):
         doing.finish()
         seconds = perf_counter() - began
         if plan.trial is not None:
-            # Of the agreement what the parcel adds to it, and not much more: this rank may have waited for one that was
-            # late.
-            extra = 0.0
-            if carried is not None:
-                extra = parcel.seconds + min(began - shown, _LATE * plan.carriage(parcel.nbytes))
-            self._timed = plan, name, round((seconds + extra) * 1e9)
+            worked, waited = seconds + parcel.seconds, began - shown
+            self._timed = Timed(plan, name, (round(worked * 1e9), round(waited * 1e9)))
         if carried is not None:
             seconds += parcel.seconds + began - shown
         self._note_repeatable(opened, plan, name, doing)
@@ -658,7 +665,7 @@ class Comm(MPI.Intracomm):
             digest,
             lambda: describe_call(factors, recvbuf, algorithm),
             size=size,
-            elapsed=0 if timed is None else timed[2],
+            spent=(0, 0) if timed is None else timed.spent,
             error=error,
             wait=wait,
             parcel=(parcel.kind, parcel.nbytes),
@@ -671,14 +678,16 @@ class Comm(MPI.Intracomm):
                 plan = None
         return Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel)
 
-    def _pack(self, signature: Signature, factors: Factors, timed: tuple[Plan, str, int] | None) -> Parcel:
+    def _pack(self, signature: Signature, factors: Factors, timed: Timed | None) -> Parcel:
         """Write what the algorithm of the last such call would send into the agreement's room, if it goes there."""
         size = len(factors.u)
         plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
         if plan is None:
             return NO_PARCEL
         name = (
-            plan.algorithm if plan.trial is None else plan.trial.after(timed[1] if timed and timed[0] is plan else None)
+            plan.algorithm
+            if plan.trial is None
+            else plan.trial.after(timed.algorithm if timed and timed.plan is plan else None)
         )
         if name not in PARCELS:
             return NO_PARCEL
@@ -692,7 +701,7 @@ class Comm(MPI.Intracomm):
         team, meeting, timed = self._team, opened.meeting, opened.timed
         yield from team.agree.steps(meeting, timed=timed is not None)
         if timed is not None:
-            timed[0].note(timed[1], meeting.elapsed * 1e-9)
+            timed.plan.note(timed.algorithm, meeting.elapsed * 1e-9)
         assert opened.seen is not None
         assert opened.signature is not None
         size = meeting.size if meeting.counts is None else meeting.counts.tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 
@@ -78,7 +79,9 @@ class Trial:
         self.seconds[algorithm].append(seconds)
         fewest = min(len(self.seconds[name]) for name in self._left)
         if fewest > 1:
-            limit = (_HOPELESS if fewest == 2 else _BEHIND) * self.measured[self.best]
+            # What is brief varies so much that two calls that count say little.
+            sure = fewest > 2 and all(self._long(self.seconds[name]) for name in self._left)
+            limit = (_BEHIND if sure or fewest >= _MOST // 2 else _HOPELESS) * self.measured[self.best]
             self._left = [name for name in self._left if self.measured[name] <= limit]
 
     @property
@@ -87,17 +90,16 @@ class Trial:
         return len(self._left) == 1 or all(self._enough(self.seconds[name]) for name in self._left)
 
     def _enough(self, taken: Sequence[float]) -> bool:
-        return len(taken) >= TIMED and (len(taken) >= _MOST or sum(taken) >= self._brief)
+        return len(taken) >= TIMED and (len(taken) >= _MOST or self._long(taken))
+
+    def _long(self, taken: Sequence[float]) -> bool:
+        return sum(taken) >= self._brief
 
     @property
     def measured(self) -> dict[str, float]:
-        """The lower quartile of the seconds of each, of the later half of many calls: a network at rest is faster."""
-        found = {}
-        for name, taken in self.seconds.items():
-            counted = sorted(taken[1 if len(taken) <= TIMED else len(taken) // 2 :])
-            if counted:
-                found[name] = counted[(len(counted) - 1) // 4]
-        return found
+        """The median of the seconds of each, of the later half of many calls: a network at rest is faster."""
+        counted = {name: taken[1 if len(taken) <= TIMED else len(taken) // 2 :] for name, taken in self.seconds.items()}
+        return {name: median(taken) for name, taken in counted.items() if taken}
 
     @property
     def best(self) -> str:
@@ -146,11 +148,6 @@ class Plan:
         ties = [name for name in trial.algorithms if trial.measured[name] <= limit]
         received = {estimate.algorithm: estimate.wire_bytes for estimate in self.estimates}
         return min(ties, key=lambda name: (received[name], trial.measured[name]))
-
-    def carriage(self, nbytes: int) -> float:
-        """Return the estimated seconds by which so many bytes of a rank prolong the agreement."""
-        place = self.problem.place
-        return max(0.0, sum(self.profile.seconds(use, place) for use in self.problem.carried_cost(nbytes)))
 
     def explain(self) -> str:
         """Return a table of the estimates, of times measured so far, and the reason for the choice."""
