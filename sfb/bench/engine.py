@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -77,9 +79,8 @@ def measure(
             break
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
     began = perf_counter()
-    orders = _orders(list(candidates))
-    for done in range(1, iterations + 1):
-        for name in orders[done % len(orders)]:
+    for done, order in enumerate(islice(_orders(list(candidates)), iterations), 1):
+        for name in order:
             candidate = candidates[name]
             _idle(pause)
             comm.Barrier()
@@ -92,15 +93,20 @@ def measure(
     return {name: _reduce(comm, taken) for name, taken in samples.items()}
 
 
-def _orders(names: list[str]) -> list[list[str]]:
-    """Return orders in which each name comes after each other one equally often: a large neighbour leaves cold caches.
+def _orders(names: list[str]) -> Iterator[list[str]]:
+    """Yield orders in which each name comes after each other one equally often: a large neighbour leaves cold caches.
 
-    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments", 1949.
+    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments", 1949. The
+    orders of a design are shuffled, anew each time, so that nor do their ends meet the same neighbours.
     """
     count = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
     rows = [[names[(step + start) % count] for step in zigzag] for start in range(count)]
-    return rows if count % 2 == 0 else rows + [row[::-1] for row in rows]
+    design = rows if count % 2 == 0 else rows + [row[::-1] for row in rows]
+    shuffled = Random(0)  # the same on all ranks
+    while True:
+        shuffled.shuffle(design)
+        yield from design
 
 
 def _idle(seconds: float) -> None:

@@ -67,10 +67,10 @@ def test_json(world, capfd, tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 5, 6])
 def test_every_candidate_follows_every_other_equally_often(count):
     from collections import Counter
-    from itertools import pairwise
+    from itertools import islice, pairwise
 
     names = [str(i) for i in range(count)]
-    orders = _orders(names)
+    orders = list(islice(_orders(names), 3 * count * (1 + count % 2)))
     assert all(sorted(order) == names for order in orders)
     follows = Counter(pair for order in orders for pair in pairwise(order))
     assert len(follows) == count * (count - 1)
