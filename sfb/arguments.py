@@ -80,7 +80,8 @@ class Timed(NamedTuple):
     Attributes:
         plan: Whose trial it is.
         algorithm: That was taken.
-        spent: Nanoseconds of this rank's work, the exchange after the agreement included, and of its wait for that.
+        spent: Nanoseconds of this rank's work, the exchange after the agreement included, and of its wait for that;
+            but for what the call spares that repeats it.
     """
 
     plan: Plan
@@ -100,6 +101,8 @@ class Opened(NamedTuple):
         timed: The call before, if that was a trial.
         plan: Where all ranks are known to agree already, S included, what they did last time.
         parcel: What was sent along.
+        began: When this rank came to it, in seconds.
+        shown: When the others could see it.
     """
 
     meeting: Meeting
@@ -110,6 +113,8 @@ class Opened(NamedTuple):
     timed: Timed | None
     plan: Plan | None
     parcel: Parcel
+    began: float
+    shown: float
 
 
 class Again(NamedTuple):

@@ -487,7 +487,7 @@ class Comm(MPI.Intracomm):
     def _reduce_opened(self, opened: Opened, factors: Any) -> Exchange:
         """Do an exchange that the others have been shown, waiting."""
         call, number = opened.meeting.call, opened.meeting.number
-        plan, parcel, shown = opened.plan, opened.parcel, perf_counter()
+        plan, parcel = opened.plan, opened.parcel
         if plan is None:
             plan = run(self._settle(opened))
         name = plan.algorithm if plan.trial is None else plan.trial.next
@@ -501,11 +501,17 @@ class Comm(MPI.Intracomm):
                 step.Wait()
         doing.finish()
         seconds = perf_counter() - began
+        waited = began - opened.shown
         if plan.trial is not None:
-            worked, waited = seconds + parcel.seconds, began - shown
-            self._timed = Timed(plan, name, (round(worked * 1e9), round(waited * 1e9)))
+            if carried is not None:
+                spent = seconds + parcel.seconds, waited
+            elif doing.repetition is not None:
+                spent = seconds, 0.0
+            else:
+                spent = seconds + opened.shown - opened.began, waited
+            self._timed = Timed(plan, name, (round(spent[0] * 1e9), round(spent[1] * 1e9)))
         if carried is not None:
-            seconds += parcel.seconds + began - shown
+            seconds += parcel.seconds + waited
         self._note_repeatable(opened, plan, name, doing)
         return self._report(plan, name, seconds, doing)
 
@@ -540,7 +546,7 @@ class Comm(MPI.Intracomm):
             receiver = seen.receiver(recvbuf)
             signature = seen.known(algorithm, receiver)
             last = None if signature is None else signature.again
-            if signature is None or last is None or not last.plan.kept:
+            if signature is None or last is None or not last.plan.kept or len(factors.u) != last.samples:
                 return None
             exchange, digest, number = last.exchange, signature.digest(call), agree.following
             exchange.prepare(factors)
@@ -561,7 +567,7 @@ class Comm(MPI.Intracomm):
         parcel = NO_PARCEL if exchange.parcel is None else exchange.parcel._replace(seconds=prepared - began)
         meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
         exchange.show(agree, meeting)
-        return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel)
+        return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel, began, prepared)
 
     def _steps(
         self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
@@ -641,6 +647,7 @@ class Comm(MPI.Intracomm):
 
         ``wait`` for them a moment; ``carry`` along what the algorithm will probably need, if it goes with the headers.
         """
+        began = perf_counter()
         error: Exception | None = None
         seen: Seen | None = None
         receiver = recvbuf
@@ -660,6 +667,7 @@ class Comm(MPI.Intracomm):
                 parcel = self._pack(signature, factors, timed)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
+        shown = perf_counter()
         meeting = agree.open(
             call,
             digest,
@@ -676,7 +684,7 @@ class Comm(MPI.Intracomm):
             plan = signature.plans.get(size)
             if plan is not None and not plan.kept:  # what is forgotten on one rank is forgotten on all
                 plan = None
-        return Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel)
+        return Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel, began, shown)
 
     def _pack(self, signature: Signature, factors: Factors, timed: Timed | None) -> Parcel:
         """Write what the algorithm of the last such call would send into the agreement's room, if it goes there."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -163,17 +163,19 @@ class _Case:
     ) -> dict[str, float | None]:
         """Return the estimate of each algorithm, after letting "auto" time its contenders.
 
-        It does so amid the others, as it will be timed: they leave their data in caches, and messages in the network.
+        It does so amid the others, as it will be timed, in no order that could favour one of its contenders: they leave
+        their data in caches, and messages in the network.
         """
         receiver = self._receivers[False]
         found: dict[str, float | None] = {}
-        others = cycle(call for name, call in calls.items() if name != AUTO)
+        others = [call for name, call in calls.items() if name != AUTO]
+        drawn = Random(0)  # the same on all ranks
         for name in calls:
             if name == MPI_OWN:
                 continue
             while (plan := self._comm.plan(factors, receiver, algorithm=name)).trial is not None:
                 for _ in range(TIMED):
-                    next(others)()
+                    drawn.choice(others)()
                     calls[name]()
             found[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
         return found

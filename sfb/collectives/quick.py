@@ -86,7 +86,7 @@ class Repeated:
         self._sync = sync
         self._open: Callable[..., int] = getattr(exchange, f"open_{kind}")
         self._progress = _progress()
-        self._begun: tuple[int, str, Factors]
+        self._begun: tuple[int, str, Factors] | None = None
         self._verdict = sync.PENDING
 
     def prepare(self, factors: Factors) -> None:
@@ -127,7 +127,9 @@ class Repeated:
 
     def take(self, receiver: Receiver) -> float:
         """Update the receiver, and return the seconds that this rank worked."""
+        assert self._begun is not None
         number, call, factors = self._begun
+        self._begun = None
         kind, problem, board = self._kind, self._problem, self._team.board
         step = _Step(kind, problem, board, number, call, 0, self._progress, factors, receiver, self._between)
         if not step.go(wait=True):
