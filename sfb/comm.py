@@ -692,11 +692,8 @@ class Comm(MPI.Intracomm):
         plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
         if plan is None:
             return NO_PARCEL
-        name = (
-            plan.algorithm
-            if plan.trial is None
-            else plan.trial.after(timed.algorithm if timed and timed.plan is plan else None)
-        )
+        pending = timed.algorithm if timed is not None and timed.plan is plan else None
+        name = plan.algorithm if plan.trial is None else plan.trial.after(pending)
         if name not in PARCELS:
             return NO_PARCEL
         kind, pack = PARCELS[name]

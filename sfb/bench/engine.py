@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -79,7 +79,8 @@ def measure(
             break
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
     began = perf_counter()
-    for done, order in enumerate(islice(_orders(list(candidates)), iterations), 1):
+    for done, (first, *order) in enumerate(islice(_orders(list(candidates)), iterations), 1):
+        candidates[first]()
         for name in order:
             candidate = candidates[name]
             _idle(pause)
@@ -96,17 +97,18 @@ def measure(
 def _orders(names: list[str]) -> Iterator[list[str]]:
     """Yield orders in which each name comes after each other one equally often: a large neighbour leaves cold caches.
 
-    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments", 1949. The
-    orders of a design are shuffled, anew each time, so that nor do their ends meet the same neighbours.
+    And full networks. Of an order the first is not to be timed, so that the next has a neighbour, too: in all orders of
+    a design it is the same. E. J. Williams, "Experimental designs balanced for the estimation of residual effects of
+    treatments", 1949; what comes two before a name is left to chance.
     """
     count = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]
-    rows = [[names[(step + start) % count] for step in zigzag] for start in range(count)]
-    design = rows if count % 2 == 0 else rows + [row[::-1] for row in rows]
-    shuffled = Random(0)  # the same on all ranks
-    while True:
-        shuffled.shuffle(design)
-        yield from design
+    drawn = Random(0)  # the same on all ranks
+    for first in cycle(names):
+        shuffled = drawn.sample(names, count)
+        rows = [[shuffled[(step + start) % count] for step in zigzag] for start in range(count)]
+        for row in rows if count % 2 == 0 else rows + [row[::-1] for row in rows]:
+            yield [first, *row]
 
 
 def _idle(seconds: float) -> None:
