@@ -102,17 +102,19 @@ class Repeated:
         about = number, user, self._progress, digest, self._samples
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
-        scratch = kernels.scratch_for(self._problem.depth, array)
-        arguments = *about, factors.u, factors.v, *self._between, array, s, t, scratch
         words, place = board.words, board.place
         try:
+            scratch = kernels.scratch_for(self._problem.depth, array)
+            arguments = *about, factors.u, factors.v, *self._between, array, s, t, scratch
             verdict = self._open(words, place, *arguments)
-        except (TypeError, AttributeError):  # it is not compiled for such arguments
+        except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
             return False
         if verdict == self._exchange.REFUSED:
             return False
         if verdict == self._sync.PENDING:
-            board.wait(lambda: self._look(arguments), lambda: self._missing(number, user), call)
+            pieces = self._between[-1]
+            missing = partial(_missing, board, self._kind, number, user, self._progress, pieces)
+            board.wait(lambda: self._look(arguments), missing, call)
             verdict = self._verdict
         self._verdict = verdict
         self.agreed = verdict == self._sync.AGREED
@@ -140,10 +142,6 @@ class Repeated:
         board = self._team.board
         self._verdict = self._open(board.words, board.place, *arguments)
         return self._verdict != self._sync.PENDING
-
-    def _missing(self, number: int, user: int) -> list[int]:
-        call = user if self._progress[0] == 0 else number
-        return self._team.board.missing(call, self._exchange.phase(self._kind, self._progress, self._between[-1]))
 
 
 class _Step:
@@ -207,10 +205,12 @@ class _Step:
 
     def Wait(self) -> None:
         """Go on to the end."""
-        self._board.wait(lambda: self.go(wait=True), self._missing, self._name)
+        missing = partial(_missing, self._board, self._kind, self._number, self._user, self._progress, self._pieces)
+        self._board.wait(lambda: self.go(wait=True), missing, self._name)
 
-    def _missing(self) -> list[int]:
-        from sfb.kernels import exchange
 
-        call = self._user if self._progress[0] == 0 else self._number
-        return self._board.missing(call, exchange.phase(self._kind, self._progress, self._pieces))
+def _missing(board: Board, kind: str, number: int, user: int, progress: np.ndarray, pieces: Any) -> list[int]:
+    """Return the ranks that an exchange waits for: those of its call, or of the one that used the memory before."""
+    from sfb.kernels import exchange
+
+    return board.missing(user if progress[0] == 0 else number, exchange.phase(kind, progress, pieces))
