@@ -31,6 +31,7 @@ __all__ = [
     "proximal",
     "rebuild",
     "reduce",
+    "scratch",
     "sgd",
     "shrink_rows",
     "update",
@@ -366,6 +367,11 @@ def _scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
         offset = -raw.ctypes.data % _ALIGN
         memory = _local.memory[dtype.itemsize] = raw[offset : offset + room * dtype.itemsize].view(dtype)
     return memory
+
+
+def scratch(dtype: np.dtype[Any]) -> np.ndarray:
+    """Return this thread's memory as it is, for those who find out whether it is enough."""
+    return _local.memory[dtype.itemsize]
 
 
 def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:

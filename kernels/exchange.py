@@ -4,7 +4,7 @@ Inside a node one call does what a rank does with the memory it shares, and wait
 can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
 (`sfb.kernels.sync`). A rank that repeats an exchange writes its data before it shows its header: if all do, they need
 not wait for each other's data once they agree. Between nodes one call does what a rank does when it repeats a small
-exchange, but for the work on its matrix.
+exchange, up to where it has what its matrix is to take.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -81,10 +81,15 @@ def _take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
 
 
 @njit(**_OPTIONS)
+def _form(u, v, product, scratch, low=0):
+    """Form rows of uᵀv, from ``low`` on; return whether that was possible."""
+    return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == _loops.DONE
+
+
+@njit(**_OPTIONS)
 def _product(u, v, slab, low, rows, scratch):
-    """Form rows of uᵀv, from ``low`` on, in a slab; return whether that was possible."""
-    mine = slab[: rows * v.shape[1]].reshape(rows, v.shape[1])
-    return accumulate(u, v, mine, -low, 0, rows, False, 1.0, 0.0, scratch) == _loops.DONE
+    """Form them in a slab."""
+    return _form(u, v, slab[: rows * v.shape[1]].reshape(rows, v.shape[1]), scratch, low)
 
 
 @njit(**_OPTIONS)
@@ -315,17 +320,18 @@ def _begin(words, head, digest, samples, kind, nbytes):
 def _trade(t, *between):
     """The signature of both below: of the rounds, what is between, and the arrays of the call."""
     i, words = types.int64, _array(types.int64, 1)
-    return i(
-        words, _array(i, 2), words, *[i] * 3, words, *between, *[_array(t, 2, readonly=True)] * 2, *[_array(t, 2)] * 3
-    )
+    arrays = [*[_array(t, 2, readonly=True)] * 2, *[_array(t, 2)] * 3]
+    return i(words, _array(i, 2), words, *[i] * 3, words, *between, *arrays, _array(t, 1))
 
 
 @njit(
     [_trade(t, types.int64, types.int64, types.int64, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS],
     **_OPTIONS,
 )
-def trade_sum(mpi, plan, state, spins, tag, head, words, digest, samples, kind, received, values, u, v, w, s, t):
-    """Exchange headers, and add up the values of all ranks, which are nodes; as `sfb.kernels.rounds.sum_values`.
+def trade_sum(
+    mpi, plan, state, spins, tag, head, words, digest, samples, kind, received, values, u, v, w, s, t, scratch
+):
+    """Exchange headers, and add up the products of all ranks, which are nodes; as `sfb.kernels.rounds.sum_values`.
 
     Args:
         mpi: As of that.
@@ -339,18 +345,19 @@ def trade_sum(mpi, plan, state, spins, tag, head, words, digest, samples, kind, 
         samples: S.
         kind: Of what goes with the header.
         received: As of `sum_values`.
-        values: K×D, likewise.
-        u: S×K, which the values have been made from.
+        values: K×D, for the product, and then the sum.
+        u: S×K, this rank's.
         v: S×D.
         w: K×D, which the sum is to change.
         s: K×D, likewise, or w.
         t: K×D, likewise.
+        scratch: Of this thread.
 
     Returns:
-        `UNFIT` if the arrays do not fit, with nothing done, else as `sum_values`.
+        `UNFIT` if the arrays or the scratch do not fit, with nothing done, else as `sum_values`.
     """
     if state[0] == 0 and state[1] == 0:
-        if not _fits(u, v, w, s, t, samples, *values.shape):
+        if not _fits(u, v, w, s, t, samples, *values.shape) or not _form(u, v, values, scratch):
             return UNFIT
         _begin(words, head, digest, samples, kind, 0)
     return sum_values(mpi, plan, state, spins, tag, head, words, received, values)
@@ -361,7 +368,27 @@ def trade_sum(mpi, plan, state, spins, tag, head, words, digest, samples, kind, 
     **_OPTIONS,
 )
 def trade(
-    mpi, plan, state, spins, tag, head, words, digest, samples, kind, nbytes, products, starts, one, two, u, v, w, s, t
+    mpi,
+    plan,
+    state,
+    spins,
+    tag,
+    head,
+    words,
+    digest,
+    samples,
+    kind,
+    nbytes,
+    products,
+    starts,
+    one,
+    two,
+    u,
+    v,
+    w,
+    s,
+    t,
+    scratch,
 ):
     """Exchange headers and what follows them, of ranks which are nodes, and put it in order if all are alike.
 
@@ -377,7 +404,7 @@ def trade(
         samples: S.
         kind: Of what follows the header.
         nbytes: That it has.
-        products: Whether that is K×D, and there already; otherwise it is u and v.
+        products: Whether that is the product, K×D; otherwise it is u and v.
         starts: As of `gather`.
         one: K×D, where the sum of the products goes; or m×K, where u of all ranks does.
         two: The same; or m×D, for v.
@@ -386,9 +413,10 @@ def trade(
         w: K×D, as of `trade_sum`.
         s: K×D.
         t: K×D.
+        scratch: Of this thread.
 
     Returns:
-        `UNFIT` if the arrays do not fit, with nothing done, else as `gather`.
+        `UNFIT` if the arrays or the scratch do not fit, with nothing done, else as `gather`.
     """
     length = head + (nbytes + 7) // 8
     if state[0] == 0 and state[1] == 0:
@@ -396,10 +424,12 @@ def trade(
             return UNFIT
         _begin(words, head, digest, samples, kind, nbytes)
         starts[0], starts[1] = 0, length
+        parcel = words[head:].view(u.dtype)
         if not products:
-            parcel = words[head:].view(u.dtype)
             parcel[: u.size] = flat(u)
             parcel[u.size : u.size + v.size] = flat(v)
+        elif not _form(u, v, parcel[: w.size].reshape(w.shape), scratch):
+            return UNFIT
     code = gather(mpi, plan, state, spins, tag, head, words, starts)
     if code == rounds.DONE and state[ALIKE] != 0:
         ranks, me = plan[-1, 0], plan[-1, 1]

@@ -5,9 +5,10 @@ The functions and handles of MPI are given as numbers, so that nothing here depe
     mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
 
 `sfb.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it, and the
-ranks from which and to which messages go; the last row says how many nodes there are, and which this is. The state of a
-call is `STATE` words, 0 at first: the rounds that are over, whether messages of the next are under way, their requests,
-a flag, whether values do not fit, whether all messages are alike, and room for what MPI says of them.
+ranks from which and to which messages go; the last row says how many nodes there are, which this is, and from how many
+bytes on a sum is divided among nodes. The state of a call is `STATE` words, 0 at first: the rounds that are over,
+whether messages of the next are under way, their requests, a flag, whether values do not fit, whether all messages are
+alike, and room for what MPI says of them.
 """
 
 from llvmlite import ir
@@ -59,13 +60,13 @@ def _test(typing_context, function, count, requests, flag, statuses):
 
 @njit(**_OPTIONS)
 def _exchange(mpi, state, spins, sent, length, target, received, room, source, tag):
-    """Send so many words, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
+    """Send so many bytes, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
     at = state.ctypes.data
     if state[1] == 0:
         for i in range(2):
             function, peer = (mpi[1], source) if i == 0 else (mpi[0], target)
-            buffer, words = (received, room) if i == 0 else (sent, length)
-            code = _post(function, buffer, 8 * words, mpi[4], peer, tag, mpi[3], at + 8 * REQUESTS + i * mpi[5])
+            buffer, nbytes = (received, room) if i == 0 else (sent, length)
+            code = _post(function, buffer, nbytes, mpi[4], peer, tag, mpi[3], at + 8 * REQUESTS + i * mpi[5])
             if code != 0:
                 return -abs(code)
         state[1] = 1
@@ -111,8 +112,9 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
     """
     while state[0] < len(plan) - 1:
         known, learnt, source, target = plan[state[0]]
-        at, end = words.ctypes.data, starts[known]
-        code = _exchange(mpi, state, spins, at, starts[learnt], target, at + 8 * end, words.size - end, source, tag)
+        at, end = words.ctypes.data, 8 * starts[known]
+        room = 8 * words.size - end
+        code = _exchange(mpi, state, spins, at, 8 * starts[learnt], target, at + end, room, source, tag)
         if code != DONE:
             return code
         for node in range(known, known + learnt):
@@ -157,6 +159,19 @@ def _take(words, received, head, known, values, fits):
     return True
 
 
+@njit(**_OPTIONS)
+def _part(size, node, halvings):
+    """Return where the part of so many values begins and ends that is a node's after halvings, one for a round."""
+    low, high = 0, size
+    for turn in range(halvings):
+        middle = (low + high) // 2
+        if node >> turn & 1:
+            low = middle
+        else:
+            high = middle
+    return low, high
+
+
 @njit(
     [
         _INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS, types.Array(t, 2, "C"))
@@ -170,19 +185,39 @@ def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
     In the same rounds as `gather`: other nodes may do that meanwhile. If they do, or if they are about something else,
     there is no sum; the headers show it. Arguments and results as of `gather`, but for: ``words``, this node's header,
     then those of all with nothing behind them, and room for the values; ``received``, as much room.
+
+    Few values go whole in each round (recursive doubling). Of many, a node keeps half of its part in each and sends the
+    other, and then gathers the parts in as many rounds more (recursive halving and doubling; Thakur, Rabenseifner and
+    Gropp, IJHPCA 19(1), 2005, section 4.4).
     """
     at, place = words.ctypes.data, received.ctypes.data
     elements = flat(values)
-    while state[0] < len(plan) - 1:
-        known, _, source, target = plan[state[0]]
+    size, itemsize = elements.size, elements.itemsize
+    count, nodes, home = len(plan) - 1, plan[-1, 0], plan[-1, 1]
+    halved = size * itemsize >= plan[-1, 2]
+    while state[0] < count:
+        turn = state[0]
+        known, _, source, target = plan[turn]
         fits = state[_UNFIT] == 0
-        length = _give(words, known * head, elements, fits) if state[1] == 0 else 0
-        code = _exchange(mpi, state, spins, at, length, target, place, received.size, source, tag)
+        low, high = _part(size, home, turn + 1 if halved else 0)
+        first, last = _part(size, home ^ known, turn + 1 if halved else 0)
+        length = _give(words, known * head, elements[first:last], fits) if state[1] == 0 else 0
+        code = _exchange(mpi, state, spins, at, 8 * length, target, place, 8 * received.size, source, tag)
         if code != DONE:
             return code
-        if not _take(words, received, head, known, elements, fits):
+        if not _take(words, received, head, known, elements[low:high], fits):
             state[_UNFIT] = 1
-    nodes = plan[-1, 0]
+    # All know by now whether all sum.
+    while halved and state[_UNFIT] == 0 and state[0] < 2 * count:
+        turn = 2 * count - 1 - state[0]
+        known, _, source, target = plan[turn]
+        low, high = _part(size, home, turn + 1)
+        first, last = _part(size, home ^ known, turn + 1)
+        start, length, room = elements.ctypes.data, (high - low) * itemsize, (last - first) * itemsize
+        sent, missing = start + low * itemsize, start + first * itemsize
+        code = _exchange(mpi, state, spins, sent, length, target, missing, room, source, tag)
+        if code != DONE:
+            return code
     state[ALIKE] = state[_UNFIT] == 0
     for node in range(1, nodes):
         state[ALIKE] &= _alike(words, node * head, head)

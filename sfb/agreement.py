@@ -100,6 +100,7 @@ class Agreement:
         node_of: For each rank of the world, the number of its node.
 
     Attributes:
+        number: Of the last call.
         words: Memory for the messages of all nodes in a call that blocks, this one's first.
         head: Words of a message before its parcel.
         room: Memory for the parcel of the next such call, bytes; empty where none may be sent.
@@ -115,7 +116,7 @@ class Agreement:
         self._world = world
         self._board = board
         self._sync = sync
-        self._number = 0
+        self.number = 0
         nodes = max(node_of) + 1
         self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
         self._home = node_of[world.rank]
@@ -145,15 +146,10 @@ class Agreement:
         run(self.steps(meeting))
         return meeting
 
-    @property
-    def following(self) -> int:
-        """The number that the next call will have."""
-        return self._number + 1
-
     def begin(self) -> int:
         """Return the number of the next call."""
-        self._number += 1
-        return self._number
+        self.number += 1
+        return self.number
 
     def plain(
         self, call: str, number: int, verdict: int | None = None, *, digest: int = PLAIN, error: Exception | None = None

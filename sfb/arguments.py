@@ -124,13 +124,17 @@ class Again(NamedTuple):
         exchange: That does it.
         plan: By which it was done; only while that is kept.
         name: Of the algorithm taken.
+        wire_bytes: That this rank received.
         samples: S of this rank.
+        digest: What the ranks compared.
     """
 
     exchange: Carried | Repeated
     plan: Plan
     name: str
+    wire_bytes: int
     samples: int
+    digest: int
 
 
 class Signature:
@@ -208,15 +212,20 @@ class Seen:
         arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
         return all(is_receiver(array) and array.shape == self.shape for array in arrays)
 
-    def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
-        """Return what has to be equal on all ranks, if it has been before."""
-        return self._signatures.get((algorithm, receiver.settings))
+    def known(self, recvbuf: Any, algorithm: str) -> tuple[Receiver, Signature | None]:
+        """Return what `receiver` and `signature` do, with less ado; None if there is anything new."""
+        if not self._is_array:
+            settings = recvbuf.settings if self.same(recvbuf) else None
+            return recvbuf, self._signatures.get((algorithm, settings))
+        assign = Assign.__new__(Assign)
+        assign.array = recvbuf
+        return assign, self._signatures.get((algorithm, ())) if self._recvbuf() is recvbuf else None
 
     def signature(self, algorithm: str, receiver: Receiver) -> Signature:
         """Return what has to be equal on all ranks."""
-        found = self.known(algorithm, receiver)
+        settings = receiver.settings
+        found = self._signatures.get((algorithm, settings))
         if found is None:
-            settings = receiver.settings
             check_algorithm(algorithm)
             receiver.check()
             name = None if self.block is None else self.block.name

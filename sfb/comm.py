@@ -34,7 +34,8 @@ from sfb.arrays import Arrays, gathers, scatters
 from sfb.calibrate import find_profile, first_profile
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem, dense
 from sfb.collectives.call import ALONE, POSTED, Call
-from sfb.collectives.carried import Carried
+from sfb.collectives.carried import Carried, may_repeat
+from sfb.collectives.quick import Repeated
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.persistent import Persistent
@@ -197,7 +198,7 @@ class Comm(MPI.Intracomm):
             _ALLREDUCE(self, sendbuf, recvbuf, op)
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
-            if self._queue.busy:
+            if self._queue.exchanges:
                 self._queue.drain()
             self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
@@ -522,13 +523,15 @@ class Comm(MPI.Intracomm):
         assert signature is not None
         if plan.trial is not None or meeting.counts is not None or not seen.complete or self._options.wire is not None:
             return
-        if doing.parcels is not None:
-            carried = Carried(plan.problem, self._team, opened.parcel, products=ALGORITHMS[name] is dense)
-            signature.again = Again(carried, plan, name, meeting.size)
+        if doing.parcels is not None and may_repeat(plan.problem, self._team.threads):
+            parcel = opened.parcel._replace(seconds=0.0)
+            exchange: Carried | Repeated = Carried(plan.problem, self._team, parcel, products=ALGORITHMS[name] is dense)
         elif doing.repetition is not None:
-            signature.again = Again(doing.repetition(), plan, name, meeting.size)
+            exchange = doing.repetition()
         else:
             return
+        wire = self._wire_bytes(plan, name)
+        signature.again = Again(exchange, plan, name, wire, meeting.size, meeting.digest)
         seen.repeatable = True
 
     def _reduce_again(
@@ -539,35 +542,34 @@ class Comm(MPI.Intracomm):
         Returns:
             None if it is not like that here; what has been begun if it is not on other ranks.
         """
-        agree, began = self._team.agree, perf_counter()
+        began = perf_counter()
         try:
-            if op is not MPI.SUM or type(factors) is not Factors or not seen.same(recvbuf):
-                return None
-            receiver = seen.receiver(recvbuf)
-            signature = seen.known(algorithm, receiver)
+            receiver, signature = seen.known(recvbuf, algorithm)
             last = None if signature is None else signature.again
-            if signature is None or last is None or not last.plan.kept or len(factors.u) != last.samples:
+            if last is None or op is not MPI.SUM or type(factors) is not Factors:
                 return None
-            exchange, digest, number = last.exchange, signature.digest(call), agree.following
-            exchange.prepare(factors)
+            if not last.plan.kept or len(factors.u) != last.samples:
+                return None
         except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
             return None
-        prepared = perf_counter()
-        if not exchange.trade(call, number, digest, factors, receiver):
+        exchange, digest, agree = last.exchange, last.digest, self._team.agree
+        number = agree.number + 1
+        agreed = exchange.trade(call, number, digest, factors, receiver)
+        if agreed is None:
             return None
-        agree.begin()
-        if exchange.agreed:
+        agree.number = number
+        if agreed:
             receiver.begin()
             rebuild = exchange.take(receiver)
-            return Exchange(last.name, last.plan.problem.memo[last.name], perf_counter() - began - rebuild, rebuild)
+            return Exchange(last.name, last.wire_bytes, perf_counter() - began - rebuild, rebuild)
 
         def describe() -> str:
             return describe_call(factors, recvbuf, algorithm)
 
-        parcel = NO_PARCEL if exchange.parcel is None else exchange.parcel._replace(seconds=prepared - began)
+        parcel = exchange.parcel or NO_PARCEL
         meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
         exchange.show(agree, meeting)
-        return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel, began, prepared)
+        return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel, began, began)
 
     def _steps(
         self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
@@ -605,10 +607,14 @@ class Comm(MPI.Intracomm):
         return Factors(*arrays)
 
     def _report(self, plan: Plan, name: str, seconds: float, call: Call) -> Exchange:
+        seconds -= call.rebuild_seconds
+        return Exchange(name, self._wire_bytes(plan, name), seconds, call.rebuild_seconds)
+
+    def _wire_bytes(self, plan: Plan, name: str) -> int:
         wire = plan.problem.memo.get(name)
         if wire is None:
             wire = plan.problem.memo[name] = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
-        return Exchange(name, wire, seconds - call.rebuild_seconds, call.rebuild_seconds)
+        return wire
 
     def _repeat(
         self, plan: Plan, number: int, samples: int, factors: Factors, recvbuf: Any, receiver: Receiver

@@ -11,6 +11,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.board import Board
+from sfb.collectives.problem import HALVED
 
 __all__ = ["Rounds"]
 
@@ -22,8 +23,9 @@ class Rounds:
     """Exchanges in which what a node knows of the others doubles from round to round.
 
     By recursive doubling where nodes are a power of two, and otherwise by Bruck's algorithm (Thakur, Rabenseifner and
-    Gropp, IJHPCA 19(1), 2005, section 4.1). A message is a node's words: a header, of which the last word is the number
-    of bytes that follow it, and these. It has the number of the call as tag.
+    Gropp, IJHPCA 19(1), 2005, section 4.1). Sums of `HALVED` bytes and more by recursive halving and doubling (section
+    4.4). A message is a node's words: a header, of which the last word is the number of bytes that follow it, and
+    these. It has the number of the call as tag.
 
     Args:
         world: The library's own communicator.
@@ -58,7 +60,7 @@ class Rounds:
             plan.append((known, len(learnt), learnt[0][0], target))
             self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
-        self._plan = np.array([*plan, (nodes, home, 0, 0)], np.int64)
+        self._plan = np.array([*plan, (nodes, home, HALVED, 0)], np.int64)
         self._mpi = _describe(world) if nodes > 1 else np.empty(0, np.int64)
         # Memory of the calls that are under way, which MPI may write to.
         self._under_way: dict[int, tuple[Any, ...]] = {}
@@ -175,7 +177,7 @@ class _Moment:
         while not self._go(_SPINS):
             board = self._rounds._board
             watch = watch or board.watch()
-            watch.look(lambda: self._rounds._learnt[self._state[0]], self._call)
+            watch.look(self._missing, self._call)
 
     def give_up_at(self, end: float) -> None:
         """Wait until ``end`` at most; messages that are under way then are cancelled."""
@@ -195,6 +197,11 @@ class _Moment:
             raise MPI.Exception(-code)
         rounds._under_way.pop(number, None)
         return True
+
+    def _missing(self) -> list[int]:
+        """Return the ranks whose messages come next; sums are gathered from the same, in the opposite order."""
+        learnt, turn = self._rounds._learnt, int(self._state[0])
+        return learnt[min(turn, 2 * len(learnt) - 1 - turn)]
 
     def _cancel(self) -> None:
         size = int(self._rounds._mpi[-1])

@@ -10,6 +10,7 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives.problem import Problem
+from sfb.collectives.quick import SHARED
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from sfb.factors import Factors
     from sfb.team import Team
 
-__all__ = ["Carried"]
+__all__ = ["Carried", "may_repeat"]
+
+
+def may_repeat(problem: Problem, threads: int) -> bool:
+    """Return whether one thread forms a rank's product as fast as all of them would."""
+    return threads == 1 or problem.deepest * problem.shape[0] * problem.shape[1] < SHARED
 
 
 class Carried:
@@ -43,6 +49,7 @@ class Carried:
         self.parcel = parcel
         self._rounds = team.agree.rounds
         self._threads = team.threads
+        self._dtype = problem.dtype
         self._alike = rounds.ALIKE
         self._state = np.zeros(rounds.STATE, np.int64)
         # Where headers begin that nothing follows.
@@ -71,25 +78,20 @@ class Carried:
             self._v = second = elements[middle:].reshape(problem.depth, columns)
         self._kernel, self._rest = exchange.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
 
-    def prepare(self, factors: Factors) -> None:
-        """Form the product, if that is what is sent."""
-        if self._product is not None:
-            kernels.rebuild(factors.u, factors.v, self._product, threads=self._threads)
+    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool | None:
+        """Exchange messages with the other ranks, and return whether all have done the same.
 
-    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool:
-        """Exchange messages with the other ranks; return False, with nothing done, if that is not what is asked for."""
+        None, with nothing done, if that is not what is asked for.
+        """
         array, state = receiver.array, receiver.state
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
         u, v = factors.u, factors.v
         if not (type(u) is type(v) is np.ndarray):  # nor a masked array
-            return False
-        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t
-        return self._rounds.repeat(call, number, self._kernel, self._state, arguments)
-
-    @property
-    def agreed(self) -> bool:
-        """Whether all ranks have done the same."""
+            return None
+        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t, kernels.scratch(self._dtype)
+        if not self._rounds.repeat(call, number, self._kernel, self._state, arguments):
+            return None
         return bool(self._state[self._alike])
 
     def show(self, agree: Agreement, meeting: Meeting) -> None:

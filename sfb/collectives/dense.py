@@ -14,7 +14,7 @@ import numpy as np
 import sfb.kernels as kernels
 from sfb.collectives import quick
 from sfb.collectives.call import POSTED, Call
-from sfb.collectives.problem import Problem
+from sfb.collectives.problem import HALVED, Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
 from sfb.profile import Use
@@ -46,8 +46,9 @@ def cost(problem: Problem) -> list[Use]:
     product = Use("rebuild", elements, problem.deepest)
     passes = problem.passes - problem.assigns
     if _summed(problem):
-        summed = Use("pass", (_CACHED * _rounds(problem) + problem.passes) * problem.dense_bytes)
-        return [product, *problem.carried_cost(_share(problem)), summed]
+        share = _share(problem)
+        summed = Use("pass", _CACHED * share * (problem.ranks - 1) + problem.passes * problem.dense_bytes)
+        return [product, *problem.carried_cost(share), Use("allgather", times=_halved(problem)), summed]
     if _gathered(problem):
         summed = Use("pass", (_CACHED * problem.ranks + problem.passes) * problem.dense_bytes)
         return [product, *problem.carried_cost(problem.dense_bytes), summed]
@@ -66,7 +67,7 @@ def cost(problem: Problem) -> list[Use]:
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of a ring, which are also those read and written in the memory of a node: 2KD(P−1)/P."""
-    if _summed(problem):
+    if _summed(problem) and not _halved(problem):
         return _rounds(problem) * problem.dense_bytes
     if _gathered(problem):
         return (problem.ranks - 1) * problem.dense_bytes
@@ -182,7 +183,14 @@ def _rounds(problem: Problem) -> int:
 
 def _share(problem: Problem) -> float:
     """Return how many bytes of each rank a gathering would have that receives as many as a sum."""
+    if _halved(problem):
+        return 2 * problem.dense_bytes / problem.ranks
     return problem.dense_bytes * _rounds(problem) / (problem.ranks - 1)
+
+
+def _halved(problem: Problem) -> bool:
+    """Return whether a sum in those rounds is divided among nodes, which takes as many rounds more."""
+    return problem.dense_bytes >= HALVED
 
 
 def _gathered(problem: Problem) -> bool:

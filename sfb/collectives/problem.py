@@ -11,7 +11,7 @@ import numpy as np
 
 from sfb.profile import Place, Use
 
-__all__ = ["CARRIED", "MAX_BYTES", "Problem", "spread"]
+__all__ = ["CARRIED", "HALVED", "MAX_BYTES", "Problem", "spread"]
 
 # Default ceiling of a rank's buffers for one exchange.
 MAX_BYTES = 1 << 30
@@ -21,6 +21,9 @@ _PACKED = 1 << 15
 
 # Bytes of all ranks together up to which they go with the headers of the agreement rather than in a round of their own.
 CARRIED = 1 << 17
+
+# Bytes from which a sum in the rounds of the agreement is divided among nodes: bandwidth is dearer than messages.
+HALVED = 1 << 14
 
 
 def spread(ranks: int, nodes: int) -> list[int]:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from sfb.shared import Block
     from sfb.team import Team
 
-__all__ = ["Repeated", "run", "serves"]
+__all__ = ["SHARED", "Repeated", "run", "serves"]
 
 # Multiplications from which the threads of a rank share them, which a kernel of one call does not.
-_SHARED = 1 << 21
+SHARED = 1 << 21
 
 
 def serves(problem: Problem, call: Call, receiver: Receiver) -> bool:
@@ -31,7 +31,7 @@ def serves(problem: Problem, call: Call, receiver: Receiver) -> bool:
     team = call.team
     if team.nodes > 1 or not receiver.plain:
         return False
-    return team.threads == 1 or problem.depth * problem.shape[0] * problem.shape[1] * problem.share < _SHARED
+    return team.threads == 1 or problem.depth * problem.shape[0] * problem.shape[1] * problem.share < SHARED
 
 
 def run(
@@ -67,7 +67,6 @@ class Repeated:
 
     Attributes:
         parcel: Nothing goes with the header.
-        agreed: Whether all ranks have been found to do the same.
     """
 
     parcel = None
@@ -75,7 +74,6 @@ class Repeated:
     def __init__(self, kind: str, problem: Problem, team: Team, block: Block, between: tuple[Any, ...]) -> None:
         from sfb.kernels import exchange, sync
 
-        self.agreed = False
         self._kind = kind
         self._problem = problem
         self._team = team
@@ -89,15 +87,12 @@ class Repeated:
         self._begun: tuple[int, str, Factors] | None = None
         self._verdict = sync.PENDING
 
-    def prepare(self, factors: Factors) -> None:
-        """Do nothing: all is done in `trade`."""
-
-    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool:
-        """Write this rank's data, and agree with the others; return False, with nothing shown, if that cannot be."""
+    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool | None:
+        """Write this rank's data, and return whether all ranks agree; None, with nothing shown, if that cannot be."""
         team, array, state = self._team, receiver.array, receiver.state
         board, user = team.board, team.staged(self._block)
         if user is None:  # there is other memory now
-            return False
+            return None
         self._progress.fill(0)
         about = number, user, self._progress, digest, self._samples
         s = state[0] if state else array
@@ -108,19 +103,19 @@ class Repeated:
             arguments = *about, factors.u, factors.v, *self._between, array, s, t, scratch
             verdict = self._open(words, place, *arguments)
         except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
-            return False
+            return None
         if verdict == self._exchange.REFUSED:
-            return False
+            return None
         if verdict == self._sync.PENDING:
             pieces = self._between[-1]
             missing = partial(_missing, board, self._kind, number, user, self._progress, pieces)
             board.wait(lambda: self._look(arguments), missing, call)
             verdict = self._verdict
         self._verdict = verdict
-        self.agreed = verdict == self._sync.AGREED
-        if self.agreed:
-            team.staging(0, number)
-            self._begun = number, call, factors
+        if verdict != self._sync.AGREED:
+            return False
+        team.staging(0, number)
+        self._begun = number, call, factors
         return True
 
     def show(self, agree: Agreement, meeting: Meeting) -> None:
