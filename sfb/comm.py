@@ -495,12 +495,12 @@ class Comm(MPI.Intracomm):
         began = perf_counter()
         carried = opened.meeting.parcels if parcel.algorithm == name else None
         doing = Call(self._team, number, call, blocking=True, wire=self._options.wire, parcels=carried)
-        opened.receiver.begin()
         factors = self._rounded(factors, number)
         for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
             if step is not POSTED:
                 step.Wait()
         doing.finish()
+        opened.receiver.end()
         seconds = perf_counter() - began
         waited = began - opened.shown
         if plan.trial is not None:
@@ -559,8 +559,8 @@ class Comm(MPI.Intracomm):
             return None
         agree.number = number
         if agreed:
-            receiver.begin()
             rebuild = exchange.take(receiver)
+            receiver.end()
             return Exchange(last.name, last.wire_bytes, perf_counter() - began - rebuild, rebuild)
 
         def describe() -> str:
@@ -586,10 +586,10 @@ class Comm(MPI.Intracomm):
         """Run the algorithm of a plan, in steps."""
         began = perf_counter()
         call = Call(self._team, meeting.number, meeting.call, blocking=False, wire=self._options.wire)
-        receiver.begin()
         factors = self._rounded(factors, meeting.number)
         yield from ALGORITHMS[plan.algorithm].run(plan.problem, call, factors, receiver)
         call.finish()
+        receiver.end()
         return self._report(plan, plan.algorithm, perf_counter() - began, call)
 
     def _rounded(self, factors: Factors, number: int) -> Factors:

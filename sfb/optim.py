@@ -138,10 +138,10 @@ class Optimizer(Receiver):
                 f"got {gradient.shape} {gradient.dtype}"
             )
         self.prepare(np.zeros)
-        self.begin()
         if self.max_norm is not None:
             gradient = gradient * self.dtype.type(self._scale(float(np.linalg.norm(gradient))))
         self.update_dense(gradient, 0, self.shape[0])
+        self.end()
 
     def _check_finite(self, *names: str) -> None:
         limit = self.max_norm
@@ -262,13 +262,13 @@ class Adam(Optimizer):
         self.steps = 0
         super().__init__(param, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_norm=max_norm)
 
-    def begin(self) -> None:
+    def end(self) -> None:
         """Count a step."""
         self.steps += 1
 
     def rule(self) -> kernels.Rule:
-        """Return Adam of the settings in this step."""
-        return kernels.adam(self.lr, self.steps, self.betas, self.eps, self.weight_decay, self.decoupled)
+        """Return Adam of the settings in the step after those taken."""
+        return kernels.adam(self.lr, self.steps + 1, self.betas, self.eps, self.weight_decay, self.decoupled)
 
     def check_settings(self) -> None:
         """Raise ValueError if a setting is out of range."""

@@ -73,8 +73,8 @@ class Receiver:
     def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
         """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
 
-    def begin(self) -> None:
-        """Take note that a sum comes, in one or more calls of `update` or `update_dense`."""
+    def end(self) -> None:
+        """Take note that a sum has been taken, in one or more calls of `update` or `update_dense`."""
 
     def rule(self) -> kernels.Rule:
         """Return what the kernels do with the array and the state."""

@@ -91,8 +91,8 @@ class AveragingStore(StoreBase):
         self._check_update(table, update)
         optimizer = table.optimizer
         if isinstance(update, Factors):
-            optimizer.begin()
             optimizer.update(update.u, update.v, 0, len(table.matrix), threads=self._threads)
+            optimizer.end()
         else:
             optimizer.step(np.ascontiguousarray(update).reshape(table.matrix.shape))
         self._move()

@@ -64,8 +64,8 @@ class Table:
         elif factors:
             u, v = (np.concatenate(parts) for parts in zip(*factors, strict=True))
         if dense is None:
-            self.optimizer.begin()
             self.optimizer.update(u, v, 0, rows, threads=threads)
+            self.optimizer.end()
         else:
             if factors:
                 dense = dense.copy()
