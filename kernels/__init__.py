@@ -31,7 +31,9 @@ __all__ = [
     "proximal",
     "rebuild",
     "reduce",
+    "room_for",
     "scratch",
+    "scratch_for",
     "sgd",
     "shrink_rows",
     "update",
@@ -285,7 +287,7 @@ def _complete(
     """Call a kernel for some rows, with arguments that fit and as much scratch as it says that it needs."""
     missing = kernel(*before, start, stop, *after, _local.memory[w.itemsize])
     if missing > 0:
-        missing = kernel(*before, start, stop, *after, _scratch(missing, w.dtype))
+        missing = kernel(*before, start, stop, *after, scratch(missing, w.dtype))
     if missing != _DONE:
         raise RuntimeError("a kernel refused arguments that were found to fit")
 
@@ -337,8 +339,8 @@ def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) ->
 
 
 @functools.lru_cache(1024)
-def _room(depth: int, columns: int, itemsize: int) -> int:
-    """Return the elements of scratch for packed factors and a rule's sums: at most some 8 MiB."""
+def room_for(depth: int, columns: int, itemsize: int) -> int:
+    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 8 MiB."""
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
     width = loops.LINE // itemsize
@@ -359,7 +361,7 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def _scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
+def scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
     """Return this thread's memory, after making room for so many elements."""
     memory = _local.memory[dtype.itemsize]
     if memory.size < room:
@@ -369,14 +371,9 @@ def _scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
     return memory
 
 
-def scratch(dtype: np.dtype[Any]) -> np.ndarray:
-    """Return this thread's memory as it is, for those who find out whether it is enough."""
-    return _local.memory[dtype.itemsize]
-
-
 def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:
     """Return this thread's memory, with room for what any kernel does with up to ``depth`` samples of w's factors."""
-    return _scratch(_room(depth, w.shape[1], w.itemsize), w.dtype)
+    return scratch(room_for(depth, w.shape[1], w.itemsize), w.dtype)
 
 
 @functools.cache

@@ -3,8 +3,8 @@
 Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
 can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
 (`sfb.kernels.sync`). A rank that repeats an exchange writes its data before it shows its header: if all do, they need
-not wait for each other's data once they agree. Between nodes one call does what a rank does when it repeats a small
-exchange, up to where it has what its matrix is to take.
+not wait for each other's data once they agree. Between nodes one call does all that a rank does when it repeats a
+small exchange.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -13,7 +13,7 @@ from numba import njit, types
 from sfb.kernels import _loops, rounds
 from sfb.kernels._loops import accumulate, overlap, reduce, update, update_dense
 from sfb.kernels._vectors import flat
-from sfb.kernels.rounds import ALIKE, UNFIT, gather, sum_values
+from sfb.kernels.rounds import ALIKE, UNFIT, WORK, gather, sum_values
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, RING, WORDS, look, meet, now, reach, reached
 
@@ -318,23 +318,47 @@ def _begin(words, head, digest, samples, kind, nbytes):
 
 
 def _trade(t, *between):
-    """The signature of both below: of the rounds, what is between, and the arrays of the call."""
-    i, words = types.int64, _array(types.int64, 1)
+    """The signature of both below: of the rounds, what is between, and the arrays and the rule of the call."""
+    i, f, words = types.int64, types.float64, _array(types.int64, 1)
     arrays = [*[_array(t, 2, readonly=True)] * 2, *[_array(t, 2)] * 3]
-    return i(words, _array(i, 2), words, *[i] * 3, words, *between, *arrays, _array(t, 1))
+    rule = [i, f, f, _array(t, 1), i]
+    return i(words, _array(i, 2), words, *[i] * 3, words, *between, *arrays, *rule, _array(t, 1))
 
 
-@njit(
-    [_trade(t, types.int64, types.int64, types.int64, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS],
-    **_OPTIONS,
-)
+_SUM = {t: (*[types.int64] * 3, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS}
+_PARCELS = {t: (*[types.int64] * 4, types.boolean, _array(types.int64, 1), _array(t, 2), _array(t, 2)) for t in _FLOATS}
+
+
+@njit([_trade(t, *between) for t, between in _SUM.items()], **_OPTIONS)
 def trade_sum(
-    mpi, plan, state, spins, tag, head, words, digest, samples, kind, received, values, u, v, w, s, t, scratch
+    mpi,
+    plan,
+    state,
+    spins,
+    tag,
+    head,
+    words,
+    digest,
+    samples,
+    parcel,
+    received,
+    values,
+    u,
+    v,
+    w,
+    s,
+    t,
+    kind,
+    alpha,
+    beta,
+    p,
+    arrays,
+    scratch,
 ):
-    """Exchange headers, and add up the products of all ranks, which are nodes; as `sfb.kernels.rounds.sum_values`.
+    """Exchange headers, and add up the products of all ranks, which are nodes; if all are alike, take the sum.
 
     Args:
-        mpi: As of that.
+        mpi: As of `sfb.kernels.rounds.sum_values`.
         plan: As of that.
         state: As of that.
         spins: As of that.
@@ -343,30 +367,39 @@ def trade_sum(
         words: As of that; the header is written here.
         digest: Of the call, as `sfb.kernels.sync` compares them.
         samples: S.
-        kind: Of what goes with the header.
+        parcel: The kind of what goes with the header.
         received: As of `sum_values`.
         values: K×D, for the product, and then the sum.
         u: S×K, this rank's.
         v: S×D.
-        w: K×D, which the sum is to change.
-        s: K×D, likewise, or w.
-        t: K×D, likewise.
+        w: K×D, as of `node`.
+        s: K×D.
+        t: K×D.
+        kind: The rule, as of `node`.
+        alpha: As of that.
+        beta: As of that.
+        p: As of that.
+        arrays: As of that.
         scratch: Of this thread.
 
     Returns:
         `UNFIT` if the arrays or the scratch do not fit, with nothing done, else as `sum_values`.
     """
     if state[0] == 0 and state[1] == 0:
+        began = now()
         if not _fits(u, v, w, s, t, samples, *values.shape) or not _form(u, v, values, scratch):
             return UNFIT
-        _begin(words, head, digest, samples, kind, 0)
-    return sum_values(mpi, plan, state, spins, tag, head, words, received, values)
+        state[WORK] = now() - began
+        _begin(words, head, digest, samples, parcel, 0)
+    code = sum_values(mpi, plan, state, spins, tag, head, words, received, values)
+    if code == rounds.DONE and state[ALIKE] != 0:
+        began = now()
+        update_dense(kind, p, values, w, s, t, 0, 0, w.shape[0], 1.0)
+        state[WORK] += now() - began
+    return code
 
 
-@njit(
-    [_trade(t, *[types.int64] * 4, types.boolean, _array(types.int64, 1), _array(t, 2), _array(t, 2)) for t in _FLOATS],
-    **_OPTIONS,
-)
+@njit([_trade(t, *between) for t, between in _PARCELS.items()], **_OPTIONS)
 def trade(
     mpi,
     plan,
@@ -377,7 +410,7 @@ def trade(
     words,
     digest,
     samples,
-    kind,
+    parcel,
     nbytes,
     products,
     starts,
@@ -388,9 +421,14 @@ def trade(
     w,
     s,
     t,
+    kind,
+    alpha,
+    beta,
+    p,
+    arrays,
     scratch,
 ):
-    """Exchange headers and what follows them, of ranks which are nodes, and put it in order if all are alike.
+    """Exchange headers and what follows them, of ranks which are nodes; if all are alike, take the sum.
 
     Args:
         mpi: As of `sfb.kernels.rounds.gather`.
@@ -402,7 +440,7 @@ def trade(
         words: As of that; this rank's message is written here.
         digest: As of `trade_sum`.
         samples: S.
-        kind: Of what follows the header.
+        parcel: The kind of what follows the header.
         nbytes: That it has.
         products: Whether that is the product, K×D; otherwise it is u and v.
         starts: As of `gather`.
@@ -410,9 +448,14 @@ def trade(
         two: The same; or m×D, for v.
         u: S×K.
         v: S×D.
-        w: K×D, as of `trade_sum`.
+        w: K×D, as of `node`.
         s: K×D.
         t: K×D.
+        kind: The rule, as of `node`.
+        alpha: As of that.
+        beta: As of that.
+        p: As of that.
+        arrays: As of that.
         scratch: Of this thread.
 
     Returns:
@@ -422,27 +465,35 @@ def trade(
     if state[0] == 0 and state[1] == 0:
         if not _fits(u, v, w, s, t, samples, one.shape[0] if products else one.shape[1], two.shape[1]):
             return UNFIT
-        _begin(words, head, digest, samples, kind, nbytes)
-        starts[0], starts[1] = 0, length
-        parcel = words[head:].view(u.dtype)
+        began = now()
+        mine = words[head:].view(u.dtype)
         if not products:
-            parcel[: u.size] = flat(u)
-            parcel[u.size : u.size + v.size] = flat(v)
-        elif not _form(u, v, parcel[: w.size].reshape(w.shape), scratch):
+            mine[: u.size] = flat(u)
+            mine[u.size : u.size + v.size] = flat(v)
+        elif not _form(u, v, mine[: w.size].reshape(w.shape), scratch):
             return UNFIT
+        state[WORK] = now() - began
+        _begin(words, head, digest, samples, parcel, nbytes)
+        starts[0], starts[1] = 0, length
     code = gather(mpi, plan, state, spins, tag, head, words, starts)
     if code == rounds.DONE and state[ALIKE] != 0:
+        began = now()
         ranks, me = plan[-1, 0], plan[-1, 1]
         for rank in range(ranks):
             # As `sfb.rounds` orders them.
             place = rank ^ me if ranks & (ranks - 1) == 0 else (rank - me) % ranks
             start = place * length + head
-            parcel = words[start : start + length - head].view(u.dtype)
+            its = words[start : start + length - head].view(u.dtype)
             if products:
-                _add(flat(one), parcel, rank == 0)
+                _add(flat(one), its, rank == 0)
             else:
-                flat(one)[rank * u.size : (rank + 1) * u.size] = parcel[: u.size]
-                flat(two)[rank * v.size : (rank + 1) * v.size] = parcel[u.size : u.size + v.size]
+                flat(one)[rank * u.size : (rank + 1) * u.size] = its[: u.size]
+                flat(two)[rank * v.size : (rank + 1) * v.size] = its[u.size : u.size + v.size]
+        if products:
+            update_dense(kind, p, one, w, s, t, 0, 0, w.shape[0], 1.0)
+        else:
+            _take(kind, alpha, beta, p, one, two, w, s, t, arrays, 0, w.shape[0], scratch)
+        state[WORK] += now() - began
     return code
 
 

@@ -8,7 +8,7 @@ The functions and handles of MPI are given as numbers, so that nothing here depe
 ranks from which and to which messages go; the last row says how many nodes there are, which this is, and from how many
 bytes on a sum is divided among nodes. The state of a call is `STATE` words, 0 at first: the rounds that are over,
 whether messages of the next are under way, their requests, a flag, whether values do not fit, whether all messages are
-alike, and room for what MPI says of them.
+alike, nanoseconds of work, for those that call these, and room for what MPI says of messages.
 """
 
 from llvmlite import ir
@@ -17,13 +17,13 @@ from numba.extending import intrinsic
 from sfb.kernels._vectors import flat
 from sfb.kernels.sync import yield_core
 
-__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "gather", "sum_values"]
+__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "WORK", "gather", "sum_values"]
 
 # What a call returns, unless it is the negative of an error code of MPI; the last only by those that call these.
 WAITING, DONE, UNFIT = 0, 1, 2
-# Words of a state, more than any MPI needs, where its requests are, and whether all messages are alike in the end.
-STATE, REQUESTS, ALIKE = 24, 2, 6
-_FLAG, _UNFIT, _STATUSES = 4, 5, 7
+# Words of a state, more than any MPI needs, and where some of them are.
+STATE, REQUESTS, ALIKE, WORK = 24, 2, 6, 7
+_FLAG, _UNFIT, _STATUSES = 4, 5, 8
 
 _OPTIONS = {"cache": True, "nogil": True}
 _INT, _WORDS = types.int64, types.Array(types.int64, 1, "C")

@@ -523,7 +523,7 @@ class Comm(MPI.Intracomm):
         assert signature is not None
         if plan.trial is not None or meeting.counts is not None or not seen.complete or self._options.wire is not None:
             return
-        if doing.parcels is not None and may_repeat(plan.problem, self._team.threads):
+        if doing.parcels is not None and may_repeat(plan.problem, self._team.threads, opened.receiver):
             parcel = opened.parcel._replace(seconds=0.0)
             exchange: Carried | Repeated = Carried(plan.problem, self._team, parcel, products=ALGORITHMS[name] is dense)
         elif doing.repetition is not None:

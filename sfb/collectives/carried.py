@@ -1,9 +1,8 @@
-"""Exchanges whose data went with the agreement's headers, repeated: what is left to do, in few calls of kernels."""
+"""Exchanges whose data went with the agreement's headers, repeated: single calls of a kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Carried", "may_repeat"]
 
 
-def may_repeat(problem: Problem, threads: int) -> bool:
-    """Return whether one thread forms a rank's product as fast as all of them would."""
-    return threads == 1 or problem.deepest * problem.shape[0] * problem.shape[1] < SHARED
+def may_repeat(problem: Problem, threads: int, receiver: Receiver) -> bool:
+    """Return whether one thread does the work as fast as all of them would, and by a rule of the kernels alone."""
+    work = problem.depth * problem.shape[0] * problem.shape[1]
+    return receiver.plain and (threads == 1 or work < SHARED)
 
 
 class Carried:
@@ -48,48 +48,44 @@ class Carried:
 
         self.parcel = parcel
         self._rounds = team.agree.rounds
-        self._threads = team.threads
-        self._dtype = problem.dtype
-        self._alike = rounds.ALIKE
+        self._alike, self._work = rounds.ALIKE, rounds.WORK
         self._state = np.zeros(rounds.STATE, np.int64)
         # Where headers begin that nothing follows.
         self._starts = np.arange(team.size + 1, dtype=np.int64) * team.agree.head
         self._samples = problem.deepest
-        self._rows, columns = problem.shape
-        self._product: np.ndarray | None = None
+        rows, columns = problem.shape
+        self._dtype = problem.dtype
+        self._room = kernels.room_for(problem.depth, columns, problem.itemsize)
         agree = team.agree
         self._words = agree.words
         self._kernel: Callable[..., int]
         self._rest: tuple[Any, ...]
         if parcel.values is not None:
-            self._product = self._sum = parcel.values
             self._kernel, self._rest = exchange.trade_sum, (parcel.kind, agree.received, parcel.values)
             return
         elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
         if products:
-            self._product, self._sum = (
-                memory[: parcel.nbytes].view(problem.dtype).reshape(problem.shape)
-                for memory in (agree.room, agree.spare)
-            )
-            first = second = self._sum
+            first = second = elements[: rows * columns].reshape(problem.shape)
         else:
-            middle = problem.depth * self._rows
-            self._u = first = elements[:middle].reshape(problem.depth, self._rows)
-            self._v = second = elements[middle:].reshape(problem.depth, columns)
+            middle = problem.depth * rows
+            first = elements[:middle].reshape(problem.depth, rows)
+            second = elements[middle:].reshape(problem.depth, columns)
         self._kernel, self._rest = exchange.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
 
     def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool | None:
-        """Exchange messages with the other ranks, and return whether all have done the same.
-
-        None, with nothing done, if that is not what is asked for.
-        """
-        array, state = receiver.array, receiver.state
+        """Do it, if that is what all ranks do, and return whether it is; None, with nothing done, if that cannot be."""
+        array, state, rule = receiver.array, receiver.state, receiver.rule()
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
         u, v = factors.u, factors.v
         if not (type(u) is type(v) is np.ndarray):  # nor a masked array
             return None
-        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t, kernels.scratch(self._dtype)
+        try:
+            scratch = kernels.scratch(self._room, self._dtype)
+        except MemoryError:
+            return None
+        numbers = rule.kind, *rule.linear, rule.numbers(self._dtype), 1 + rule.states
+        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t, *numbers, scratch
         if not self._rounds.repeat(call, number, self._kernel, self._state, arguments):
             return None
         return bool(self._state[self._alike])
@@ -99,10 +95,5 @@ class Carried:
         agree.carried(meeting, self._starts.tolist())
 
     def take(self, receiver: Receiver) -> float:
-        """Update the receiver, and return the seconds that took."""
-        began = perf_counter()
-        if self._product is not None:
-            receiver.update_dense(self._sum, 0, self._rows, threads=self._threads)
-        else:
-            receiver.update(self._u, self._v, 0, self._rows, threads=self._threads)
-        return perf_counter() - began
+        """Return the seconds that this rank worked; all has been done."""
+        return int(self._state[self._work]) * 1e-9

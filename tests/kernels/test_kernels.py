@@ -285,7 +285,7 @@ def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
     w, s, t = (np.zeros((rows, columns), dtype) for _ in range(3))
     numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
     for planned in (1, 20, 33, 64, 200, 256, 300):
-        room = kernels._room(planned, columns, w.itemsize)
+        room = kernels.room_for(planned, columns, w.itemsize)
         guarded = np.full(room + 4096, 7, dtype)
         for depth in {planned, planned - 1, min(planned, 200), min(planned, 64), min(planned, 32)}:
             u, v = rng.standard_normal((depth, rows)).astype(dtype), rng.standard_normal((depth, columns)).astype(dtype)
