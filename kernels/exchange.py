@@ -311,9 +311,9 @@ def dense(
 
 
 @njit(**_OPTIONS)
-def _begin(words, head, digest, samples, kind, nbytes):
+def _begin(words, head, digest, samples, spent, kind, nbytes):
     """Write the header of a rank that is a node."""
-    words[0], words[1], words[2] = digest, samples, 0
+    words[0], words[1], words[2] = digest, samples, spent
     words[head - 2], words[head - 1] = kind, nbytes
 
 
@@ -325,8 +325,8 @@ def _trade(t, *between):
     return i(words, _array(i, 2), words, *[i] * 3, words, *between, *arrays, *rule, _array(t, 1))
 
 
-_SUM = {t: (*[types.int64] * 3, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS}
-_PARCELS = {t: (*[types.int64] * 4, types.boolean, _array(types.int64, 1), _array(t, 2), _array(t, 2)) for t in _FLOATS}
+_SUM = {t: (*[types.int64] * 4, _array(types.int64, 1), _array(t, 2)) for t in _FLOATS}
+_PARCELS = {t: (*[types.int64] * 5, types.boolean, _array(types.int64, 1), _array(t, 2), _array(t, 2)) for t in _FLOATS}
 
 
 @njit([_trade(t, *between) for t, between in _SUM.items()], **_OPTIONS)
@@ -340,6 +340,7 @@ def trade_sum(
     words,
     digest,
     samples,
+    spent,
     parcel,
     received,
     values,
@@ -367,6 +368,7 @@ def trade_sum(
         words: As of that; the header is written here.
         digest: Of the call, as `sfb.kernels.sync` compares them.
         samples: S.
+        spent: What the header says of times, as `sfb.kernels.sync.times`.
         parcel: The kind of what goes with the header.
         received: As of `sum_values`.
         values: K×D, for the product, and then the sum.
@@ -390,7 +392,7 @@ def trade_sum(
         if not _fits(u, v, w, s, t, samples, *values.shape) or not _form(u, v, values, scratch):
             return UNFIT
         state[WORK] = now() - began
-        _begin(words, head, digest, samples, parcel, 0)
+        _begin(words, head, digest, samples, spent, parcel, 0)
     code = sum_values(mpi, plan, state, spins, tag, head, words, received, values)
     if code == rounds.DONE and state[ALIKE] != 0:
         began = now()
@@ -410,6 +412,7 @@ def trade(
     words,
     digest,
     samples,
+    spent,
     parcel,
     nbytes,
     products,
@@ -440,6 +443,7 @@ def trade(
         words: As of that; this rank's message is written here.
         digest: As of `trade_sum`.
         samples: S.
+        spent: What the header says of times, as `sfb.kernels.sync.times`.
         parcel: The kind of what follows the header.
         nbytes: That it has.
         products: Whether that is the product, K×D; otherwise it is u and v.
@@ -473,7 +477,7 @@ def trade(
         elif not _form(u, v, mine[: w.size].reshape(w.shape), scratch):
             return UNFIT
         state[WORK] = now() - began
-        _begin(words, head, digest, samples, parcel, nbytes)
+        _begin(words, head, digest, samples, spent, parcel, nbytes)
         starts[0], starts[1] = 0, length
     code = gather(mpi, plan, state, spins, tag, head, words, starts)
     if code == rounds.DONE and state[ALIKE] != 0:

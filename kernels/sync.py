@@ -19,6 +19,7 @@ __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN"
 __all__ += [
     "FAILED",
     "MIXED",
+    "average",
     "elapsed",
     "join",
     "judge",
@@ -156,15 +157,27 @@ def times(worked, waited):
 
 @njit([_INT(_BOARD)], **_OPTIONS)
 def elapsed(words):
-    """Return nanoseconds from such words of all processes: of the slowest's work, and the shortest wait.
+    """Return nanoseconds from such words of a node's processes: of the slowest's work, and the shortest wait.
 
-    Who waits longer waits for processes that are late; the last one waits for messages alone.
+    Who waits longer waits for processes that are late.
     """
     worked, waited = 0, _LONGEST
     for word in words:
         worked = max(worked, word >> _HALF)
         waited = min(waited, word & _LONGEST)
     return _UNIT * (worked + waited)
+
+
+@njit([_INT(_BOARD)], **_OPTIONS)
+def average(words):
+    """Return nanoseconds from such words of processes on several nodes: what they worked and waited, in the mean.
+
+    There data come while a process waits, and the last may find them there already.
+    """
+    total = 0
+    for word in words:
+        total += (word >> _HALF) + (word & _LONGEST)
+    return _UNIT * total // max(1, len(words))
 
 
 @njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **_OPTIONS)
@@ -179,7 +192,7 @@ def judge(words, processes, head, sizes, spent):
         spent: Room for their times.
 
     Returns:
-        What `look` would, the `elapsed` time, and the kind of all parcels, or 0 if they differ.
+        What `look` would, the `average` time, and the kind of all parcels, or 0 if they differ.
     """
     verdict, kind, at, start = AGREED, words[head - 2], 0, 0
     plain = words[0] <= 0
@@ -197,7 +210,7 @@ def judge(words, processes, head, sizes, spent):
         if words[start + head - 2] != kind:
             kind = 0
         start += head + (words[start + head - 1] + 7) // 8
-    return MIXED if verdict == DIFFERENT and plain else verdict, elapsed(spent), kind
+    return MIXED if verdict == DIFFERENT and plain else verdict, average(spent), kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)

@@ -118,12 +118,11 @@ class Opened(NamedTuple):
 
 
 class Again(NamedTuple):
-    """What the last exchange of a signature was, if the next one may repeat it.
+    """What the last exchange of a signature and an algorithm was, if the next one may repeat it.
 
     Attributes:
         exchange: That does it.
         plan: By which it was done; only while that is kept.
-        name: Of the algorithm taken.
         wire_bytes: That this rank received.
         samples: S of this rank.
         digest: What the ranks compared.
@@ -131,7 +130,6 @@ class Again(NamedTuple):
 
     exchange: Carried | Repeated
     plan: Plan
-    name: str
     wire_bytes: int
     samples: int
     digest: int
@@ -144,14 +142,14 @@ class Signature:
         key: What plans depend on.
         plans: The last plan, by S, where that is the same on all ranks.
         last: The last plan, whatever S.
-        again: The last exchange, if that may be repeated.
+        again: The last exchanges that may be repeated, by algorithm.
     """
 
     def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
         self.key = key
         self.plans: dict[object, Plan] = {}
         self.last: Plan | None = None
-        self.again: Again | None = None
+        self.again: dict[str, Again] = {}
         self._whole = key, *rest
         self._digests: dict[str, int] = {}
 

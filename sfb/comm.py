@@ -472,12 +472,13 @@ class Comm(MPI.Intracomm):
         """Check the arguments on all ranks, and return the plan with everything it needs in place; collective."""
         self._queue.drain()
         opened = self._open(call, factors, receiver, op, algorithm)
-        return run(self._settle(opened)), opened.receiver, opened.meeting
+        plan, _ = run(self._settle(opened))
+        return plan, opened.receiver, opened.meeting
 
     def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange, waiting; what `_steps` does, with less ado."""
         seen = self._seen.get(id(recvbuf))
-        if seen is not None and seen.repeatable and self._timed is None:
+        if seen is not None and seen.repeatable:
             begun = self._reduce_again(call, seen, factors, recvbuf, op, algorithm)
             if isinstance(begun, Exchange):
                 return begun
@@ -489,9 +490,9 @@ class Comm(MPI.Intracomm):
         """Do an exchange that the others have been shown, waiting."""
         call, number = opened.meeting.call, opened.meeting.number
         plan, parcel = opened.plan, opened.parcel
-        if plan is None:
-            plan = run(self._settle(opened))
-        name = plan.algorithm if plan.trial is None else plan.trial.next
+        name = None if plan is None else _turn(plan, None)
+        if plan is None or name is None:
+            plan, name = run(self._settle(opened))
         began = perf_counter()
         carried = opened.meeting.parcels if parcel.algorithm == name else None
         doing = Call(self._team, number, call, blocking=True, wire=self._options.wire, parcels=carried)
@@ -510,18 +511,22 @@ class Comm(MPI.Intracomm):
                 spent = seconds, 0.0
             else:
                 spent = seconds + opened.shown - opened.began, waited
-            self._timed = Timed(plan, name, (round(spent[0] * 1e9), round(spent[1] * 1e9)))
+            self._note_time(plan, name, *spent)
         if carried is not None:
             seconds += parcel.seconds + waited
         self._note_repeatable(opened, plan, name, doing)
         return self._report(plan, name, seconds, doing)
+
+    def _note_time(self, plan: Plan, name: str, worked: float, waited: float) -> None:
+        """Remember the time of a call of a trial; the next call tells the other ranks."""
+        self._timed = Timed(plan, name, (round(worked * 1e9), round(waited * 1e9)))
 
     def _note_repeatable(self, opened: Opened, plan: Plan, name: str, doing: Call) -> None:
         """Remember an exchange that the next one may repeat: its data went with the headers, or in one call."""
         seen, signature, meeting = opened.seen, opened.signature, opened.meeting
         assert seen is not None
         assert signature is not None
-        if plan.trial is not None or meeting.counts is not None or not seen.complete or self._options.wire is not None:
+        if meeting.counts is not None or not seen.complete or self._options.wire is not None:
             return
         if doing.parcels is not None and may_repeat(plan.problem, self._team.threads, opened.receiver):
             parcel = opened.parcel._replace(seconds=0.0)
@@ -530,8 +535,7 @@ class Comm(MPI.Intracomm):
             exchange = doing.repetition()
         else:
             return
-        wire = self._wire_bytes(plan, name)
-        signature.again = Again(exchange, plan, name, wire, meeting.size, meeting.digest)
+        signature.again[name] = Again(exchange, plan, self._wire_bytes(plan, name), meeting.size, meeting.digest)
         seen.repeatable = True
 
     def _reduce_again(
@@ -542,34 +546,54 @@ class Comm(MPI.Intracomm):
         Returns:
             None if it is not like that here; what has been begun if it is not on other ranks.
         """
-        began = perf_counter()
+        began, timed = perf_counter(), self._timed
         try:
             receiver, signature = seen.known(recvbuf, algorithm)
-            last = None if signature is None else signature.again
-            if last is None or op is not MPI.SUM or type(factors) is not Factors:
+            plan = None if signature is None else signature.last
+            if signature is None or plan is None or not plan.kept or op is not MPI.SUM or type(factors) is not Factors:
                 return None
-            if not last.plan.kept or len(factors.u) != last.samples:
+            name = plan.algorithm if plan.trial is None and timed is None else _turn(plan, timed)
+            last = signature.again.get(name)
+            if last is None or last.plan is not plan or len(factors.u) != last.samples:
                 return None
         except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
             return None
         exchange, digest, agree = last.exchange, last.digest, self._team.agree
         number = agree.number + 1
-        agreed = exchange.trade(call, number, digest, factors, receiver)
+        if plan.trial is None and timed is None:
+            agreed = exchange.trade(call, number, digest, factors, receiver)
+        elif isinstance(exchange, Carried):
+            agreed = exchange.trade(call, number, digest, factors, receiver, (0, 0) if timed is None else timed.spent)
+        else:  # its header has no room for times
+            return None
         if agreed is None:
             return None
         agree.number = number
         if agreed:
             rebuild = exchange.take(receiver)
             receiver.end()
-            return Exchange(last.name, last.wire_bytes, perf_counter() - began - rebuild, rebuild)
+            seconds = perf_counter() - began
+            if timed is not None or plan.trial is not None:
+                self._time_again(exchange, plan, name, seconds)
+            return Exchange(name, last.wire_bytes, seconds - rebuild, rebuild)
 
         def describe() -> str:
             return describe_call(factors, recvbuf, algorithm)
 
+        self._timed = None
         parcel = exchange.parcel or NO_PARCEL
         meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
         exchange.show(agree, meeting)
-        return Opened(meeting, seen, receiver, algorithm, signature, None, None, parcel, began, began)
+        return Opened(meeting, seen, receiver, algorithm, signature, timed, None, parcel, began, began)
+
+    def _time_again(self, exchange: Carried | Repeated, plan: Plan, name: str, seconds: float) -> None:
+        """Note the time of the call before, and remember that of this one, which repeated one of a trial."""
+        timed, self._timed = self._timed, None
+        if timed is not None:
+            assert isinstance(exchange, Carried)
+            timed.plan.note(timed.algorithm, exchange.elapsed() * 1e-9)
+        if plan.trial is not None:
+            self._note_time(plan, name, seconds, 0.0)
 
     def _steps(
         self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
@@ -577,7 +601,7 @@ class Comm(MPI.Intracomm):
         """Do one exchange in steps; the first of them shows the other ranks what is to come."""
         opened = self._open(call, factors, recvbuf, op, algorithm, wait=False)
         yield None
-        plan = yield from self._settle(opened)
+        plan, _ = yield from self._settle(opened)
         return (yield from self._run(plan, opened.meeting, factors, opened.receiver))
 
     def _run(
@@ -698,8 +722,7 @@ class Comm(MPI.Intracomm):
         plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
         if plan is None:
             return NO_PARCEL
-        pending = timed.algorithm if timed is not None and timed.plan is plan else None
-        name = plan.algorithm if plan.trial is None else plan.trial.after(pending)
+        name = _turn(plan, timed)
         if name not in PARCELS:
             return NO_PARCEL
         kind, pack = PARCELS[name]
@@ -707,12 +730,13 @@ class Comm(MPI.Intracomm):
         packed = pack(plan.problem, factors, self._team.agree, self._team.threads)
         return NO_PARCEL if packed is None else Parcel(name, kind, *packed, perf_counter() - began)
 
-    def _settle(self, opened: Opened) -> Generator[Any, None, Plan]:
-        """Agree with the other ranks, in steps, and return the plan with everything it needs in place."""
+    def _settle(self, opened: Opened) -> Generator[Any, None, tuple[Plan, str]]:
+        """Agree with the other ranks, in steps; return the plan with all that it needs in place, and whose turn it is.
+
+        That is found before the time of the call before is noted: what ranks have sent along rests on it.
+        """
         team, meeting, timed = self._team, opened.meeting, opened.timed
         yield from team.agree.steps(meeting, timed=timed is not None)
-        if timed is not None:
-            timed.plan.note(timed.algorithm, meeting.elapsed * 1e-9)
         assert opened.seen is not None
         assert opened.signature is not None
         size = meeting.size if meeting.counts is None else meeting.counts.tobytes()
@@ -724,6 +748,9 @@ class Comm(MPI.Intracomm):
             if len(self._plans) >= MOST:
                 self._plans.pop(next(iter(self._plans))).kept = False
             self._plans[key] = plan
+        name = _turn(plan, timed)
+        if timed is not None:
+            timed.plan.note(timed.algorithm, meeting.elapsed * 1e-9)
         opened.signature.last = plan
         if opened.seen.complete and meeting.counts is None:
             opened.signature.plans = {size: plan}
@@ -731,7 +758,7 @@ class Comm(MPI.Intracomm):
             yield ALONE
             allocate = np.zeros if opened.seen.block is None else team.share
             _together(team, meeting.call, lambda: opened.receiver.prepare(allocate))
-        return plan
+        return plan, name
 
     def _see(self, recvbuf: Any) -> Seen:
         """Return what is known of a receiver, after checking it if anything about it is new."""
@@ -809,6 +836,13 @@ class Comm(MPI.Intracomm):
         # The kernels' memory too: amid the exchange a rank that has none could not tell the others.
         _together(team, call, lambda: kernels.scratch_for(problem.depth, receiver.array))
         return plan
+
+
+def _turn(plan: Plan, timed: Timed | None) -> str:
+    """Return the algorithm of a call of a plan, of which another may be yet to be noted."""
+    if plan.trial is None:
+        return plan.algorithm
+    return plan.trial.after(timed.algorithm if timed is not None and timed.plan is plan else None)
 
 
 def _together(team: Team, call: str, step: Callable[[], None]) -> None:

@@ -48,7 +48,7 @@ class Estimate:
 class Trial:
     """Algorithms taken in turn by the first calls of a plan, until it is clear which is fastest.
 
-    Every rank notes the same times, those of the slowest rank, and so comes to the same end.
+    Every rank notes the same times, and so comes to the same end.
 
     Args:
         algorithms: The contenders, the one estimated best first.
@@ -71,8 +71,14 @@ class Trial:
         return self.after(None)
 
     def after(self, pending: str | None) -> str:
-        """Return whose turn it is once a call of ``pending`` is noted too, should all go on."""
-        return min(self._left, key=lambda name: len(self.seconds[name]) + (name == pending))
+        """Return whose turn it is once a call of ``pending`` is noted too, should all go on.
+
+        Every second round has the opposite order, so that none comes after the same one always.
+        """
+        taken = {name: len(self.seconds[name]) + (name == pending) for name in self._left}
+        fewest = min(taken.values())
+        ready = [name for name in self._left if taken[name] == fewest]
+        return ready[-1 if fewest % 2 else 0]
 
     def add(self, algorithm: str, seconds: float) -> None:
         """Note the seconds of a call, and give up those that are far behind."""

@@ -159,6 +159,21 @@ def test_ranks_that_know_the_receiver_and_ranks_that_do_not(repeated, world):
         np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
 
 
+@pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
+def test_a_trial_in_which_some_ranks_repeat_calls(request, fixture, world):
+    """And others, to which the receiver is new, do not: all take the same algorithms, and come to the same end."""
+    comm = request.getfixturevalue(fixture)
+    factors, g = sfb.Factors(*(np.ones((2, n)) for n in SMALL)), np.empty(SMALL)
+    for turn in range(80):
+        target = g if (turn + world.rank) % 3 else np.empty_like(g)
+        comm.Allreduce(factors, target)
+        np.testing.assert_array_equal(target, 2 * world.size)
+        assert len(set(world.allgather(comm.last_exchange.algorithm))) == 1
+    plan = comm.plan(factors, g)
+    assert plan.trial is None
+    assert len(set(world.allgather(repr((plan.algorithm, plan.measured))))) == 1
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -136,6 +136,9 @@ def test_a_trial_tells_what_follows_a_call_under_way():
     assert trial.after("a") == "b"
     trial.add("a", 1.0)
     assert trial.next == "b"
+    assert trial.after("b") == "b"  # every second round has the opposite order
+    trial.add("b", 1.0)
+    assert trial.next == "b"
     assert trial.after("b") == "a"
 
 

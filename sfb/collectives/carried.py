@@ -44,9 +44,10 @@ class Carried:
     """
 
     def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
-        from sfb.kernels import exchange, rounds
+        from sfb.kernels import exchange, rounds, sync
 
         self.parcel = parcel
+        self._sync = sync
         self._rounds = team.agree.rounds
         self._alike, self._work = rounds.ALIKE, rounds.WORK
         self._state = np.zeros(rounds.STATE, np.int64)
@@ -72,8 +73,13 @@ class Carried:
             second = elements[middle:].reshape(problem.depth, columns)
         self._kernel, self._rest = exchange.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
 
-    def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool | None:
-        """Do it, if that is what all ranks do, and return whether it is; None, with nothing done, if that cannot be."""
+    def trade(
+        self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver, spent: tuple[int, int] = (0, 0)
+    ) -> bool | None:
+        """Do it, if that is what all ranks do, and return whether it is; None, with nothing done, if that cannot be.
+
+        ``spent`` as of `Agreement.open`.
+        """
         array, state, rule = receiver.array, receiver.state, receiver.rule()
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
@@ -85,7 +91,8 @@ class Carried:
         except MemoryError:
             return None
         numbers = rule.kind, *rule.linear, rule.numbers(self._dtype), 1 + rule.states
-        arguments = self._words, digest, self._samples, *self._rest, u, v, array, s, t, *numbers, scratch
+        times = self._sync.times(*spent)
+        arguments = self._words, digest, self._samples, times, *self._rest, u, v, array, s, t, *numbers, scratch
         if not self._rounds.repeat(call, number, self._kernel, self._state, arguments):
             return None
         return bool(self._state[self._alike])
@@ -93,6 +100,10 @@ class Carried:
     def show(self, agree: Agreement, meeting: Meeting) -> None:
         """Let a meeting go on from the messages that have been exchanged, where the ranks disagree."""
         agree.carried(meeting, self._starts.tolist())
+
+    def elapsed(self) -> int:
+        """Return the nanoseconds that the call before has taken, by what the ranks gave as ``spent``."""
+        return self._sync.average(self._words[self._starts[:-1] + 2])
 
     def take(self, receiver: Receiver) -> float:
         """Return the seconds that this rank worked; all has been done."""
