@@ -91,6 +91,9 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     elif problem.packed:
         u, v = yield from _gather_packed(problem, call, factors)
         update(problem, call, receiver, u, v, 0, problem.shape[0])
+    elif problem.fits:
+        u, v = yield from _gather(problem, call, factors)
+        update(problem, call, receiver, u, v, 0, problem.shape[0])
     else:
         yield from blocks(problem, call, receiver, gather)
     if problem.shared:
@@ -111,6 +114,17 @@ def _unpack(problem: Problem, call: Call, parcels: Sequence[np.ndarray]) -> tupl
         v[low * columns : high * columns] = elements[samples * rows :]
         low = high
     return u.reshape(problem.depth, rows), v.reshape(problem.depth, columns)
+
+
+def _gather(problem: Problem, call: Call, factors: Factors) -> Gathering:
+    """Gather u and v by themselves."""
+    requests, gathered = [], []
+    for mine in (factors.u, factors.v):
+        gathered.append(call.buffer((problem.depth, mine.shape[1]), problem.dtype))
+        requests += call.allgather(call.team.world, mine, gathered[-1], *problem.spans)
+    yield from posted(requests, True)
+    u, v = gathered
+    return u, v
 
 
 def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Gathering:

@@ -150,18 +150,21 @@ class Call:
         comm: MPI.Intracomm,
         mine: Any,
         gathered: np.ndarray,
-        counts: np.ndarray,
-        offsets: np.ndarray,
+        counts: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
         *,
         later: bool = False,
     ) -> list[Any]:
         """Gather rows of factors: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix.
 
-        ``later``, not before what is returned has been waited for, even where the call blocks.
+        As many from each rank, in their order, by default. ``later``, not before what is returned has been waited for,
+        even where the call blocks.
         """
         if self.wire is None:
             return self.gather(comm, mine, gathered, counts, offsets, later=later)
         kind = self.wire
+        if counts is None or offsets is None:
+            counts, offsets = _alike(comm, gathered)
         halves = self.buffer(gathered.shape, np.dtype(np.uint16))
         low = int(offsets[comm.rank])
         own = slice(low, low + int(counts[comm.rank]))
@@ -187,12 +190,16 @@ class Call:
         comm: MPI.Intracomm,
         mine: Any,
         gathered: np.ndarray,
-        counts: np.ndarray,
-        offsets: np.ndarray,
+        counts: np.ndarray | None,
+        offsets: np.ndarray | None,
         *,
         later: bool = False,
     ) -> list[Any]:
         """Gather rows as they are; otherwise as `allgather`."""
+        if counts is None or offsets is None:
+            if gathered.size <= LIMIT:
+                return self._gather_alike(comm, mine, gathered, later)
+            counts, offsets = _alike(comm, gathered)
         width = gathered.shape[1]
         if gathered.size > LIMIT:
             row, send = self._rows(mine, gathered)
@@ -208,6 +215,12 @@ class Call:
             row.Free()
         return requests
 
+    def _gather_alike(self, comm: MPI.Intracomm, mine: Any, gathered: np.ndarray, later: bool) -> list[Any]:
+        if self.blocking and not later:
+            comm.Allgather(mine, gathered)
+            return []
+        return [comm.Iallgather(mine, gathered)]
+
     def allgather_packed(self, comm: MPI.Intracomm, factors: Factors, messages: np.ndarray) -> list[Any]:
         """Gather u and v of each rank, as many as of this one, as a row of ``messages``."""
         mine = self.buffer((messages.shape[1],), messages.dtype)
@@ -217,21 +230,14 @@ class Call:
         if self.wire is not None:
             sent, received = (self.buffer(array.shape, np.dtype(np.uint16)) for array in (mine, messages))
             half.pack(mine, sent, self.wire)
-        requests: list[Any] = []
-        if self.blocking:
-            comm.Allgather(sent, received)
-        else:
-            requests.append(comm.Iallgather(sent, received))
+        requests = self._gather_alike(comm, sent, received, False)
         if self.wire is None:
             return requests
         return self._then(requests, partial(half.unpack, received, messages, self.wire))
 
     def allgather_in_place(self, comm: MPI.Intracomm, gathered: np.ndarray) -> list[Any]:
         """Gather an array of each rank as an item of ``gathered``, where this rank's lies already."""
-        if self.blocking:
-            comm.Allgather(self.team.in_place, gathered)
-            return []
-        return [comm.Iallgather(self.team.in_place, gathered)]
+        return self._gather_alike(comm, self.team.in_place, gathered, False)
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray
@@ -274,6 +280,12 @@ class _Then:
 
     def Wait(self) -> None:
         self._do()
+
+
+def _alike(comm: MPI.Intracomm, gathered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many rows come from each rank, and where they go, if those are as many of each."""
+    rows = len(gathered) // comm.size
+    return np.full(comm.size, rows), np.arange(comm.size) * rows
 
 
 def counts_by_node(values: Sequence[int] | np.ndarray, team: Team, slot: int) -> np.ndarray:

@@ -111,7 +111,9 @@ def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
     if _packed(problem):
         yield from _across_packed(problem, call, factors, u, v)
     elif problem.place.nodes > 1:
-        yield from posted(_across(call, problem.counts, problem.offsets, u, v), True)
+        # In the order of ranks only if each is a node.
+        spans = problem.spans if problem.place.ranks_per_node == 1 else (problem.counts, problem.offsets)
+        yield from posted(_across(call, u, v, *spans), True)
     yield from call.meet()
     update(problem, call, receiver, u, v, 0, rows)
 
@@ -141,7 +143,7 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
         u[low : low + mine.stop - mine.start] = factors.u[mine, columns]
         v[low : low + mine.stop - mine.start] = factors.v[mine]
         if problem.place.nodes > 1:
-            yield from posted(_across(call, counts, offsets, u, v), final)
+            yield from posted(_across(call, u, v, counts, offsets), final)
         yield from call.meet()
         return u, v
 
@@ -168,11 +170,15 @@ def _across_packed(problem: Problem, call: Call, factors: Factors, u: np.ndarray
             v[samples] = message[factors.u.size :].reshape(factors.v.shape)
 
 
-def _across(call: Call, counts: np.ndarray, offsets: np.ndarray, u: np.ndarray, v: np.ndarray) -> list[Any]:
+def _across(
+    call: Call, u: np.ndarray, v: np.ndarray, counts: np.ndarray | None = None, offsets: np.ndarray | None = None
+) -> list[Any]:
     """Bring each slot's samples to every node, straight into the memory that its ranks share."""
     requests = []
     for slot, comm in call.team.across():
-        its_counts, its_offsets = counts_by_node(counts, call.team, slot), counts_by_node(offsets, call.team, slot)
+        its_counts, its_offsets = (
+            None if values is None else counts_by_node(values, call.team, slot) for values in (counts, offsets)
+        )
         for gathered in (u, v):
             requests += call.allgather(comm, call.team.in_place, gathered, its_counts, its_offsets)
     return requests

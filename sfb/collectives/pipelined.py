@@ -75,15 +75,15 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     if len(bands) < 2:
         yield from broadcast.run(problem, call, factors, receiver)
         return
-    world, counts, offsets = call.team.world, problem.counts, problem.offsets
+    world, spans = call.team.world, problem.spans
     v = call.buffer((problem.depth, problem.shape[1]), problem.dtype)
-    steps = [call.allgather(world, factors.v, v, counts, offsets, later=True)]
+    steps = [call.allgather(world, factors.v, v, *spans, later=True)]
     panels = []
     for low, high in bands:
         own = call.buffer((len(factors), high - low), problem.dtype)
         own[:] = factors.u[:, low:high]
         panels.append(call.buffer((problem.depth, high - low), problem.dtype))
-        steps.append(call.allgather(world, own, panels[-1], counts, offsets, later=True))
+        steps.append(call.allgather(world, own, panels[-1], *spans, later=True))
     yield POSTED
     yield from steps[0]
     for i, (low, high) in enumerate(bands):

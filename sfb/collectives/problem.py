@@ -96,6 +96,11 @@ class Problem:
         return bool((self.counts == self.counts[0]).all())
 
     @cached_property
+    def spans(self) -> tuple[np.ndarray, ...]:
+        """How many samples come from each rank, and where they begin; nothing where all have as many."""
+        return () if self.uniform else (self.counts, self.offsets)
+
+    @cached_property
     def by_columns(self) -> bool:
         """Whether `sharded` divides columns rather than rows: the longer side."""
         return self.shape[1] > self.shape[0]

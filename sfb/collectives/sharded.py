@@ -78,16 +78,17 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     team, rank = call.team, call.team.rank
     ranges = _ranges(problem)
     widths = np.array([stop - start for start, stop in ranges])
-    counts, offsets = problem.counts, problem.offsets
     gathered = call.buffer((problem.depth, whole.shape[1]), problem.dtype)
-    requests = call.allgather(team.world, whole, gathered, counts, offsets)
+    requests = call.allgather(team.world, whole, gathered, *problem.spans)
     outgoing = call.buffer((split.size,), problem.dtype)
     at = 0
     for start, stop in ranges:
         outgoing[at : at + len(split) * (stop - start)].reshape(len(split), stop - start)[...] = split[:, start:stop]
         at += len(split) * (stop - start)
     part = call.buffer((problem.depth, int(widths[rank])), problem.dtype)
-    requests += call.alltoall(team.world, outgoing, len(split) * widths, part.reshape(-1), counts * int(widths[rank]))
+    requests += call.alltoall(
+        team.world, outgoing, len(split) * widths, part.reshape(-1), problem.counts * int(widths[rank])
+    )
     yield from requests
     yield from (_by_columns if problem.by_columns else _by_rows)(problem, call, receiver, gathered, part, ranges)
 
