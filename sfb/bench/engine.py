@@ -19,6 +19,10 @@ from mpi4py import MPI
 __all__ = ["Column", "Printer", "Sample", "Times", "measure", "microseconds", "write_json"]
 
 
+# A candidate that takes so many times as long as the fastest is timed in this part of the time only.
+_FAR, _PART = 4.0, 1 / 3
+
+
 @dataclass(frozen=True)
 class Sample:
     """One timed call on this rank: seconds in all, of communication, and of rebuilding."""
@@ -67,7 +71,8 @@ def measure(
         candidates: By name; each does its work and returns its seconds of exchange and of rebuild.
         iterations: Timed calls of each.
         warmups: Calls of each before, at least one.
-        seconds: Most time to spend; fewer iterations are timed where they would take longer.
+        seconds: Most time to spend; fewer iterations are timed where they would take longer. After a third of it what
+            is far slower than the fastest is left out, so that what is close is timed more often.
         pause: Seconds without messages before each call: what the one before has left in the network is gone then.
     """
     began = perf_counter()
@@ -78,19 +83,29 @@ def measure(
         if comm.bcast(perf_counter() - began > seconds / 2):
             break
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
-    began = perf_counter()
-    for done, (first, *order) in enumerate(islice(_orders(list(candidates)), iterations), 1):
-        candidates[first]()
-        for name in order:
-            candidate = candidates[name]
-            _idle(pause)
-            comm.Barrier()
-            start = perf_counter()
-            exchange, rebuild = candidate()
-            samples[name].append(Sample(perf_counter() - start, exchange, rebuild))
-        elapsed = perf_counter() - began
-        if comm.bcast(elapsed * (done + 1) / done > seconds):
-            break
+    end = perf_counter() + seconds
+
+    def take_turns(names: list[str], iterations: int, seconds: float) -> int:
+        """Time each so often, for so many seconds at most; return how often that was."""
+        began = perf_counter()
+        for done, (first, *order) in enumerate(islice(_orders(names), iterations), 1):
+            candidates[first]()
+            for name in order:
+                _idle(pause)
+                comm.Barrier()
+                start = perf_counter()
+                exchange, rebuild = candidates[name]()
+                samples[name].append(Sample(perf_counter() - start, exchange, rebuild))
+            elapsed = perf_counter() - began
+            if comm.bcast(elapsed * (done + 1) / done > seconds):
+                return done
+        return iterations
+
+    done = take_turns(list(candidates), iterations, seconds * _PART)
+    if done < iterations:
+        medians = {name: _reduce(comm, taken).median for name, taken in samples.items()}
+        close = [name for name, median in medians.items() if median <= _FAR * min(medians.values())]
+        take_turns(close, iterations - done, comm.bcast(end - perf_counter()))
     return {name: _reduce(comm, taken) for name, taken in samples.items()}
 
 

@@ -99,3 +99,16 @@ def test_candidates_take_turns_and_time_is_bounded(world):
     assert 1 <= times["a"].iterations < 1000
     assert times["a"].iterations == times["b"].iterations
     assert all(calls.count(name) > times[name].iterations for name in "ab")
+
+
+def test_what_is_far_slower_is_timed_less_often(world):
+    from time import sleep
+
+    def candidate(milliseconds):
+        return lambda: (sleep(milliseconds * 1e-3), (0.0, 0.0))[1]
+
+    calls = {"close": candidate(1), "closest": candidate(1), "far": candidate(30)}
+    times = measure(world, calls, iterations=1000, warmups=1, seconds=0.4)
+    assert 1 <= times["far"].iterations < times["close"].iterations == times["closest"].iterations < 1000
+    calls = {"a": candidate(0), "far": candidate(5)}
+    assert [t.iterations for t in measure(world, calls, iterations=3, warmups=1, seconds=20).values()] == [3, 3]
