@@ -210,20 +210,15 @@ class Seen:
         arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
         return all(is_receiver(array) and array.shape == self.shape for array in arrays)
 
-    def known(self, recvbuf: Any, algorithm: str) -> tuple[Receiver, Signature | None]:
-        """Return what `receiver` and `signature` do, with less ado; None if there is anything new."""
-        if not self._is_array:
-            settings = recvbuf.settings if self.same(recvbuf) else None
-            return recvbuf, self._signatures.get((algorithm, settings))
-        assign = Assign.__new__(Assign)
-        assign.array = recvbuf
-        return assign, self._signatures.get((algorithm, ())) if self._recvbuf() is recvbuf else None
+    def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
+        """Return what has to be equal on all ranks, if it has been before."""
+        return self._signatures.get((algorithm, receiver.settings))
 
     def signature(self, algorithm: str, receiver: Receiver) -> Signature:
         """Return what has to be equal on all ranks."""
-        settings = receiver.settings
-        found = self._signatures.get((algorithm, settings))
+        found = self.known(algorithm, receiver)
         if found is None:
+            settings = receiver.settings
             check_algorithm(algorithm)
             receiver.check()
             name = None if self.block is None else self.block.name

@@ -34,8 +34,8 @@ from sfb.arrays import Arrays, gathers, scatters
 from sfb.calibrate import find_profile, first_profile
 from sfb.collectives import ALGORITHMS, MAX_BYTES, PARCELS, Problem, dense
 from sfb.collectives.call import ALONE, POSTED, Call
-from sfb.collectives.carried import Carried, may_repeat
-from sfb.collectives.quick import Repeated
+from sfb.collectives.carried import Carried
+from sfb.collectives.quick import Repeated, brief
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.persistent import Persistent
@@ -198,7 +198,7 @@ class Comm(MPI.Intracomm):
             _ALLREDUCE(self, sendbuf, recvbuf, op)
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
-            if self._queue.exchanges:
+            if self._queue.busy:
                 self._queue.drain()
             self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
@@ -490,9 +490,10 @@ class Comm(MPI.Intracomm):
         """Do an exchange that the others have been shown, waiting."""
         call, number = opened.meeting.call, opened.meeting.number
         plan, parcel = opened.plan, opened.parcel
-        name = None if plan is None else _turn(plan, None)
-        if plan is None or name is None:
+        if plan is None:
             plan, name = run(self._settle(opened))
+        else:
+            name = _turn(plan, None)
         began = perf_counter()
         carried = opened.meeting.parcels if parcel.algorithm == name else None
         doing = Call(self._team, number, call, blocking=True, wire=self._options.wire, parcels=carried)
@@ -528,7 +529,7 @@ class Comm(MPI.Intracomm):
         assert signature is not None
         if meeting.counts is not None or not seen.complete or self._options.wire is not None:
             return
-        if doing.parcels is not None and may_repeat(plan.problem, self._team.threads, opened.receiver):
+        if doing.parcels is not None and brief(plan.problem, self._team.threads, opened.receiver):
             parcel = opened.parcel._replace(seconds=0.0)
             exchange: Carried | Repeated = Carried(plan.problem, self._team, parcel, products=ALGORITHMS[name] is dense)
         elif doing.repetition is not None:
@@ -548,11 +549,14 @@ class Comm(MPI.Intracomm):
         """
         began, timed = perf_counter(), self._timed
         try:
-            receiver, signature = seen.known(recvbuf, algorithm)
-            plan = None if signature is None else signature.last
-            if signature is None or plan is None or not plan.kept or op is not MPI.SUM or type(factors) is not Factors:
+            if op is not MPI.SUM or type(factors) is not Factors or not seen.same(recvbuf):
                 return None
-            name = plan.algorithm if plan.trial is None and timed is None else _turn(plan, timed)
+            receiver = seen.receiver(recvbuf)
+            signature = seen.known(algorithm, receiver)
+            plan = None if signature is None else signature.last
+            if signature is None or plan is None or not plan.kept:
+                return None
+            name = _turn(plan, timed)
             last = signature.again.get(name)
             if last is None or last.plan is not plan or len(factors.u) != last.samples:
                 return None

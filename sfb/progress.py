@@ -81,31 +81,27 @@ class Queue:
 
     MPI demands that all ranks post the collectives of a communicator in the same order. So an exchange
     advances only when all older ones have posted theirs.
-
-    Attributes:
-        exchanges: That are under way, the oldest first.
-        lock: Held by who takes them forward.
     """
 
     def __init__(self) -> None:
-        self.exchanges: deque[Exchange] = deque()
+        self._exchanges: deque[Exchange] = deque()
         self._plain = 0
         self.lock = threading.RLock()
 
     @property
     def busy(self) -> bool:
         """Whether exchanges are under way."""
-        return bool(self.exchanges)
+        return bool(self._exchanges)
 
     def begin(self, steps: Iterator[Any]) -> Exchange:
         """Add an exchange, which has run to its first step."""
         exchange = Exchange(steps)
         with self.lock:
-            while len(self.exchanges) >= _MOST:
+            while len(self._exchanges) >= _MOST:
                 self._wait_for_oldest()
-            if not self.exchanges:
+            if not self._exchanges:
                 self._plain = 0
-            self.exchanges.append(exchange)
+            self._exchanges.append(exchange)
             next(steps)  # shows the other ranks what is to come
             self.advance()
         return exchange
@@ -113,10 +109,10 @@ class Queue:
     def advance(self) -> None:
         """Let every exchange go on as far as it can without waiting."""
         with self.lock:
-            while self.exchanges and self._step(self.exchanges[0], True).done:
-                self.exchanges.popleft()
-            ready = bool(self.exchanges) and self.exchanges[0].posted
-            for exchange in list(self.exchanges)[1:]:
+            while self._exchanges and self._step(self._exchanges[0], True).done:
+                self._exchanges.popleft()
+            ready = bool(self._exchanges) and self._exchanges[0].posted
+            for exchange in list(self._exchanges)[1:]:
                 if not ready:
                     return
                 ready = self._step(exchange, False).posted
@@ -131,7 +127,7 @@ class Queue:
         while not exchange.done:
             with self.lock:
                 self.advance()
-                if not exchange.done and self.exchanges and self.exchanges[0] is exchange:
+                if not exchange.done and self._exchanges and self._exchanges[0] is exchange:
                     self._wait_for_oldest()
 
     def make_room(self) -> None:
@@ -142,13 +138,13 @@ class Queue:
 
     def drain(self) -> None:
         """Wait for all exchanges."""
-        while self.exchanges:
+        while self._exchanges:
             with self.lock:
-                if self.exchanges:
+                if self._exchanges:
                     self._wait_for_oldest()
 
     def _wait_for_oldest(self) -> None:
-        oldest = self.exchanges[0]
+        oldest = self._exchanges[0]
         while not oldest.done:
             if oldest.pending is not None:
                 oldest.pending.Wait()

@@ -9,7 +9,6 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives.problem import Problem
-from sfb.collectives.quick import SHARED
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -18,13 +17,7 @@ if TYPE_CHECKING:
     from sfb.factors import Factors
     from sfb.team import Team
 
-__all__ = ["Carried", "may_repeat"]
-
-
-def may_repeat(problem: Problem, threads: int, receiver: Receiver) -> bool:
-    """Return whether one thread does the work as fast as all of them would, and by a rule of the kernels alone."""
-    work = problem.depth * problem.shape[0] * problem.shape[1]
-    return receiver.plain and (threads == 1 or work < SHARED)
+__all__ = ["Carried"]
 
 
 class Carried:

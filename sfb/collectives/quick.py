@@ -20,18 +20,21 @@ if TYPE_CHECKING:
     from sfb.shared import Block
     from sfb.team import Team
 
-__all__ = ["SHARED", "Repeated", "run", "serves"]
+__all__ = ["Repeated", "brief", "run", "serves"]
 
 # Multiplications from which the threads of a rank share them, which a kernel of one call does not.
-SHARED = 1 << 21
+_SHARED = 1 << 21
 
 
 def serves(problem: Problem, call: Call, receiver: Receiver) -> bool:
-    """Return whether the exchange lies within a node and is nothing but a rule of the kernels."""
-    team = call.team
-    if team.nodes > 1 or not receiver.plain:
-        return False
-    return team.threads == 1 or problem.depth * problem.shape[0] * problem.shape[1] * problem.share < SHARED
+    """Return whether the exchange lies within a node, and is `brief`."""
+    return call.team.nodes == 1 and brief(problem, call.team.threads, receiver)
+
+
+def brief(problem: Problem, threads: int, receiver: Receiver) -> bool:
+    """Return whether there is nothing to do but a rule of the kernels, and too little of it for threads to share."""
+    work = problem.depth * problem.shape[0] * problem.shape[1] * problem.share
+    return receiver.plain and (threads == 1 or work < _SHARED)
 
 
 def run(
