@@ -66,7 +66,7 @@ def _compiled() -> ModuleType:
 
 def warmup() -> None:
     """Compile every kernel, or load it from Numba's cache."""
-    from sfb.kernels import _half, exchange, rounds  # noqa: F401
+    from sfb.kernels import _half, exchange, rounds, trade  # noqa: F401
 
     _compiled()
 

@@ -110,7 +110,7 @@ class Rounds:
         Args:
             call: The user's call, for messages.
             number: Of the call.
-            kernel: Of `sfb.kernels.exchange`.
+            kernel: Of `sfb.kernels.trade`.
             state: Of such calls.
             arguments: From ``words`` on.
         """

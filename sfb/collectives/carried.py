@@ -37,7 +37,7 @@ class Carried:
     """
 
     def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
-        from sfb.kernels import exchange, rounds, sync
+        from sfb.kernels import rounds, sync, trade
 
         self.parcel = parcel
         self._sync = sync
@@ -55,7 +55,7 @@ class Carried:
         self._kernel: Callable[..., int]
         self._rest: tuple[Any, ...]
         if parcel.values is not None:
-            self._kernel, self._rest = exchange.trade_sum, (parcel.kind, agree.received, parcel.values)
+            self._kernel, self._rest = trade.trade_sum, (parcel.kind, agree.received, parcel.values)
             return
         elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
         if products:
@@ -64,7 +64,7 @@ class Carried:
             middle = problem.depth * rows
             first = elements[:middle].reshape(problem.depth, rows)
             second = elements[middle:].reshape(problem.depth, columns)
-        self._kernel, self._rest = exchange.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
+        self._kernel, self._rest = trade.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
 
     def trade(
         self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver, spent: tuple[int, int] = (0, 0)

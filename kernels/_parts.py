@@ -1,0 +1,46 @@
+"""What exchanges that are single calls of a kernel have in common: their arrays, and the work on a matrix."""
+
+from numba import njit, types
+from sfb.kernels import _loops
+from sfb.kernels._loops import accumulate, overlap, update
+from sfb.kernels.rules import ASSIGN, SGD
+
+SMALL = "a kernel refused the arrays or the scratch of an exchange"
+
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+FLOATS = types.float32, types.float64
+
+
+def array_type(t, dimensions, readonly=False):
+    """Return the type of an array in C order."""
+    return types.Array(t, dimensions, "C", readonly=readonly)
+
+
+@njit(**OPTIONS)
+def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
+    """Let a rule take uᵀv in some rows."""
+    if kind in (ASSIGN, SGD):
+        done = accumulate(u, v, w, 0, start, stop, kind == SGD, alpha, beta, scratch)
+    else:
+        done = update(kind, p, u, v, w, s, t, arrays, 0, start, stop, alpha, scratch)
+    if done != _loops.DONE:
+        raise RuntimeError(SMALL)
+
+
+@njit(**OPTIONS)
+def form(u, v, product, scratch, low=0):
+    """Form rows of uᵀv, from ``low`` on; return whether that was possible."""
+    return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == _loops.DONE
+
+
+@njit(**OPTIONS)
+def fits(u, v, w, s, t, samples, rows, columns):
+    """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
+    if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:
+        return False
+    if u.shape != (samples, rows) or v.shape != (samples, columns):
+        return False
+    apart = True
+    for array in (w, s, t):
+        apart = apart and not (overlap(u, array) or overlap(v, array))
+    return apart
