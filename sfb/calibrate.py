@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -32,17 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["cache_file", "describe", "find_profile", "first_profile", "identity", "measure", "tune"]
 
 # Seconds that the first choice of an algorithm may measure for.
-_FIRST_USE = 0.4
+_FIRST_USE = 0.3
 _DEPTHS = (1, 4, 16, 64, 256)
 # Bytes up to which every collective is measured, however long it takes.
 _FIRST_SIZES = 1 << 17
 _SIZES = tuple(1 << bits for bits in (8, 12, 15, 17, 20, 22, 24, 26))
 # Shapes of the matrices that work is measured on, of SMALL and of LARGE elements.
-_SHAPES = {"small": (32, SMALL // 32), "large": (2048, LARGE // 2048)}
-# Seconds in which the network forgets a large message before the next is timed.
-_PAUSE = 0.004
+_SHAPES = {"small": (SMALL // 1000, 1000), "large": (LARGE // 4000, 4000)}
 # From this depth, work is bound by arithmetic, and a part of the large matrix will do.
 _DEEP = 64
+# How often an exchange of next to nothing is timed.
+_EMPTY = 15
+# Bytes that ranks gather before collectives are timed: what a network takes at once, before its rate counts.
+_FLOOD = 1 << 18
 _log = logging.getLogger("sfb")
 _measured: dict[str, str] = {}  # in this process, by identity
 
@@ -138,8 +141,8 @@ def measure(team: Team, seconds: float) -> Profile:
     compare(team.world, "Comm", error=error)
     began = perf_counter()
 
-    def left() -> bool:
-        return team.world.bcast(perf_counter() - began < seconds)
+    def left() -> float:
+        return team.world.bcast(seconds - (perf_counter() - began))
 
     place = Problem((1, 1), np.dtype("f4"), np.ones(team.size, np.int64), team.node_of, 1, team.sharing).place
     tables: dict[str, list[tuple[float, float]]] = {}
@@ -152,18 +155,19 @@ def measure(team: Team, seconds: float) -> Profile:
     if seconds <= _FIRST_USE:
         candidates.pop("arrays", None)  # that takes longer; who is faster shows in the first calls
     few = 2 if seconds <= _FIRST_USE else 5
-    for size in _SIZES:
-        if size > _FIRST_SIZES and "rebuild/large" not in tables:
-            tables |= _work(team)
-        # One size of every collective at a time, so that all are known to about the same size when time is up.
+    flood = _gather(team.world, _FLOOD // team.size)
+    # One size of every collective at a time, so that all are known to the same size when time is up.
+    for last, size in pairwise((0, *_SIZES)):
+        if size > _FIRST_SIZES:
+            if "rebuild/large" not in tables:
+                tables |= _work(team)
+            expected = (few + 1) * size / last * sum(tables[kind][-1][1] for kind in candidates)
+            if expected > left():
+                break
         for kind, make in candidates.items():
-            if size > _FIRST_SIZES and not left():
-                continue
-            short = size <= 1 << 15
-            taken = _time(team, make(size), 9 if short else few, pause=0.0 if short else _PAUSE)
+            flood()
+            taken = _time(team, make(size), 9 if size <= 1 << 15 else few)
             tables.setdefault(kind, []).append((float(size), taken))
-        if size > _FIRST_SIZES and not left():
-            break
     probe.free()
     profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
     gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
@@ -171,36 +175,34 @@ def measure(team: Team, seconds: float) -> Profile:
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
-def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0, pause: float = 0.0) -> float:
-    """Return the median seconds of the slowest rank; the first call is not counted.
+def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0) -> float:
+    """Return the median seconds of `_in_turn` for a single function."""
+    return _in_turn(team, [once], repetitions, inner=inner)[0]
 
-    What is short is measured with cold caches: between two exchanges users compute.
+
+def _in_turn(team: Team, calls: Sequence[Callable[[], Any]], repetitions: int, *, inner: int = 0) -> list[float]:
+    """Return the median seconds that each of ``calls`` takes the slowest rank; the first round is not counted.
 
     Args:
         team: The ranks, which begin together.
-        once: To be timed.
+        calls: To be timed in turn, none with more of the caches than it would find elsewhere.
         repetitions: How often.
         inner: For what ranks do without waiting for each other: calls in a row, to the end of the last rank.
-        pause: Seconds without messages before each.
     """
-    cold = np.ones(1) if inner or pause else np.ones(1 << 19)
-    once()
-    taken = np.empty(repetitions)
-    for i in range(repetitions):
-        cold += 1
-        if pause:
-            end = perf_counter() + pause
-            while perf_counter() < end:
-                pass
-        team.world.Barrier()
-        began = perf_counter()
-        for _ in range(max(1, inner)):
-            once()
-        if inner:
+    for once in calls:
+        once()
+    taken = np.empty((repetitions, len(calls)))
+    for row in taken:
+        for i, once in enumerate(calls):
             team.world.Barrier()
-        taken[i] = (perf_counter() - began) / max(1, inner)
+            began = perf_counter()
+            for _ in range(max(1, inner)):
+                once()
+            if inner:
+                team.world.Barrier()
+            row[i] = (perf_counter() - began) / max(1, inner)
     team.world.Allreduce(MPI.IN_PLACE, taken, MPI.MAX)
-    return float(max(np.median(taken), 1e-9))
+    return np.maximum(np.median(taken, axis=0), 1e-9).tolist()
 
 
 def _sync(probe: Team) -> float:
@@ -219,16 +221,15 @@ def _sync(probe: Team) -> float:
 
 
 def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
-    """Return seconds of an element by depth, of rebuilds, all ranks working at once."""
+    """Return seconds of an element by depth, of products added to a matrix, all ranks working at once."""
     tables: dict[str, list[tuple[float, float]]] = {}
     for size, (rows, columns) in _SHAPES.items():
-        whole = np.ones((rows, columns), np.float32)
+        whole = np.zeros((rows, columns), np.float32)
         for depth in _DEPTHS:
-            out = whole[: rows // 4] if size == "large" and depth >= _DEEP else whole
+            out = whole[: rows // 8] if size == "large" and depth >= _DEEP else whole
             u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, columns), np.float32)
-            rebuild = partial(kernels.rebuild, u, v, out, threads=team.threads)
-            inner, repetitions = (20, 3) if size == "small" else (1, 1)
-            seconds = _time(team, rebuild, repetitions, inner=inner)
+            add = partial(kernels.accumulate, u, v, out, threads=team.threads)
+            seconds = _time(team, add, 3, inner=10 if size == "small" else 1)
             tables.setdefault(f"rebuild/{size}", []).append((float(depth), seconds / out.size))
     return tables
 
@@ -237,12 +238,8 @@ def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[]
     """Return, by kind, what makes a collective of a number of bytes; ``probe`` is of the same ranks, and idle."""
     world, ranks = team.world, team.size
 
-    def gather(comm: MPI.Intracomm, nbytes: int) -> Callable[[], Any]:
-        mine, everybody = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4 * comm.size, np.float32)
-        return lambda: comm.Allgather(mine, everybody)
-
     def across(nbytes: int) -> Callable[[], Any]:
-        calls = [gather(comm, nbytes) for _, comm in team.across()]
+        calls = [_gather(comm, nbytes) for _, comm in team.across()]
         return lambda: [call() for call in calls]
 
     def alltoall(nbytes: int) -> Callable[[], Any]:
@@ -264,7 +261,7 @@ def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[]
 
     found: dict[str, Callable[[int], Callable[[], Any]]] = {"copy": copy}
     if ranks > 1:
-        found["allgather"] = lambda nbytes: gather(world, nbytes)
+        found["allgather"] = lambda nbytes: _gather(world, nbytes)
     if team.nodes > 1:
         found |= {"allreduce": allreduce, "alltoall": alltoall}
         if team.nodes < ranks:
@@ -275,25 +272,26 @@ def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[]
     return found
 
 
+def _gather(comm: MPI.Intracomm, nbytes: int) -> Callable[[], Any]:
+    mine, everybody = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4 * comm.size, np.float32)
+    return lambda: comm.Allgather(mine, everybody)
+
+
 def _overheads(team: Team, profile: Profile) -> dict[str, float]:
     """Return what an exchange of next to nothing takes beyond its price."""
     rows, columns = 8, 8
     factors = Factors(np.ones((1, rows), np.float32), np.ones((1, columns), np.float32))
     g = np.empty((rows, columns), np.float32)
     problem = Problem(g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing)
-    found = {}
     from sfb.comm import Comm  # it imports this module
 
     with Comm(team.world, node=team.node, reproducible=True) as probe:
-        for name, module in ALGORITHMS.items():
-            if not module.suits(problem):
-                continue
-
-            def once(name: str = name) -> None:
-                probe.Allreduce(factors, g, algorithm=name)
-
-            priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
-            found[name] = max(0.0, _time(team, once, 21) - priced)
+        calls = [partial(probe.Allreduce, factors, g, algorithm=name) for name in ALGORITHMS]
+        taken = _in_turn(team, calls, _EMPTY)
+    found = {}
+    for (name, module), seconds in zip(ALGORITHMS.items(), taken, strict=True):
+        priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
+        found[name] = max(0.0, seconds - priced)
     return found
 
 

@@ -17,7 +17,7 @@ EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce", "ar
 Table = Sequence[tuple[float, float]]
 
 # What the tables of work were measured on: elements of a matrix that stays in cache, and of one that does not.
-SMALL, LARGE = 1 << 15, 1 << 23
+SMALL, LARGE = 128_000, 8_000_000
 
 
 class ProfileError(ValueError):

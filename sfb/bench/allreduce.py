@@ -102,6 +102,7 @@ def run(
     results = []
     with sfb.Comm(world) as comm:
         warmup(comm.node)
+        _ = comm.profile  # measures, if need be: before the first estimates
         for shape in config.shapes:
             case = _Case(comm, world, config, shape)
             for samples in config.samples:

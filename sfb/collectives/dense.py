@@ -42,24 +42,23 @@ def suits(problem: Problem) -> bool:
 
 def cost(problem: Problem) -> list[Use]:
     """Price 2KD(P−1)/P elements on the wire and 2SKD flop (Thakur et al., IJHPCA 2005, section 4.4)."""
-    elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
-    product = Use("rebuild", elements, problem.deepest)
+    product = problem.product_cost(problem.deepest)
     passes = problem.passes - problem.assigns
     if _summed(problem):
         share = _share(problem)
         summed = Use("pass", _CACHED * share * (problem.ranks - 1) + problem.passes * problem.dense_bytes)
-        return [product, *problem.carried_cost(share), Use("allgather", times=_halved(problem)), summed]
+        return [*product, *problem.carried_cost(share), Use("allgather", times=_halved(problem)), summed]
     if _gathered(problem):
         summed = Use("pass", (_CACHED * problem.ranks + problem.passes) * problem.dense_bytes)
-        return [product, *problem.carried_cost(problem.dense_bytes), summed]
+        return [*product, *problem.carried_cost(problem.dense_bytes), summed]
     if problem.place.nodes > 1 or problem.ranks == 1:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
         reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
-        return [product, reduced, Use("sync", times=problem.shared), Use("pass", own)]
+        return [*product, reduced, Use("sync", times=problem.shared), Use("pass", own)]
     parts, pieces = problem.place.ranks_per_node, max(1, len(_pieces(problem)))
     applied = problem.passes * (1 / parts if problem.shared else 1)
     return [
-        Use("rebuild", elements / pieces, problem.deepest, pieces),
+        *problem.product_cost(problem.deepest, 1 / pieces, times=pieces),
         Use("sync", times=pieces * (1 if problem.shared else 2)),
         Use("pass", (_CACHED * (1 + 2 / parts) + applied) * problem.dense_bytes),
     ]

@@ -41,9 +41,8 @@ def cost(problem: Problem) -> list[Use]:
     rows = problem.shape[0] / bands
     v = Use("allgather", samples * problem.shape[1] * problem.sent_itemsize)
     u = Use("allgather", samples * rows * problem.sent_itemsize, times=bands)
-    again = Use(
-        "pass", 2 * problem.depth * problem.shape[1] * problem.itemsize, times=problem.shape[0] // _rows(problem)
-    )
+    slices = -(-problem.shape[0] // _rows(problem))
+    again = Use("pass", problem.depth * problem.shape[1] * problem.itemsize, times=max(0, slices - 1))
     return [v, u, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share), again]
 
 

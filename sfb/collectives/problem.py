@@ -195,8 +195,14 @@ class Problem:
         """Rows of a sum that is put together from several parts of the samples."""
         return min(self.shape[0], max(1, self.max_bytes // 4 // max(1, self.shape[1] * self.itemsize)))
 
+    def product_cost(self, depth: float, rows: float = 1.0, columns: float = 1.0, times: float = 1.0) -> list[Use]:
+        """Return the work of a product of a part of the rows and of the columns, which reads both factors once."""
+        elements = self.shape[0] * self.shape[1] * rows * columns * self.itemsize / 4
+        read = depth * (self.shape[0] * rows + self.shape[1] * columns) * self.itemsize
+        return [Use("rebuild", elements, depth, times), Use("pass", read, times=times)]
+
     def rebuild_cost(self, depth: float, part: float = 1.0) -> list[Use]:
         """Return the work of rebuilding ``part`` of the receiver's rows at a depth, and updating them."""
-        doubled = self.itemsize / 4
-        elements = self.shape[0] * self.shape[1] * doubled * part
-        return [Use("rebuild", elements, depth), Use("pass", (self.passes - 1) * self.dense_bytes * part)]
+        # What is only written costs as much as what is read, too: caches fetch it first.
+        more = max(0, self.passes - 2)
+        return [*self.product_cost(depth, part), Use("pass", more * self.dense_bytes * part)]

@@ -39,13 +39,12 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     small, large = sorted(problem.shape)
     part = 1 / problem.ranks
-    elements = problem.shape[0] * problem.shape[1] * problem.itemsize / 4
     passes = (problem.passes + 1) * problem.share if not problem.assigns else problem.by_columns * 2
     gathered = "across" if problem.shared else "allgather"
     return [
         Use("allgather", samples * small * problem.itemsize),
         Use("alltoall", samples * large * problem.itemsize),
-        Use("rebuild", elements * part, problem.depth),
+        *problem.product_cost(problem.depth, *((1.0, part) if problem.by_columns else (part, 1.0))),
         Use(gathered, problem.dense_bytes * part),
         Use("sync", times=2 * problem.shared),
         Use("pass", passes * problem.dense_bytes),

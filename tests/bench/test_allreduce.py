@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from sfb import calibrate
 from sfb.bench import allreduce
 from sfb.bench.engine import _orders, measure
 
@@ -48,6 +49,16 @@ def test_the_oracle_sees_an_element_that_is_off(world):
     got[0, 0] += 1e-9
     got[5, 4] = np.nan
     assert oracle.wrong(got, 0) == 2
+
+
+def test_all_estimates_rest_on_what_has_been_measured(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(calibrate, "_measured", {})
+    monkeypatch.setattr(calibrate, "cache_file", lambda who: tmp_path / "none.json")
+    rows = allreduce.run(world, allreduce.Config(shapes=[(40, 30)] * 2, samples=[2], iterations=1))
+    first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    for one, other in zip(first, second, strict=True):
+        if one["taken"] == other["taken"]:
+            assert one["predicted"] == other["predicted"]
 
 
 def test_json(world, capfd, tmp_path):
