@@ -94,7 +94,6 @@ def test_bench_overlap(tmp_path):
 
 def test_tune_and_explain(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
     out, _ = sfb("tune", "-t", 0.1, "-o", tmp_path / "p.json")
     assert "measured on 1 ranks" in out
     assert len(list(tmp_path.glob("sfb/profile-*.json"))) == 1
