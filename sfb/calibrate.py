@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["cache_file", "describe", "find_profile", "first_profile", "identity", "measure", "tune"]
 
 # Seconds that the first choice of an algorithm may measure for.
-_FIRST_USE = 0.3
+_FIRST_USE = 0.25
 _DEPTHS = (1, 4, 16, 64, 256)
 # Bytes up to which every collective is measured, however long it takes.
 _FIRST_SIZES = 1 << 17
 _SIZES = tuple(1 << bits for bits in (8, 12, 15, 17, 20, 22, 24, 26))
-# Shapes of the matrices that work is measured on, of SMALL and of LARGE elements.
-_SHAPES = {"small": (SMALL // 1000, 1000), "large": (LARGE // 4000, 4000)}
+# Rows of the matrices that work is measured on, of SMALL and of LARGE elements, and their columns: as many for both,
+# since of deep products it is these that decide whether v stays in cache.
+_ROWS, _COLUMNS = {"small": SMALL // 1000, "large": LARGE // 1000}, 1000
 # From this depth, work is bound by arithmetic, and a part of the large matrix will do.
 _DEEP = 64
 # How often an exchange of next to nothing is timed.
@@ -154,7 +155,7 @@ def measure(team: Team, seconds: float) -> Profile:
     candidates = _exchanges(team, probe)
     if seconds <= _FIRST_USE:
         candidates.pop("arrays", None)  # that takes longer; who is faster shows in the first calls
-    few = 2 if seconds <= _FIRST_USE else 5
+    few = 3 if seconds <= _FIRST_USE else 5  # of two the median would be the mean
     flood = _gather(team.world, _FLOOD // team.size)
     # One size of every collective at a time, so that all are known to the same size when time is up.
     for last, size in pairwise((0, *_SIZES)):
@@ -223,13 +224,14 @@ def _sync(probe: Team) -> float:
 def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
     """Return seconds of an element by depth, of products added to a matrix, all ranks working at once."""
     tables: dict[str, list[tuple[float, float]]] = {}
-    for size, (rows, columns) in _SHAPES.items():
-        whole = np.zeros((rows, columns), np.float32)
+    for size, rows in _ROWS.items():
+        whole = np.zeros((rows, _COLUMNS), np.float32)
         for depth in _DEPTHS:
-            out = whole[: rows // 8] if size == "large" and depth >= _DEEP else whole
-            u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, columns), np.float32)
+            out = whole[: rows // 16] if size == "large" and depth >= _DEEP else whole
+            u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, _COLUMNS), np.float32)
             add = partial(kernels.accumulate, u, v, out, threads=team.threads)
-            seconds = _time(team, add, 3, inner=10 if size == "small" else 1)
+            inner = max(1, 32 // depth) if size == "small" else 1
+            seconds = _time(team, add, 3, inner=inner)
             tables.setdefault(f"rebuild/{size}", []).append((float(depth), seconds / out.size))
     return tables
 

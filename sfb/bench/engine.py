@@ -20,7 +20,7 @@ __all__ = ["Column", "Printer", "Sample", "Times", "measure", "microseconds", "w
 
 
 # A candidate that takes so many times as long as the fastest is timed in this part of the time only.
-_FAR, _PART = 4.0, 1 / 3
+_FAR, _PART = 2.0, 1 / 3
 
 
 @dataclass(frozen=True)
