@@ -20,7 +20,7 @@ _DOUBT, _DEEP_DOUBT = 2.5, 4.0
 # As many are timed, and any others within this factor of the best.
 _CONTENDERS, _CLOSE = 3, 1.6
 # Calls of each, of which the first does not count; more where all take less than so many seconds, up to so many calls.
-TIMED, _BRIEF, _MOST = 6, 0.1, 16
+TIMED, _BRIEF, _MOST = 8, 0.1, 32
 # The factors by which one may be slower than the best and still be timed again: after one call that counts, after two.
 _HOPELESS, _BEHIND = 4.0, 1.4
 # The factor within which times are equal.
@@ -152,9 +152,10 @@ class Plan:
         Between nodes it is of its equals what receives least, as networks are shared.
         """
         limit = _TIE * trial.measured[trial.best]
-        shared = self.problem.place.nodes > 1
         ties = [e for e in self.estimates if e.algorithm in trial.algorithms and trial.measured[e.algorithm] <= limit]
-        return min(ties, key=lambda e: (e.wire_bytes if shared else 0, e.total)).algorithm
+        if self.problem.place.nodes > 1:
+            return min(ties, key=lambda e: (e.wire_bytes, trial.measured[e.algorithm])).algorithm
+        return min(ties, key=lambda e: e.total).algorithm
 
     def explain(self) -> str:
         """Return a table of the estimates, of times measured so far, and the reason for the choice."""

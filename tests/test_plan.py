@@ -123,9 +123,9 @@ def test_a_trial_of_short_calls_goes_on_until_they_are_steady():
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
-def test_a_tie_goes_to_the_cheaper_estimate_and_between_nodes_first_to_what_receives_less(nodes):
+def test_a_tie_goes_to_the_cheaper_estimate_or_between_nodes_to_what_receives_less(nodes):
     plan = choose(problem((100, 100), 10, 4, nodes=nodes))
-    first, *_, last = sorted(plan.estimates, key=lambda e: (e.wire_bytes if nodes > 1 else 0, e.total))
+    first, *_, last = sorted(plan.estimates, key=lambda e: e.total if nodes == 1 else e.wire_bytes)
     for times, taken in (((1.04, 1.0), first), ((1.06, 1.0), last)):
         plan.trial = Trial([last.algorithm, first.algorithm])
         while plan.trial is not None:
@@ -158,10 +158,10 @@ def test_a_trial_gives_up_what_is_far_behind():
 
 def test_a_trial_does_not_give_up_short_calls_for_one_lucky_call():
     trial = Trial(["a", "b"], brief=1e-1)
-    for calls in range(32):
+    for calls in range(64):
         name = trial.next
         trial.add(name, 80e-6 if calls == 7 else {"a": 170e-6, "b": 250e-6}[name])
-        assert trial.over == (calls >= 15)
+        assert trial.over == (calls >= 31)
         if trial.over:
             break
     assert trial.best == "a"
