@@ -340,14 +340,15 @@ def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) ->
 
 @functools.lru_cache(1024)
 def room_for(depth: int, columns: int, itemsize: int) -> int:
-    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 8 MiB."""
+    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 5 MiB."""
     loops = _compiled()
     samples, deep = min(depth, loops.DEPTH), depth > loops.DEPTH
     width = loops.LINE // itemsize
     # Who asks may accumulate or use a rule, and may have fewer samples in the end.
-    packed = (loops.BAND + min(columns, loops.wide(depth) // itemsize) + 2 * width) * samples
+    across = min(columns, loops.wide(depth) // itemsize)
+    packed = (loops.BAND + across + 2 * width) * samples
     if deep:
-        return packed + loops.TALL * min(columns, loops.NARROW // itemsize)
+        return packed + loops.TALL * across
     return packed + loops.ROWS * min(columns + width, loops.WIDE // itemsize)
 
 

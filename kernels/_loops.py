@@ -16,9 +16,9 @@ from sfb.kernels._vectors import AVX512, flat
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
 DEPTH = 256
-# Bytes of a row that are worked at a time; without a rule more, if their samples take no more room than with DEPTH of
-# them; and of a row of sums that wait for further samples.
-WIDE, _WIDEST, NARROW = 1 << 14, 1 << 16, 1 << 13
+# Bytes of a slab of v, which is to stay in a core's own cache while all rows are worked, and of the row that it covers:
+# at least, at most, and at most with a rule.
+SLAB, _NARROW, _WIDEST, WIDE = 1 << 20, 1 << 12, 1 << 16, 1 << 14
 # Rows packed at a time, and rows of sums that wait for further samples.
 BAND, TALL = 96, 1024
 # Fewer rows, or columns in tiles, than these do not repay packing what they are multiplied with.
@@ -273,7 +273,7 @@ def _rows(u, v, w, first, start, stop):
 
 def wide(depth):
     """Return the bytes of a row that are worked at a time without a rule."""
-    return max(WIDE, min(_WIDEST, WIDE * DEPTH // max(1, depth)))
+    return max(_NARROW, min(_WIDEST, SLAB // max(1, depth) // LINE * LINE))
 
 
 _wide = njit(**_INNER)(wide)
@@ -403,9 +403,8 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
         return UNFIT
     width = LINE // w.itemsize
     chunks = max(1, -(-depth // DEPTH))
-    # Sums that wait for further samples are in the way, so fewer columns of more rows are worked at a time. Without
-    # them, there is one tile of sums.
-    stride = min((WIDE if chunks == 1 else NARROW) // w.itemsize, columns)
+    stride = min(min(WIDE, _wide(depth)) // w.itemsize, columns)
+    # Sums of so many rows wait for further samples. Where there are none, there is one row of tiles of sums.
     tall = stop - start if chunks == 1 else TALL
     shallow = depth <= (SHALLOW if arrays < 3 and stop - start > _FEW_ROWS else SHALLOW // 2)
     height = ROWS if not shallow else FEWEST if arrays == 3 else FEWER
