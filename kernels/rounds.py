@@ -17,10 +17,10 @@ from numba.extending import intrinsic
 from sfb.kernels._vectors import flat
 from sfb.kernels.sync import yield_core
 
-__all__ = ["ALIKE", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "WORK", "gather", "sum_values"]
+__all__ = ["ALIKE", "APART", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "WORK", "gather", "reset", "sum_values"]
 
-# What a call returns, unless it is the negative of an error code of MPI; the last only by those that call these.
-WAITING, DONE, UNFIT = 0, 1, 2
+# What a call returns, unless it is the negative of an error code of MPI; the last two only by those that call these.
+WAITING, DONE, UNFIT, APART = range(4)
 # Words of a state, more than any MPI needs, and where some of them are.
 STATE, REQUESTS, ALIKE, WORK = 24, 2, 6, 7
 _FLAG, _UNFIT, _STATUSES = 4, 5, 8
@@ -84,6 +84,12 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
         spins -= 1
         # What the message waits for may need the core.
         yield_core()
+
+
+@njit(**_OPTIONS)
+def reset(state):
+    """Make the state that of a call that has not begun, but for what came of the last."""
+    state[0] = state[1] = state[_UNFIT] = 0
 
 
 @njit(**_OPTIONS)

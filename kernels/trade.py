@@ -1,20 +1,71 @@
 """Small exchanges of ranks that are nodes: one call does all that a rank does when it repeats one.
 
+What stays the same from call to call is bound once, since each argument costs a call its time.
+
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
+import numpy as np
 from numba import njit, types
-from sfb.kernels import rounds
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 from sfb.kernels._loops import update_dense
 from sfb.kernels._parts import FLOATS, OPTIONS, array_type, fits, form, take
 from sfb.kernels._vectors import flat
-from sfb.kernels.rounds import ALIKE, UNFIT, WORK, gather, sum_values
+from sfb.kernels.rounds import ALIKE, APART, DONE, UNFIT, WAITING, WORK, gather, reset, sum_values
 from sfb.kernels.sync import now
 
-__all__ = ["trade", "trade_sum"]
+__all__ = ["FACTORS", "PRODUCTS", "SUM", "bind", "trade"]
+
+# What goes with the headers: products that are summed in the rounds, products, or factors.
+SUM, PRODUCTS, FACTORS = range(3)
+
+# The words of what is bound: how the exchange goes, words of a header, S, the kind and the bytes of what follows a
+# header; then arrays, of each its address, rows and columns.
+_HOW, _HEAD, _SAMPLES, _KIND, _BYTES = range(5)
+_MPI, _PLAN, _WORDS, _MORE, _ONE, _TWO = range(5, 23, 3)
 
 
-_WORDS = array_type(types.int64, 1)
+def bind(how, head, samples, kind, nbytes, mpi, plan, words, more, one, two):
+    """Return what `trade` takes as ``bound``, for which the arrays have to be kept.
+
+    Args:
+        how: `SUM`, `PRODUCTS` or `FACTORS`.
+        head: Words of a header.
+        samples: S.
+        kind: Of what follows a header, as headers say it.
+        nbytes: That it has.
+        mpi: As of `sfb.kernels.rounds.gather`.
+        plan: As of that.
+        words: As of that.
+        more: ``starts`` of that; or ``received`` of `sfb.kernels.rounds.sum_values`.
+        one: K×D, where the sum goes; or m×K, where u of all ranks does.
+        two: The same; or m×D, for v.
+    """
+    arrays = [np.atleast_2d(array) for array in (mpi, plan, words, more, one, two)]
+    places = [word for array in arrays for word in (array.ctypes.data, *array.shape)]
+    return np.array([how, head, samples, kind, nbytes, *places], np.int64)
+
+
+@intrinsic
+def _view(typing_context, like, address, rows, columns):
+    """Return the matrix that lies at an address, of elements as those of another array; it keeps nothing alive."""
+    result = types.Array(like.dtype, 2, "C")
+
+    def generate(context, builder, signature, arguments):
+        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(like.dtype)))
+        array = make_array(result)(context, builder)
+        data = builder.inttoptr(arguments[1], context.get_data_type(like.dtype).as_pointer())
+        shape = list(arguments[2:])
+        populate_array(array, data, shape, [builder.mul(shape[1], item), item], item, None)
+        return array._getvalue()
+
+    return result(like, types.int64, types.int64, types.int64), generate
+
+
+@njit(**OPTIONS)
+def _at(bound, which, like):
+    return _view(like, bound[which], bound[which + 1], bound[which + 2])
 
 
 @njit(**OPTIONS)
@@ -27,67 +78,54 @@ def _add(sums, terms, first):
 
 
 @njit(**OPTIONS)
-def _begin(words, head, digest, samples, spent, kind, nbytes):
-    """Write the header of a rank that is a node."""
-    words[0], words[1], words[2] = digest, samples, spent
-    words[head - 2], words[head - 1] = kind, nbytes
+def _write(bound, words, one, u, v, scratch):
+    """Write what this rank sends; return whether that was possible."""
+    if bound[_HOW] == SUM:
+        return form(u, v, one, scratch)
+    mine = words[bound[_HEAD] :].view(u.dtype)
+    if bound[_HOW] == PRODUCTS:
+        return form(u, v, mine[: one.size].reshape(one.shape), scratch)
+    mine[: u.size] = flat(u)
+    mine[u.size : u.size + v.size] = flat(v)
+    return True
 
 
-def _trade(t, *between):
-    """The signature of both below: of the rounds, what is between, and the arrays and the rule of the call."""
-    i, f = types.int64, types.float64
+@njit(**OPTIONS)
+def _collect(bound, words, plan, one, two, u, v):
+    """Add up the products of all ranks in their order, or put their factors one behind the other."""
+    head = bound[_HEAD]
+    length = (bound[_BYTES] + 7) // 8
+    ranks, me = plan[-1, 0], plan[-1, 1]
+    for rank in range(ranks):
+        # As `sfb.rounds` orders them.
+        place = rank ^ me if ranks & (ranks - 1) == 0 else (rank - me) % ranks
+        start = place * (head + length) + head
+        its = words[start : start + length].view(u.dtype)
+        if bound[_HOW] == PRODUCTS:
+            _add(flat(one), its, rank == 0)
+        else:
+            flat(one)[rank * u.size : (rank + 1) * u.size] = its[: u.size]
+            flat(two)[rank * v.size : (rank + 1) * v.size] = its[u.size : u.size + v.size]
+
+
+def _signature(t):
+    i, f, words = types.int64, types.float64, array_type(types.int64, 1)
     arrays = [*[array_type(t, 2, readonly=True)] * 2, *[array_type(t, 2)] * 3]
     rule = [i, f, f, array_type(t, 1), i]
-    return i(_WORDS, array_type(i, 2), _WORDS, *[i] * 3, _WORDS, *between, *arrays, *rule, array_type(t, 1))
+    return i(words, words, *[i] * 4, *arrays, *rule, array_type(t, 1))
 
 
-_SUM = {t: (*[types.int64] * 4, _WORDS, array_type(t, 2)) for t in FLOATS}
-_PARCELS = {t: (*[types.int64] * 5, types.boolean, _WORDS, array_type(t, 2), array_type(t, 2)) for t in FLOATS}
-
-
-@njit([_trade(t, *between) for t, between in _SUM.items()], **OPTIONS)
-def trade_sum(
-    mpi,
-    plan,
-    state,
-    spins,
-    tag,
-    head,
-    words,
-    digest,
-    samples,
-    spent,
-    parcel,
-    received,
-    values,
-    u,
-    v,
-    w,
-    s,
-    t,
-    kind,
-    alpha,
-    beta,
-    p,
-    arrays,
-    scratch,
-):
-    """Exchange headers, and add up the products of all ranks, which are nodes; if all are alike, take the sum.
+@njit([_signature(t) for t in FLOATS], **OPTIONS)
+def trade(bound, state, spins, tag, digest, spent, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
+    """Exchange headers and what goes with them, of ranks which are nodes; if all are alike, take the sum.
 
     Args:
-        mpi: As of `sfb.kernels.rounds.sum_values`.
-        plan: As of that.
-        state: As of that.
-        spins: As of that.
+        bound: As `bind` returns it.
+        state: Of the exchange, 0 at first and then as this leaves it; `sfb.kernels.rounds`.
+        spins: As of `sfb.kernels.rounds.gather`.
         tag: As of that.
-        head: As of that.
-        words: As of that; the header is written here.
         digest: Of the call, as `sfb.kernels.sync` compares them.
-        samples: S.
         spent: What the header says of times, as `sfb.kernels.sync.times`.
-        parcel: The kind of what goes with the header.
-        received: As of `sum_values`.
-        values: K×D, for the product, and then the sum.
         u: S×K, this rank's.
         v: S×D.
         w: K×D, as of `sfb.kernels.exchange.node`.
@@ -101,117 +139,39 @@ def trade_sum(
         scratch: Of this thread.
 
     Returns:
-        `UNFIT` if the arrays or the scratch do not fit, with nothing done, else as `sum_values`.
+        `UNFIT` if the arrays or the scratch do not fit, with nothing done; `APART` if the ranks are not alike, with
+        headers exchanged, but no sum taken; else as `sfb.kernels.rounds.gather`.
     """
+    mpi, plan, words = flat(_at(bound, _MPI, bound)), _at(bound, _PLAN, bound), flat(_at(bound, _WORDS, bound))
+    more, one, two = flat(_at(bound, _MORE, bound)), _at(bound, _ONE, w), _at(bound, _TWO, w)
+    head = bound[_HEAD]
     if state[0] == 0 and state[1] == 0:
         began = now()
-        if not fits(u, v, w, s, t, samples, *values.shape) or not form(u, v, values, scratch):
+        rows = one.shape[1] if bound[_HOW] == FACTORS else one.shape[0]
+        if not fits(u, v, w, s, t, bound[_SAMPLES], rows, two.shape[1]) or not _write(bound, words, one, u, v, scratch):
             return UNFIT
+        words[0], words[1], words[2] = digest, bound[_SAMPLES], spent
+        words[head - 2], words[head - 1] = bound[_KIND], bound[_BYTES]
+        if bound[_HOW] != SUM:
+            more[0], more[1] = 0, head + (bound[_BYTES] + 7) // 8
         state[WORK] = now() - began
-        _begin(words, head, digest, samples, spent, parcel, 0)
-    code = sum_values(mpi, plan, state, spins, tag, head, words, received, values)
-    if code == rounds.DONE and state[ALIKE] != 0:
-        began = now()
-        update_dense(kind, p, values, w, s, t, 0, 0, w.shape[0], 1.0)
-        state[WORK] += now() - began
-    return code
-
-
-@njit([_trade(t, *between) for t, between in _PARCELS.items()], **OPTIONS)
-def trade(
-    mpi,
-    plan,
-    state,
-    spins,
-    tag,
-    head,
-    words,
-    digest,
-    samples,
-    spent,
-    parcel,
-    nbytes,
-    products,
-    starts,
-    one,
-    two,
-    u,
-    v,
-    w,
-    s,
-    t,
-    kind,
-    alpha,
-    beta,
-    p,
-    arrays,
-    scratch,
-):
-    """Exchange headers and what follows them, of ranks which are nodes; if all are alike, take the sum.
-
-    Args:
-        mpi: As of `sfb.kernels.rounds.gather`.
-        plan: As of that.
-        state: As of that.
-        spins: As of that.
-        tag: As of that.
-        head: As of that.
-        words: As of that; this rank's message is written here.
-        digest: As of `trade_sum`.
-        samples: S.
-        spent: What the header says of times, as `sfb.kernels.sync.times`.
-        parcel: The kind of what follows the header.
-        nbytes: That it has.
-        products: Whether that is the product, K×D; otherwise it is u and v.
-        starts: As of `gather`.
-        one: K×D, where the sum of the products goes; or m×K, where u of all ranks does.
-        two: The same; or m×D, for v.
-        u: S×K.
-        v: S×D.
-        w: K×D, as of `sfb.kernels.exchange.node`.
-        s: K×D.
-        t: K×D.
-        kind: The rule, as of `sfb.kernels.exchange.node`.
-        alpha: As of that.
-        beta: As of that.
-        p: As of that.
-        arrays: As of that.
-        scratch: Of this thread.
-
-    Returns:
-        `UNFIT` if the arrays or the scratch do not fit, with nothing done, else as `gather`.
-    """
-    length = head + (nbytes + 7) // 8
-    if state[0] == 0 and state[1] == 0:
-        if not fits(u, v, w, s, t, samples, one.shape[0] if products else one.shape[1], two.shape[1]):
-            return UNFIT
-        began = now()
-        mine = words[head:].view(u.dtype)
-        if not products:
-            mine[: u.size] = flat(u)
-            mine[u.size : u.size + v.size] = flat(v)
-        elif not form(u, v, mine[: w.size].reshape(w.shape), scratch):
-            return UNFIT
-        state[WORK] = now() - began
-        _begin(words, head, digest, samples, spent, parcel, nbytes)
-        starts[0], starts[1] = 0, length
-    code = gather(mpi, plan, state, spins, tag, head, words, starts)
-    if code == rounds.DONE and state[ALIKE] != 0:
-        began = now()
-        ranks, me = plan[-1, 0], plan[-1, 1]
-        for rank in range(ranks):
-            # As `sfb.rounds` orders them.
-            place = rank ^ me if ranks & (ranks - 1) == 0 else (rank - me) % ranks
-            start = place * length + head
-            its = words[start : start + length - head].view(u.dtype)
-            if products:
-                _add(flat(one), its, rank == 0)
-            else:
-                flat(one)[rank * u.size : (rank + 1) * u.size] = its[: u.size]
-                flat(two)[rank * v.size : (rank + 1) * v.size] = its[u.size : u.size + v.size]
-        if products:
-            update_dense(kind, p, one, w, s, t, 0, 0, w.shape[0], 1.0)
-        else:
-            take(kind, alpha, beta, p, one, two, w, s, t, arrays, 0, w.shape[0], scratch)
-        state[WORK] += now() - began
-    return code
+    if bound[_HOW] == SUM:
+        code = sum_values(mpi, plan, state, spins, tag, head, words, more, one)
+    else:
+        code = gather(mpi, plan, state, spins, tag, head, words, more)
+    if code == WAITING:
+        return code
+    reset(state)
+    if code != DONE:
+        return code
+    if state[ALIKE] == 0:
+        return APART
+    began = now()
+    if bound[_HOW] != SUM:
+        _collect(bound, words, plan, one, two, u, v)
+    if bound[_HOW] == FACTORS:
+        take(kind, alpha, beta, p, one, two, w, s, t, arrays, 0, w.shape[0], scratch)
+    else:
+        update_dense(kind, p, one, w, s, t, 0, 0, w.shape[0], 1.0)
+    state[WORK] += now() - began
+    return DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from numbers import Real
-from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,6 +120,7 @@ class Again(NamedTuple):
     """What the last exchange of a signature and an algorithm was, if the next one may repeat it.
 
     Attributes:
+        algorithm: Its name.
         exchange: That does it.
         plan: By which it was done; only while that is kept.
         wire_bytes: That this rank received.
@@ -128,6 +128,7 @@ class Again(NamedTuple):
         digest: What the ranks compared.
     """
 
+    algorithm: str
     exchange: Carried | Repeated
     plan: Plan
     wire_bytes: int
@@ -173,10 +174,11 @@ class Seen:
     """
 
     def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: Options) -> None:
-        self._recvbuf = weakref.ref(recvbuf)
+        self._recvbuf: Any = weakref.ref(recvbuf)
         self._is_array = receiver is not recvbuf
-        self._arrays: list[Any] = [weakref.ref(a) for a in (receiver.array, *receiver.state) if a is not None]
-        self.complete = len(self._arrays) == 1 + len(receiver.state)
+        self._array = weakref.ref(receiver.array)
+        self._state: list[Any] = [weakref.ref(array) for array in receiver.state if array is not None]
+        self.complete = len(self._state) == len(receiver.state)
         self.block = block
         self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
         self._options = options.max_bytes, options.reproducible, options.wire, options.seed
@@ -184,6 +186,7 @@ class Seen:
         self.dtype = receiver.dtype
         self.repeatable = False
         self._signatures: dict[object, Signature] = {}
+        self._ready: tuple[str, tuple[object, ...], Signature, Again] | None = None
 
     def receiver(self, recvbuf: Any) -> Receiver:
         """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
@@ -195,13 +198,14 @@ class Seen:
 
     def same(self, recvbuf: Any) -> bool:
         """Return whether this is about ``recvbuf`` and its arrays, whatever has become of their kind."""
-        if not self.complete or id(self._recvbuf()) != id(recvbuf):
+        if not self.complete or self._recvbuf() is not recvbuf:
             return False
         if self._is_array:
             return True
-        arrays = recvbuf.array, *recvbuf.state
-        known = [reference() for reference in self._arrays]
-        return len(arrays) == len(known) and all(map(is_, arrays, known))
+        state = recvbuf.state
+        if recvbuf.array is not self._array() or len(state) != len(self._state):
+            return False
+        return not state or all(array is reference() for array, reference in zip(state, self._state, strict=True))
 
     def holds(self, recvbuf: Any) -> bool:
         """Return whether this is about ``recvbuf``, with the arrays that it has now."""
@@ -209,6 +213,18 @@ class Seen:
             return False
         arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
         return all(is_receiver(array) and array.shape == self.shape for array in arrays)
+
+    def ready(self, algorithm: str, receiver: Receiver) -> Again | None:
+        """Return the exchange that was repeated last, if the next call may do the same."""
+        if self._ready is None:
+            return None
+        its, settings, signature, last = self._ready
+        same = algorithm == its and receiver.settings == settings
+        return last if same and signature.last is last.plan and last.plan.kept else None
+
+    def make_ready(self, algorithm: str, receiver: Receiver, signature: Signature, last: Again | None) -> None:
+        """Remember it, or that there is none."""
+        self._ready = None if last is None else (algorithm, receiver.settings, signature, last)
 
     def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
         """Return what has to be equal on all ranks, if it has been before."""

@@ -51,6 +51,7 @@ __all__ = ["Comm", "Exchange"]
 _log = logging.getLogger("sfb")
 
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
+_DONE, _NOT_DONE = (True, None), (False, None)  # what a repeated exchange may come to
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
 
@@ -165,7 +166,7 @@ class Comm(MPI.Intracomm):
     _seen: dict[int, Seen]
     _timed: Timed | None
     _helpless: bool
-    _last: Exchange | None
+    _last: tuple[str, int, float, float] | None
     _queue: Queue
     _ticker: Ticker | None
 
@@ -200,7 +201,7 @@ class Comm(MPI.Intracomm):
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
                 self._queue.drain()
-            self._last = self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
+            self._reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
         if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
             return
@@ -308,7 +309,7 @@ class Comm(MPI.Intracomm):
     @property
     def last_exchange(self) -> Exchange | None:
         """How the last `Allreduce` of factors went on this rank; None before the first."""
-        return self._last
+        return None if self._last is None else Exchange(*self._last)
 
     def plan(self, sendbuf: Factors, recvbuf: Any, *, algorithm: str = AUTO) -> Plan:
         """Return what `Allreduce` with these arguments would do; collective.
@@ -475,16 +476,16 @@ class Comm(MPI.Intracomm):
         plan, _ = run(self._settle(opened))
         return plan, opened.receiver, opened.meeting
 
-    def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
+    def _reduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> None:
         """Do one exchange, waiting; what `_steps` does, with less ado."""
         seen = self._seen.get(id(recvbuf))
+        opened: Opened | None = None
         if seen is not None and seen.repeatable:
-            begun = self._reduce_again(call, seen, factors, recvbuf, op, algorithm)
-            if isinstance(begun, Exchange):
-                return begun
-            if begun is not None:
-                return self._reduce_opened(begun, factors)
-        return self._reduce_opened(self._open(call, factors, recvbuf, op, algorithm, carry=True), factors)
+            done, opened = self._reduce_again(call, seen, factors, recvbuf, op, algorithm)
+            if done:
+                return
+        opened = opened or self._open(call, factors, recvbuf, op, algorithm, carry=True)
+        self._last = self._reduce_opened(opened, factors)
 
     def _reduce_opened(self, opened: Opened, factors: Any) -> Exchange:
         """Do an exchange that the others have been shown, waiting."""
@@ -536,42 +537,39 @@ class Comm(MPI.Intracomm):
             exchange = doing.repetition()
         else:
             return
-        signature.again[name] = Again(exchange, plan, self._wire_bytes(plan, name), meeting.size, meeting.digest)
+        signature.again[name] = Again(name, exchange, plan, self._wire_bytes(plan, name), meeting.size, meeting.digest)
+        seen.make_ready(opened.algorithm, opened.receiver, signature, None)
         seen.repeatable = True
 
     def _reduce_again(
         self, call: str, seen: Seen, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
-    ) -> Exchange | Opened | None:
+    ) -> tuple[bool, Opened | None]:
         """Do an exchange like the last one of its signature.
 
         Returns:
-            None if it is not like that here; what has been begun if it is not on other ranks.
+            Whether that was done; and what has been begun, where it is not like that on other ranks.
         """
         began, timed = perf_counter(), self._timed
         try:
             if op is not MPI.SUM or type(factors) is not Factors or not seen.same(recvbuf):
-                return None
+                return _NOT_DONE
             receiver = seen.receiver(recvbuf)
-            signature = seen.known(algorithm, receiver)
-            plan = None if signature is None else signature.last
-            if signature is None or plan is None or not plan.kept:
-                return None
-            name = _turn(plan, timed)
-            last = signature.again.get(name)
-            if last is None or last.plan is not plan or len(factors.u) != last.samples:
-                return None
+            last = seen.ready(algorithm, receiver) if timed is None else None
+            last = last or self._find_again(seen, receiver, algorithm)
+            if last is None or len(factors.u) != last.samples:
+                return _NOT_DONE
         except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
-            return None
-        exchange, digest, agree = last.exchange, last.digest, self._team.agree
+            return _NOT_DONE
+        name, exchange, plan, wire_bytes, samples, digest = last
+        agree = self._team.agree
         number = agree.number + 1
-        if plan.trial is None and timed is None:
+        if timed is None:
             agreed = exchange.trade(call, number, digest, factors, receiver)
-        elif isinstance(exchange, Carried):
-            agreed = exchange.trade(call, number, digest, factors, receiver, (0, 0) if timed is None else timed.spent)
-        else:  # its header has no room for times
-            return None
+        else:
+            assert isinstance(exchange, Carried)
+            agreed = exchange.trade(call, number, digest, factors, receiver, timed.spent)
         if agreed is None:
-            return None
+            return _NOT_DONE
         agree.number = number
         if agreed:
             rebuild = exchange.take(receiver)
@@ -579,16 +577,32 @@ class Comm(MPI.Intracomm):
             seconds = perf_counter() - began
             if timed is not None or plan.trial is not None:
                 self._time_again(exchange, plan, name, seconds)
-            return Exchange(name, last.wire_bytes, seconds - rebuild, rebuild)
-
-        def describe() -> str:
-            return describe_call(factors, recvbuf, algorithm)
+            self._last = name, wire_bytes, seconds - rebuild, rebuild
+            return _DONE
 
         self._timed = None
         parcel = exchange.parcel or NO_PARCEL
-        meeting = Meeting(call, number, digest, last.samples, describe, None, (parcel.kind, parcel.nbytes))
+        describe = partial(describe_call, factors, recvbuf, algorithm)
+        meeting = Meeting(call, number, digest, samples, describe, None, (parcel.kind, parcel.nbytes))
         exchange.show(agree, meeting)
-        return Opened(meeting, seen, receiver, algorithm, signature, timed, None, parcel, began, began)
+        signature = seen.known(algorithm, receiver)
+        return False, Opened(meeting, seen, receiver, algorithm, signature, timed, None, parcel, began, began)
+
+    def _find_again(self, seen: Seen, receiver: Receiver, algorithm: str) -> Again | None:
+        """Return the exchange that a call may repeat."""
+        timed = self._timed
+        signature = seen.known(algorithm, receiver)
+        plan = None if signature is None else signature.last
+        if signature is None or plan is None or not plan.kept:
+            return None
+        last = signature.again.get(_turn(plan, timed))
+        if last is None or last.plan is not plan:
+            return None
+        if timed is None and plan.trial is None:
+            seen.make_ready(algorithm, receiver, signature, last)
+        elif not isinstance(last.exchange, Carried):  # its header has no room for times
+            return None
+        return last
 
     def _time_again(self, exchange: Carried | Repeated, plan: Plan, name: str, seconds: float) -> None:
         """Note the time of the call before, and remember that of this one, which repeated one of a trial."""

@@ -13,10 +13,15 @@ from mpi4py import MPI
 from sfb.board import Board
 from sfb.collectives.problem import HALVED
 
-__all__ = ["Rounds"]
+__all__ = ["SPINS", "Rounds", "tag"]
 
+SPINS = 1024  # looks for a message between two at the clock
 _TAGS = 32768  # what MPI guarantees
-_SPINS = 1024  # looks for a message between two at the clock
+
+
+def tag(number: int) -> int:
+    """Return that of the messages of a call."""
+    return number % _TAGS
 
 
 class Rounds:
@@ -97,42 +102,41 @@ class Rounds:
         Returns:
             Where in ``words`` the headers begin, and the last ends.
         """
-        moment = self._summing(call, number, words, received, values)
+        moment = self._moment(call, number, self._kernels.sum_values, words, received, values)
         if not moment.Test():
             yield moment
         return self._headers
 
-    def repeat(
-        self, call: str, number: int, kernel: Callable[..., int], state: np.ndarray, arguments: tuple[Any, ...]
-    ) -> bool:
-        """Run one of the kernels that trade, waiting, and return whether it did; ``state`` tells what came of it.
+    def bind(self, how: int, samples: int, kind: int, nbytes: int, *arrays: np.ndarray) -> np.ndarray:
+        """Return what `sfb.kernels.trade.trade` takes as bound; arguments as of `sfb.kernels.trade.bind`."""
+        from sfb.kernels import trade
+
+        return trade.bind(how, self._head, samples, kind, nbytes, self._mpi, self._plan, *arrays)
+
+    def wait(self, call: str, number: int, go: Callable[[int], int], state: np.ndarray, *arrays: np.ndarray) -> int:
+        """Wait until an exchange of `sfb.kernels.trade` is over, and return what came of it.
 
         Args:
             call: The user's call, for messages.
             number: Of the call.
-            kernel: Of `sfb.kernels.trade`.
-            state: Of such calls.
-            arguments: From ``words`` on.
+            go: Goes on, looking for a message so often.
+            state: Of the exchange.
+            arrays: That it needs besides.
         """
-        kernels = self._kernels
-        state.fill(0)
-        try:
-            code = kernel(self._mpi, self._plan, state, _SPINS, number % _TAGS, self._head, *arguments)
-        except (TypeError, AttributeError):  # it is not compiled for such arguments
-            return False
-        if code == kernels.WAITING:
-            _Moment(self, call, number, kernel, arguments, state).Wait()
-        elif code < 0:
-            raise MPI.Exception(-code)
-        return bool(code != kernels.UNFIT)
+        return _Moment(self, call, number, go, state, *arrays).finish()
 
     def _gathering(self, call: str, number: int, words: np.ndarray, length: int) -> tuple[_Moment, np.ndarray]:
         starts = np.empty(len(self.order) + 1, np.int64)
         starts[0], starts[1] = 0, length
-        return _Moment(self, call, number, self._kernels.gather, (words, starts)), starts
+        return self._moment(call, number, self._kernels.gather, words, starts), starts
 
-    def _summing(self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray) -> _Moment:
-        return _Moment(self, call, number, self._kernels.sum_values, (words, received, values))
+    def _moment(self, call: str, number: int, kernel: Callable[..., int], *arrays: np.ndarray) -> _Moment:
+        state = np.zeros(self._kernels.STATE, np.int64)
+
+        def go(spins: int) -> int:
+            return kernel(self._mpi, self._plan, state, spins, tag(number), self._head, *arrays)
+
+        return _Moment(self, call, number, go, state, *arrays)
 
 
 class _Moment:
@@ -142,27 +146,20 @@ class _Moment:
         rounds: The rounds.
         call: The user's call, for messages.
         number: Of the call.
-        kernel: What does them.
-        arguments: That it takes, from ``words`` on.
-        state: Of the call, if it has begun.
+        go: Goes on, looking for a message so often.
+        state: Of the call.
+        arrays: That it needs besides.
     """
 
     def __init__(
-        self,
-        rounds: Rounds,
-        call: str,
-        number: int,
-        kernel: Callable[..., int],
-        arguments: tuple[Any, ...],
-        state: np.ndarray | None = None,
+        self, rounds: Rounds, call: str, number: int, go: Callable[[int], int], state: np.ndarray, *arrays: Any
     ) -> None:
         self._rounds = rounds
         self._call = call
         self._number = number
-        self._kernel = kernel
-        self._state = np.zeros(rounds._kernels.STATE, np.int64) if state is None else state
-        self._arguments = arguments
-        rounds._under_way[number] = self._state, *arguments
+        self._go = go
+        self._state = state
+        rounds._under_way[number] = state, *arrays
 
     @property
     def known(self) -> int:
@@ -170,33 +167,35 @@ class _Moment:
         return int(self._rounds._plan[self._state[0], 0])
 
     def Test(self) -> bool:
-        return self._go(0)
+        return self._look(0) != self._rounds._kernels.WAITING
 
     def Wait(self) -> None:
+        self.finish()
+
+    def finish(self) -> int:
+        """Wait, and return what came of it."""
         watch = None
-        while not self._go(_SPINS):
+        while (code := self._look(SPINS)) == self._rounds._kernels.WAITING:
             board = self._rounds._board
             watch = watch or board.watch()
             watch.look(self._missing, self._call)
+        return code
 
     def give_up_at(self, end: float) -> None:
         """Wait until ``end`` at most; messages that are under way then are cancelled."""
-        while not self._go(0):
+        while not self.Test():
             if monotonic() > end:
                 self._cancel()
                 return
 
-    def _go(self, spins: int) -> bool:
-        rounds, number = self._rounds, self._number
-        code = self._kernel(
-            rounds._mpi, rounds._plan, self._state, spins, number % _TAGS, rounds._head, *self._arguments
-        )
-        if code == rounds._kernels.WAITING:
-            return False
+    def _look(self, spins: int) -> int:
+        code = self._go(spins)
+        if code == self._rounds._kernels.WAITING:
+            return code
         if code < 0:
             raise MPI.Exception(-code)
-        rounds._under_way.pop(number, None)
-        return True
+        self._rounds._under_way.pop(self._number, None)
+        return code
 
     def _missing(self) -> list[int]:
         """Return the ranks whose messages come next; sums are gathered from the same, in the opposite order."""

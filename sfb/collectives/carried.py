@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
+from sfb.rounds import SPINS, tag
 
 if TYPE_CHECKING:
     from sfb.agreement import Agreement, Meeting
@@ -40,34 +42,41 @@ class Carried:
         from sfb.kernels import rounds, sync, trade
 
         self.parcel = parcel
+        agree = team.agree
+        self._kernel: Callable[..., int] = trade.trade
+        self._codes = rounds
         self._sync = sync
-        self._rounds = team.agree.rounds
-        self._alike, self._work = rounds.ALIKE, rounds.WORK
+        self._rounds = agree.rounds
         self._state = np.zeros(rounds.STATE, np.int64)
         # Where headers begin that nothing follows.
-        self._starts = np.arange(team.size + 1, dtype=np.int64) * team.agree.head
-        self._samples = problem.deepest
+        self._starts = np.arange(team.size + 1, dtype=np.int64) * agree.head
         rows, columns = problem.shape
         self._dtype = problem.dtype
         self._room = kernels.room_for(problem.depth, columns, problem.itemsize)
-        agree = team.agree
         self._words = agree.words
-        self._kernel: Callable[..., int]
-        self._rest: tuple[Any, ...]
+        how, more = trade.PRODUCTS if products else trade.FACTORS, self._starts
         if parcel.values is not None:
-            self._kernel, self._rest = trade.trade_sum, (parcel.kind, agree.received, parcel.values)
-            return
-        elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
-        if products:
-            first = second = elements[: rows * columns].reshape(problem.shape)
+            how, more = trade.SUM, agree.received
+            first = second = parcel.values
         else:
-            middle = problem.depth * rows
-            first = elements[:middle].reshape(problem.depth, rows)
-            second = elements[middle:].reshape(problem.depth, columns)
-        self._kernel, self._rest = trade.trade, (parcel.kind, parcel.nbytes, products, self._starts, first, second)
+            elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
+            if products:
+                first = second = elements[: rows * columns].reshape(problem.shape)
+            else:
+                middle = problem.depth * rows
+                first = elements[:middle].reshape(problem.depth, rows)
+                second = elements[middle:].reshape(problem.depth, columns)
+        self._arrays = agree.words, more, first, second
+        self._bound = agree.rounds.bind(how, problem.deepest, parcel.kind, parcel.nbytes, *self._arrays)
 
     def trade(
-        self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver, spent: tuple[int, int] = (0, 0)
+        self,
+        call: str,
+        number: int,
+        digest: int,
+        factors: Factors,
+        receiver: Receiver,
+        spent: tuple[int, int] | None = None,
     ) -> bool | None:
         """Do it, if that is what all ranks do, and return whether it is; None, with nothing done, if that cannot be.
 
@@ -77,18 +86,37 @@ class Carried:
         s = state[0] if state else array
         t = state[1] if len(state) > 1 else array
         u, v = factors.u, factors.v
-        if not (type(u) is type(v) is np.ndarray):  # nor a masked array
+        if type(u) is not np.ndarray or type(v) is not np.ndarray:  # a masked array, say
             return None
+        alpha, beta = rule.linear
+        times = 0 if spent is None else self._sync.times(*spent)
         try:
             scratch = kernels.scratch(self._room, self._dtype)
-        except MemoryError:
+            numbers = rule.kind, alpha, beta, rule.numbers(self._dtype), 1 + rule.states, scratch
+            arguments = tag(number), digest, times, u, v, array, s, t, *numbers
+            code = self._kernel(self._bound, self._state, SPINS, *arguments)
+        except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
             return None
-        numbers = rule.kind, *rule.linear, rule.numbers(self._dtype), 1 + rule.states
-        times = self._sync.times(*spent)
-        arguments = self._words, digest, self._samples, times, *self._rest, u, v, array, s, t, *numbers, scratch
-        if not self._rounds.repeat(call, number, self._kernel, self._state, arguments):
-            return None
-        return bool(self._state[self._alike])
+        if code == self._codes.DONE:
+            return True
+        return self._finish(code, call, number, arguments)
+
+    def _finish(self, code: int, call: str, number: int, arguments: tuple[Any, ...]) -> bool | None:
+        """Wait for the end of an exchange that has come so far."""
+        codes, state = self._codes, self._state
+        if code == codes.WAITING:
+
+            def go(spins: int) -> int:
+                return self._kernel(self._bound, state, spins, *arguments)
+
+            try:
+                code = self._rounds.wait(call, number, go, state, *self._arrays, self._bound)
+            except BaseException:
+                self._state = np.zeros_like(state)  # MPI may still write to the other
+                raise
+        if code < 0:
+            raise MPI.Exception(-code)
+        return None if code == codes.UNFIT else bool(code == codes.DONE)
 
     def show(self, agree: Agreement, meeting: Meeting) -> None:
         """Let a meeting go on from the messages that have been exchanged, where the ranks disagree."""
@@ -100,4 +128,4 @@ class Carried:
 
     def take(self, receiver: Receiver) -> float:
         """Return the seconds that this rank worked; all has been done."""
-        return int(self._state[self._work]) * 1e-9
+        return int(self._state[self._codes.WORK]) * 1e-9
