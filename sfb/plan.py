@@ -20,7 +20,7 @@ _DOUBT, _DEEP_DOUBT = 2.5, 4.0
 # As many are timed, and any others within this factor of the best.
 _CONTENDERS, _CLOSE = 3, 1.6
 # Calls of each, of which the first does not count; more where all take less than so many seconds, up to so many calls.
-TIMED, _BRIEF, _MOST = 8, 0.1, 32
+TIMED, _BRIEF, _MOST = 8, 0.1, 64
 # The factors by which one may be slower than the best and still be timed again: after one call that counts, after two.
 _HOPELESS, _BEHIND = 4.0, 1.4
 # The factor within which times are equal.
