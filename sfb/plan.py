@@ -23,8 +23,8 @@ _CONTENDERS, _CLOSE = 3, 1.6
 TIMED, _BRIEF, _MOST = 8, 0.1, 64
 # The factors by which one may be slower than the best and still be timed again: after one call that counts, after two.
 _HOPELESS, _BEHIND = 4.0, 1.4
-# The factor within which times are equal.
-_TIE = 1.05
+# The factors within which times are equal, inside a node and between nodes.
+_TIE, _FAR_TIE = 1.05, 1.02
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,10 @@ class Plan:
 
         Between nodes it is of its equals what receives least, as networks are shared.
         """
-        limit = _TIE * trial.measured[trial.best]
+        far = self.problem.place.nodes > 1
+        limit = (_FAR_TIE if far else _TIE) * trial.measured[trial.best]
         ties = [e for e in self.estimates if e.algorithm in trial.algorithms and trial.measured[e.algorithm] <= limit]
-        if self.problem.place.nodes > 1:
+        if far:
             return min(ties, key=lambda e: (e.wire_bytes, trial.measured[e.algorithm])).algorithm
         return min(ties, key=lambda e: e.total).algorithm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -128,6 +129,8 @@ class _Case:
         self._gradient = np.zeros(shape, dtype)
         self._private = self._gradient if config.receiver == "array" else np.zeros(shape, dtype)
         self._target = comm.shared(shape, dtype) if config.memory == "shared" else np.zeros(shape, dtype)
+        self._dense_parts = 0.0, 0.0
+        self._taken: dict[str, tuple[str, int]] = {}
         self._receivers: dict[bool, Any] = {True: self._private, False: self._target}
         if config.receiver != "array":
             momentum = 0.9 if config.receiver == "momentum" else 0.0
@@ -139,8 +142,7 @@ class _Case:
     def measure(self, samples: int) -> list[dict[str, Any]]:
         factors = self._factors(samples)
         names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
-        taken: dict[str, tuple[str, int]] = {}
-        calls = {name: self._candidate(name, factors, taken) for name in names}
+        calls = {name: self._candidate(name, factors) for name in names}
         predicted = self._predict(factors, calls)
         times = measure(
             self._world,
@@ -149,19 +151,18 @@ class _Case:
             warmups=self._config.warmups,
             seconds=self._config.seconds,
             pause=self._config.pause,
+            parts=self._parts,
         )
         wrong: dict[str, int | None] = dict.fromkeys(names)
         if self._config.check:
             oracle = _Oracle(self._world, factors)
             wrong = {name: self._wrong(name, factors, oracle) for name in names}
         return [
-            self._row(name, samples, times[name], times[MPI_OWN], taken[name], predicted.get(name), wrong[name])
+            self._row(name, samples, times[name], times[MPI_OWN], self._taken[name], predicted.get(name), wrong[name])
             for name in names
         ]
 
-    def _predict(
-        self, factors: sfb.Factors, calls: dict[str, Callable[[], tuple[float, float]]]
-    ) -> dict[str, float | None]:
+    def _predict(self, factors: sfb.Factors, calls: dict[str, Callable[[], None]]) -> dict[str, float | None]:
         """Return the estimate of each algorithm, after letting "auto" time its contenders.
 
         It does so amid the others, as it will be timed, in no order that could favour one of its contenders: they leave
@@ -186,25 +187,13 @@ class _Case:
         u, v = (rng.standard_normal((samples, n)).astype(self._config.dtype) for n in self._shape)
         return sfb.Factors(u, v)
 
-    def _candidate(
-        self, name: str, factors: sfb.Factors, taken: dict[str, tuple[str, int]]
-    ) -> Callable[[], tuple[float, float]]:
+    def _candidate(self, name: str, factors: sfb.Factors) -> Callable[[], None]:
         receiver = self._receivers[name == MPI_OWN]
         if name == MPI_OWN:
-            wire = 2 * self._gradient.nbytes * (self._world.size - 1) // self._world.size
-            taken[name] = MPI_OWN, wire
-            return lambda: self._dense_step(factors, receiver)
+            return partial(self._dense_step, factors, receiver)
+        return partial(self._comm.Allreduce, factors, receiver, algorithm=name)
 
-        def reduce() -> tuple[float, float]:
-            self._comm.Allreduce(factors, receiver, algorithm=name)
-            last = self._comm.last_exchange
-            assert last is not None
-            taken[name] = last.algorithm, last.wire_bytes
-            return last.exchange_seconds, last.rebuild_seconds
-
-        return reduce
-
-    def _dense_step(self, factors: sfb.Factors, receiver: Any) -> tuple[float, float]:
+    def _dense_step(self, factors: sfb.Factors, receiver: Any) -> None:
         """Do what users of mpi4py do today."""
         began = perf_counter()
         factors.dense(out=self._gradient)
@@ -213,7 +202,17 @@ class _Case:
         reduced = perf_counter()
         if receiver is not self._gradient:
             receiver.step(self._gradient)
-        return reduced - formed, formed - began + perf_counter() - reduced
+        self._dense_parts = reduced - formed, formed - began + perf_counter() - reduced
+
+    def _parts(self, name: str) -> tuple[float, float]:
+        """Return the seconds of exchange and of rebuild of the last call, and note what it took."""
+        if name == MPI_OWN:
+            self._taken[name] = MPI_OWN, 2 * self._gradient.nbytes * (self._world.size - 1) // self._world.size
+            return self._dense_parts
+        last = self._comm.last_exchange
+        assert last is not None
+        self._taken[name] = last.algorithm, last.wire_bytes
+        return last.exchange_seconds, last.rebuild_seconds
 
     def _wrong(self, name: str, factors: sfb.Factors, oracle: _Oracle) -> int:
         """Return the elements of all ranks that are off, every element where the ranks' bits differ."""
@@ -226,7 +225,7 @@ class _Case:
             if state is not None:
                 state.fill(0)
         self._world.Barrier()
-        self._candidate(name, factors, {})()
+        self._candidate(name, factors)()
         got = array if self._config.receiver == "array" else (1.0 - array.astype(np.float64)) / _LR
         digests = self._world.allgather(hashlib.blake2b(memoryview(array)).digest())
         if len(set(digests)) > 1:

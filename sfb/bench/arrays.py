@@ -183,10 +183,9 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
         }
     inner = max(1, min(_MOST, _TOGETHER // max(1, nbytes)))
 
-    def loop(call: Callable[[], None]) -> tuple[float, float]:
+    def loop(call: Callable[[], None]) -> None:
         for _ in range(inner):
             call()
-        return 0.0, 0.0
 
     for _ in range(SETTLED if nodes > 1 else 1):
         calls["sfb"]()

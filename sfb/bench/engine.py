@@ -57,23 +57,25 @@ class Times:
 
 def measure(
     comm: MPI.Intracomm,
-    candidates: Mapping[str, Callable[[], tuple[float, float]]],
+    candidates: Mapping[str, Callable[[], Any]],
     *,
     iterations: int,
     warmups: int,
     seconds: float,
     pause: float = 0.0,
+    parts: Callable[[str], tuple[float, float]] = lambda name: (0.0, 0.0),
 ) -> dict[str, Times]:
     """Time the candidates in turn, each after a barrier; collective.
 
     Args:
         comm: The ranks that call.
-        candidates: By name; each does its work and returns its seconds of exchange and of rebuild.
+        candidates: By name; each does its work.
         iterations: Timed calls of each.
         warmups: Calls of each before, at least one.
         seconds: Most time to spend; fewer iterations are timed where they would take longer. After a third of it what
             is far slower than the fastest is left out, so that what is close is timed more often.
         pause: Seconds without messages before each call: what the one before has left in the network is gone then.
+        parts: Returns the seconds of exchange and of rebuild of a candidate's call, once that has been timed.
     """
     began = perf_counter()
     for _ in range(max(1, warmups)):
@@ -94,8 +96,9 @@ def measure(
                 _idle(pause)
                 comm.Barrier()
                 start = perf_counter()
-                exchange, rebuild = candidates[name]()
-                samples[name].append(Sample(perf_counter() - start, exchange, rebuild))
+                candidates[name]()
+                total = perf_counter() - start
+                samples[name].append(Sample(total, *parts(name)))
             elapsed = perf_counter() - began
             if comm.bcast(elapsed * (done + 1) / done > seconds):
                 return done

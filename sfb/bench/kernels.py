@@ -127,14 +127,10 @@ def _row(
 ) -> dict[str, Any]:
     candidates = dict(_candidates(config, name, shape, depth, torch))
 
-    def timed(call: Call) -> tuple[float, float]:
-        call()
-        return 0.0, 0.0
-
     def timed_all(calls: dict[str, Call]) -> dict[str, Times]:
         return measure(
             world,
-            {label: partial(timed, call) for label, call in calls.items()},
+            calls,
             iterations=config.iterations,
             warmups=config.warmups,
             seconds=config.seconds,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -97,12 +97,10 @@ def run(
             # Close candidates for the engine's algorithm are timed first.
             while comm.plan(factors, receiver).trial is not None:
                 comm.Allreduce(factors, receiver)
-            calls: dict[str, Callable[[], tuple[float, float]]] = {
-                _ENGINE: _timed(lambda factors=factors: comm.Allreduce(factors, receiver))  # type: ignore[misc]
-            }
+            calls: dict[str, Callable[[], None]] = {_ENGINE: partial(comm.Allreduce, factors, receiver)}
             for name, store in stores.items():
-                calls[name] = _timed(lambda store=store, factors=factors: _clock(store, factors))  # type: ignore[misc]
-                calls[f"{name}, empty"] = _timed(lambda store=store: _clock(store, None))  # type: ignore[misc]
+                calls[name] = partial(_clock, store, factors)
+                calls[f"{name}, empty"] = partial(_clock, store, None)
             times = measure(world, calls, iterations=config.iterations, warmups=config.warmups, seconds=config.seconds)
             engine = times[_ENGINE]
             for name in (_ENGINE, *stores):
@@ -119,15 +117,6 @@ def run(
     if json_file is not None and world.rank == 0:
         write_json(json_file, asdict(config), environment, results)
     return results
-
-
-def _timed(call: Callable[[], Any]) -> Callable[[], tuple[float, float]]:
-    def candidate() -> tuple[float, float]:
-        begin = perf_counter()
-        call()
-        return perf_counter() - begin, 0.0
-
-    return candidate
 
 
 def _clock(store: sfb.Store, factors: sfb.Factors | None) -> None:
