@@ -19,7 +19,6 @@ __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN"
 __all__ += [
     "FAILED",
     "MIXED",
-    "average",
     "elapsed",
     "join",
     "judge",
@@ -28,6 +27,7 @@ __all__ += [
     "now",
     "reach",
     "reached",
+    "slowest",
     "times",
     "yield_core",
 ]
@@ -169,15 +169,15 @@ def elapsed(words):
 
 
 @njit([_INT(_BOARD)], **_OPTIONS)
-def average(words):
-    """Return nanoseconds from such words of processes on several nodes: what they worked and waited, in the mean.
+def slowest(words):
+    """Return nanoseconds from such words of processes on several nodes: what the slowest worked and waited.
 
-    There data come while a process waits, and the last may find them there already.
+    There data come while a process waits, so neither can be had without the other.
     """
-    total = 0
+    most = 0
     for word in words:
-        total += (word >> _HALF) + (word & _LONGEST)
-    return _UNIT * total // max(1, len(words))
+        most = max(most, (word >> _HALF) + (word & _LONGEST))
+    return _UNIT * most
 
 
 @njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **_OPTIONS)
@@ -192,7 +192,7 @@ def judge(words, processes, head, sizes, spent):
         spent: Room for their times.
 
     Returns:
-        What `look` would, the `average` time, and the kind of all parcels, or 0 if they differ.
+        What `look` would, the time of the `slowest`, and the kind of all parcels, or 0 if they differ.
     """
     verdict, kind, at, start = AGREED, words[head - 2], 0, 0
     plain = words[0] <= 0
@@ -210,7 +210,7 @@ def judge(words, processes, head, sizes, spent):
         if words[start + head - 2] != kind:
             kind = 0
         start += head + (words[start + head - 1] + 7) // 8
-    return MIXED if verdict == DIFFERENT and plain else verdict, average(spent), kind
+    return MIXED if verdict == DIFFERENT and plain else verdict, slowest(spent), kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)

@@ -175,7 +175,7 @@ class Agreement:
         """Find out the same of the ranks of all nodes, and whether their ``size`` is the same; otherwise as `plain`.
 
         Returns:
-            That, and the mean ``elapsed`` of all ranks.
+            That, and the longest ``elapsed`` of all ranks.
         """
         meeting = self._plain(call, number, None, digest, size, spent=self._sync.times(elapsed, 0))
         if meeting.verdict == self._sync.DIFFERENT:

@@ -124,7 +124,7 @@ class Carried:
 
     def elapsed(self) -> int:
         """Return the nanoseconds that the call before has taken, by what the ranks gave as ``spent``."""
-        return self._sync.average(self._words[self._starts[:-1] + 2])
+        return self._sync.slowest(self._words[self._starts[:-1] + 2])
 
     def take(self, receiver: Receiver) -> float:
         """Return the seconds that this rank worked; all has been done."""
