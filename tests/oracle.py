@@ -1,5 +1,7 @@
 """What the library should compute, in NumPy and float64."""
 
+from hashlib import blake2b
+
 import numpy as np
 
 
@@ -65,5 +67,4 @@ def proximal(w, gradients, lr, l1=0.0, l2=0.0):
 
 def assert_same_bits(world, array):
     """Every rank holds the same bits."""
-    everybody = world.allgather(array.tobytes())
-    assert all(one == everybody[0] for one in everybody)
+    assert len(set(world.allgather(blake2b(array.tobytes()).digest()))) == 1
