@@ -222,9 +222,15 @@ class Seen:
         same = algorithm == its and receiver.settings == settings
         return last if same and signature.last is last.plan and last.plan.kept else None
 
-    def make_ready(self, algorithm: str, receiver: Receiver, signature: Signature, last: Again | None) -> None:
-        """Remember it, or that there is none."""
-        self._ready = None if last is None else (algorithm, receiver.settings, signature, last)
+    def make_ready(self, algorithm: str, receiver: Receiver, signature: Signature, last: Again) -> None:
+        """Remember it."""
+        self._ready = algorithm, receiver.settings, signature, last
+
+    def remember(self, signature: Signature, last: Again) -> None:
+        """Keep an exchange that may be repeated, in place of the one of its algorithm before."""
+        signature.again[last.algorithm] = last
+        self._ready = None
+        self.repeatable = True
 
     def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
         """Return what has to be equal on all ranks, if it has been before."""

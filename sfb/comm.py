@@ -537,9 +537,8 @@ class Comm(MPI.Intracomm):
             exchange = doing.repetition()
         else:
             return
-        signature.again[name] = Again(name, exchange, plan, self._wire_bytes(plan, name), meeting.size, meeting.digest)
-        seen.make_ready(opened.algorithm, opened.receiver, signature, None)
-        seen.repeatable = True
+        wire_bytes = self._wire_bytes(plan, name)
+        seen.remember(signature, Again(name, exchange, plan, wire_bytes, meeting.size, meeting.digest))
 
     def _reduce_again(
         self, call: str, seen: Seen, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
