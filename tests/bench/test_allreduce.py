@@ -92,15 +92,33 @@ def test_every_candidate_follows_every_other_equally_often(count):
     assert len(set(follows.values())) <= 1
 
 
-def test_candidates_take_turns_and_time_is_bounded(world):
-    from time import sleep
+class Clock:
+    """A clock that only `sleep` moves on: alike on all ranks, however busy the machine is."""
 
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("sfb.bench.engine.perf_counter", clock)
+    return clock
+
+
+def test_candidates_take_turns_and_time_is_bounded(world, clock):
     calls = []
 
     def candidate(name):
         def call():
             calls.append(name)
-            sleep(0.01)
+            clock.sleep(0.01)
 
         return call
 
@@ -109,13 +127,13 @@ def test_candidates_take_turns_and_time_is_bounded(world):
     assert 1 <= times["a"].iterations < 1000
     assert times["a"].iterations == times["b"].iterations
     assert all(calls.count(name) > times[name].iterations for name in "ab")
+    assert 0.1 < clock.now <= 0.2 + 0.02  # the first calls are not of the time
+    assert [times["a"].median, times["b"].p99] == pytest.approx([0.01, 0.01])
 
 
-def test_what_is_far_slower_is_timed_less_often(world):
-    from time import sleep
-
+def test_what_is_far_slower_is_timed_less_often(world, clock):
     def candidate(milliseconds):
-        return lambda: sleep(milliseconds * 1e-3)
+        return lambda: clock.sleep(milliseconds * 1e-3)
 
     calls = {"close": candidate(1), "closest": candidate(1), "far": candidate(30)}
     times = measure(world, calls, iterations=1000, warmups=1, seconds=0.4)
