@@ -14,7 +14,8 @@ from sfb.store.consistency import ASP, BSP, SSP
 
 if TYPE_CHECKING:
     from sfb.agreement import MismatchError
-    from sfb.comm import Comm, Exchange
+    from sfb.comm import Comm
+    from sfb.exchanges import Exchange
     from sfb.persistent import Persistent
     from sfb.progress import Request
     from sfb.store.averaging import AveragingStore
@@ -45,7 +46,7 @@ __all__ = [
 _NEED_MPI = {
     "AveragingStore": "sfb.store.averaging",
     "Comm": "sfb.comm",
-    "Exchange": "sfb.comm",
+    "Exchange": "sfb.exchanges",
     "MismatchError": "sfb.agreement",
     "Persistent": "sfb.persistent",
     "Request": "sfb.progress",

@@ -7,6 +7,7 @@ import pytest
 
 import sfb
 from sfb.collectives.call import Call
+from sfb.exchanges import Exchanges
 
 pytestmark = pytest.mark.mpi
 
@@ -259,7 +260,7 @@ def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, mo
         np.testing.assert_array_equal(w, alone.array)
         if world.size > 1 and step == 1:  # the first has created its state
             monkeypatch.delattr(Call, "meet")
-            monkeypatch.delattr(sfb.Comm, "_open")
+            monkeypatch.delattr(Exchanges, "_open")
 
 
 @pytest.mark.parametrize(("algorithm", "shape"), NEAR, ids=str)
