@@ -86,7 +86,7 @@ class Comm(MPI.Intracomm):
         seed: int | None = None,
         stall: float = STALL,
     ) -> Comm:
-        """Wrap ``comm``; mpi4py calls it without arguments to duplicate."""
+        """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None and not isinstance(comm, MPI.Intracomm):
             what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
             raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
@@ -118,6 +118,10 @@ class Comm(MPI.Intracomm):
         if node is not None:
             self._team_or_none = Team(self, node, stall=stall)
         return self
+
+    def __init__(self, comm: MPI.Intracomm | None = None, **options: Any) -> None:
+        if comm is None:
+            raise TypeError("comm must be an MPI.Intracomm, got none")
 
     _owner: bool
     _options: Options
@@ -327,6 +331,26 @@ class Comm(MPI.Intracomm):
     def Clone(self) -> Comm:
         """Clone the communicator, as `MPI.Comm.Clone` does; with the same options."""
         return self._like(super().Clone())
+
+    def Dup_with_info(self, info: MPI.Info) -> Comm:
+        """Duplicate the communicator, as `MPI.Comm.Dup_with_info` does; with the same options."""
+        return self._like(super().Dup_with_info(info))
+
+    def Idup(self, info: MPI.Info | None = None) -> tuple[Comm, MPI.Request]:
+        """Duplicate the communicator, as `MPI.Comm.Idup` does; with the same options.
+
+        If those give the ranks of the node, the call waits.
+        """
+        return self._soon_like(*super().Idup(info))
+
+    def Idup_with_info(self, info: MPI.Info) -> tuple[Comm, MPI.Request]:
+        """Duplicate the communicator, as `MPI.Comm.Idup_with_info` does; otherwise like `Idup`."""
+        return self._soon_like(*super().Idup_with_info(info))
+
+    def _soon_like(self, copy: Comm, request: MPI.Request) -> tuple[Comm, MPI.Request]:
+        if self._placed:
+            request.Wait()
+        return self._like(copy), request
 
     def _like(self, copy: Comm) -> Comm:
         copy._options = self._options

@@ -181,6 +181,8 @@ def test_not_an_intracommunicator():
         sfb.Comm("world")
     with pytest.raises(TypeError, match="Intracomm"):
         sfb.Comm(MPI.Comm(MPI.COMM_WORLD))
+    with pytest.raises(TypeError, match="Intracomm"):
+        sfb.Comm()
 
 
 def test_another_communicators_array_on_one_rank_only(comm, world):

@@ -190,10 +190,15 @@ def test_free_gives_back_what_the_object_owns(world):
 def test_a_duplicate_keeps_the_settings(world):
     alone = world.Split(world.rank)
     comm = sfb.Comm(world, check=False, node=alone)
-    for copy in (comm.Dup(), comm.Clone()):
+    info = MPI.Info.Create()
+    soon = [comm.Idup(), comm.Idup_with_info(info)]
+    for _, request in soon:
+        request.Wait()
+    for copy in (comm.Dup(), comm.Clone(), comm.Dup_with_info(info), *(copy for copy, _ in soon)):
         assert copy.node.size == 1
         assert not copy._options.check
         copy.Free()
+    info.Free()
     comm.free()
     alone.Free()
 
