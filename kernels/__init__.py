@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +22,14 @@ import numpy as np
 from sfb.kernels.rules import ASSIGN, SGD, Rule, adagrad, adam, assign, proximal, sgd
 
 __all__ = [
+    "PLAIN",
+    "STAGES",
     "Rule",
     "accumulate",
     "adagrad",
     "adam",
     "assign",
+    "load",
     "norm",
     "partition",
     "proximal",
@@ -40,6 +44,11 @@ __all__ = [
     "update_dense",
     "warmup",
 ]
+
+# The modules to compile, in stages: those of one do not need each other, and take about as long from both ends.
+STAGES = (("sync",), ("arrays", "_loops", "_half", "rounds"), ("exchange", "trade"))
+# Those that a communicator needs for plain arrays.
+PLAIN = (("sync",), ("arrays", "rounds"))
 
 # Work, in multiplications, that a thread must find to be worth waking.
 _WORTH = 1 << 21
@@ -64,11 +73,16 @@ def _compiled() -> ModuleType:
     return _loops
 
 
+def load(module: str) -> None:
+    """Compile the kernels of a module, or load them from Numba's cache."""
+    import_module(f"sfb.kernels.{module}")
+
+
 def warmup() -> None:
     """Compile every kernel, or load it from Numba's cache."""
-    from sfb.kernels import _half, exchange, rounds, trade  # noqa: F401
-
-    _compiled()
+    for stage in STAGES:
+        for module in stage:
+            load(module)
 
 
 def rebuild(

@@ -4,8 +4,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+from sfb.kernels._options import INNER, KERNEL
 
 _TINY = np.float32(2.0**-14)  # the least normal float16
 _STEP = np.float32(2.0**-24)  # between those below
@@ -44,7 +43,7 @@ def _from_half(typing_context, bits):
     return types.float32(types.uint16), generate
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _random(low, high, i):
     """32 bits that belong to element i, by MurmurHash3's finalizer (Appleby, 2011), which vectorises, of both words."""
     h = np.uint32(np.uint32(i) * np.uint32(0x9E3779B9) + low)
@@ -55,7 +54,7 @@ def _random(low, high, i):
     return np.uint32(h ^ (h >> np.uint32(16)))
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _cut(bits, lost):
     """The upper half of a float32's bits after adding ``lost``; of a NaN, that of a quiet one."""
     upper = np.uint32(bits + lost) >> np.uint32(16)
@@ -71,7 +70,7 @@ def _cut(bits, lost):
         types.boolean,
         types.uint64,
     ),
-    **_OPTIONS,
+    **KERNEL,
 )
 def pack(x, packed, kind, stochastic, seed):
     low, high = np.uint32(seed), np.uint32(seed >> np.uint64(32))
@@ -101,7 +100,7 @@ def pack(x, packed, kind, stochastic, seed):
 
 @njit(
     types.void(types.Array(types.uint16, 1, "C", readonly=True), types.Array(types.float32, 1, "C"), types.int64),
-    **_OPTIONS,
+    **KERNEL,
 )
 def unpack(packed, x, kind):
     if kind == 0:

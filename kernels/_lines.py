@@ -8,14 +8,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+from sfb.kernels._options import INNER
 
-__all__ = ["LINE", "MAX", "MIN", "OPTIONS", "PROD", "SUM", "copy", "fence", "move", "reduce"]
+__all__ = ["LINE", "MAX", "MIN", "PROD", "SUM", "copy", "fence", "move", "reduce"]
 
 SUM, PROD, MAX, MIN = range(4)
 
 LINE = 64  # bytes
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 _WORD = ir.IntType(64)
 
@@ -150,14 +150,14 @@ def fence(typing_context):
     return types.void(), generate
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def copy(source, target):
     """Copy as many elements as ``target`` has."""
     for i in range(len(target)):
         target[i] = source[i]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _lines(target, aligned):
     """Return the elements before the first line, which is whole if ``aligned``, and how many lines there are."""
     line = LINE // target.itemsize
@@ -165,7 +165,7 @@ def _lines(target, aligned):
     return head, (len(target) - head) // line
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def move(source, target, streamed):
     """Copy as many elements as ``target`` has, past the caches if ``streamed``."""
     if not streamed:
@@ -178,7 +178,7 @@ def move(source, target, streamed):
     copy(source[tail : len(target)], target[tail:])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def reduce(op, terms, begin, target, streamed):
     """Combine arrays in their order into ``target``, which may be one of them, past the caches if ``streamed``.
 

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 from numba import njit, types
+from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._rules import FEWER, FEWEST, apply, rule_tile
 from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
 from sfb.kernels._vectors import AVX512, flat
@@ -36,9 +37,8 @@ NO_RULE = -1
 DONE, UNFIT = 0, -1
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
-# Of what only other loops call.
-_INNER = {**_OPTIONS, "no_cpython_wrapper": True}
+_CONTRACT = {"fastmath": {"contract"}}
+_KERNEL, _INNER = KERNEL | _CONTRACT, INNER | _CONTRACT
 
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
@@ -309,7 +309,7 @@ def _plan(u, rows, depth, columns, across, width, itemsize):
             _vector(t),
         )
     ),
-    **_OPTIONS,
+    **_KERNEL,
 )
 def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u.
@@ -393,7 +393,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             _vector(t),
         )
     ),
-    **_OPTIONS,
+    **_KERNEL,
 )
 def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache; returns as `accumulate`."""
@@ -491,7 +491,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
             types.float64,
         )
     ),
-    **_OPTIONS,
+    **_KERNEL,
 )
 def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
     """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
@@ -508,7 +508,7 @@ def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
         apply(kind, p, scaled, 0, columns, flat_w, flat_s, flat_t, k * columns, columns, 1, columns)
 
 
-@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_OPTIONS)
+@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_KERNEL)
 def shrink_rows(w, start, stop, threshold):
     """Shorten each row by ``threshold``, to nothing if it is no longer than that."""
     for k in range(start, stop):
@@ -522,7 +522,7 @@ def shrink_rows(w, start, stop, threshold):
             row[c] *= scale
 
 
-@njit(_signatures(lambda t: types.float64(_matrix(t), _matrix(t))), cache=True, nogil=True)
+@njit(_signatures(lambda t: types.float64(_matrix(t), _matrix(t))), **KERNEL)
 def inner(a, b):
     """The sum of the products of the elements of two arrays, one after the other, in float64."""
     total = 0.0
@@ -532,7 +532,7 @@ def inner(a, b):
     return total
 
 
-@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), **_OPTIONS)
+@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), **_KERNEL)
 def reduce(parts, start, stop):
     """Add the elements of all rows of ``parts`` to those of its first, in the order of rows."""
     block = 4096 // parts.itemsize

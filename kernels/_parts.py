@@ -3,11 +3,11 @@
 from numba import njit, types
 from sfb.kernels import _loops
 from sfb.kernels._loops import accumulate, overlap, update
+from sfb.kernels._options import INNER
 from sfb.kernels.rules import ASSIGN, SGD
 
 SMALL = "a kernel refused the arrays or the scratch of an exchange"
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 FLOATS = types.float32, types.float64
 
 
@@ -16,7 +16,7 @@ def array_type(t, dimensions, readonly=False):
     return types.Array(t, dimensions, "C", readonly=readonly)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
     """Let a rule take uᵀv in some rows."""
     if kind in (ASSIGN, SGD):
@@ -27,13 +27,13 @@ def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
         raise RuntimeError(SMALL)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def form(u, v, product, scratch, low=0):
     """Form rows of uᵀv, from ``low`` on; return whether that was possible."""
     return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == _loops.DONE
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def fits(u, v, w, s, t, samples, rows, columns):
     """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
     if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:

@@ -10,7 +10,8 @@ Importing this module imports Numba and compiles, or loads from its cache.
 
 from numba import njit, types
 from sfb.kernels._loops import reduce, update_dense
-from sfb.kernels._parts import FLOATS, OPTIONS, SMALL, array_type, fits, form, take
+from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
 from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, RING, WORDS, look, meet, now, reach, reached
 
 __all__ = ["FIRST", "PROGRESS", "REFUSED", "dense", "node", "open_dense", "open_node", "phase"]
@@ -39,7 +40,7 @@ def _signature(t, *between):
     return types.boolean(*start, *factors, *between, *rule, types.boolean, array_type(t, 1))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _copy(source, target, first):
     for j in range(source.shape[0]):
         row = target[first + j]
@@ -47,13 +48,13 @@ def _copy(source, target, first):
             row[c] = source[j, c]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _product(u, v, slab, low, rows, scratch):
     """Form them in a slab."""
     return form(u, v, slab[: rows * v.shape[1]].reshape(rows, v.shape[1]), scratch, low)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _meet(board, place, call, progress, digest, samples, kind, stage):
     """Show a header that says that data of a kind have been written, or look again; return what `look` does.
 
@@ -87,7 +88,7 @@ _NODE = {t: (array_type(t, 2), array_type(t, 2), types.UniTuple(types.int64, 3))
 _DENSE = {t: (array_type(t, 2), types.int64, types.int64) for t in FLOATS}
 
 
-@njit([_opening(t, *between) for t, between in _NODE.items()], **OPTIONS)
+@njit([_opening(t, *between) for t, between in _NODE.items()], **KERNEL)
 def open_node(board, place, call, user, progress, digest, samples, u, v, all_u, all_v, rows, w, s, t, scratch):
     """Copy this rank's factors among those of all, and agree with them to go on with `node`.
 
@@ -107,7 +108,7 @@ def open_node(board, place, call, user, progress, digest, samples, u, v, all_u, 
     return _meet(board, place, call, progress, digest, samples, _FACTORS, 1)
 
 
-@njit([_opening(t, *between) for t, between in _DENSE.items()], **OPTIONS)
+@njit([_opening(t, *between) for t, between in _DENSE.items()], **KERNEL)
 def open_dense(board, place, call, user, progress, digest, samples, u, v, slabs, high, pieces, w, s, t, scratch):
     """Form the first piece of this rank's product, and agree with the others to go on with `dense`; as `open_node`."""
     if progress[_STAGE] == 0:
@@ -123,7 +124,7 @@ def open_dense(board, place, call, user, progress, digest, samples, u, v, slabs,
     return _meet(board, place, call, progress, digest, samples, _PRODUCT, 2)
 
 
-@njit([_signature(t, *between) for t, between in _NODE.items()], **OPTIONS)
+@njit([_signature(t, *between) for t, between in _NODE.items()], **KERNEL)
 def node(
     board,
     place,
@@ -190,7 +191,7 @@ def node(
     return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
 
 
-@njit([_signature(t, *between) for t, between in _DENSE.items()], **OPTIONS)
+@njit([_signature(t, *between) for t, between in _DENSE.items()], **KERNEL)
 def dense(
     board,
     place,

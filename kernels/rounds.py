@@ -14,6 +14,7 @@ alike, nanoseconds of work, for those that call these, and room for what MPI say
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._vectors import flat
 from sfb.kernels.sync import yield_core
 
@@ -25,7 +26,6 @@ WAITING, DONE, UNFIT, APART = range(4)
 STATE, REQUESTS, ALIKE, WORK = 24, 2, 6, 7
 _FLAG, _UNFIT, _STATUSES = 4, 5, 8
 
-_OPTIONS = {"cache": True, "nogil": True}
 _INT, _WORDS = types.int64, types.Array(types.int64, 1, "C")
 _PLAN = types.Array(types.int64, 2, "C")
 
@@ -58,7 +58,7 @@ def _test(typing_context, function, count, requests, flag, statuses):
     return types.int64(*[types.int64] * 5), _call(4, (0,))
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _exchange(mpi, state, spins, sent, length, target, received, room, source, tag):
     """Send so many bytes, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
     at = state.ctypes.data
@@ -86,20 +86,20 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
         yield_core()
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def reset(state):
     """Make the state that of a call that has not begun, but for what came of the last."""
     state[0] = state[1] = state[_UNFIT] = 0
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _alike(words, start, head):
     """Return whether the header that begins there equals the first, both of one rank, but for the time it says."""
     same = words[start] == words[0] and words[start + 1] == words[1]
     return same and words[start + head - 2] == words[head - 2] and words[start + head - 1] == words[head - 1]
 
 
-@njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **_OPTIONS)
+@njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **KERNEL)
 def gather(mpi, plan, state, spins, tag, head, words, starts):
     """Put the messages of all nodes one behind another.
 
@@ -131,7 +131,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
     return DONE
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _give(words, end, values, fits):
     """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
     nbytes = values.size * values.itemsize if fits else 0
@@ -141,7 +141,7 @@ def _give(words, end, values, fits):
     return end + (nbytes + 7) // 8
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _take(words, received, head, known, values, fits):
     """Put the headers of another node's message behind the ``known`` ones, and add the values that follow them.
 
@@ -165,7 +165,7 @@ def _take(words, received, head, known, values, fits):
     return True
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _part(size, node, halvings):
     """Return where the part of so many values begins and ends that is a node's after halvings, one for a round."""
     low, high = 0, size
@@ -183,7 +183,7 @@ def _part(size, node, halvings):
         _INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS, types.Array(t, 2, "C"))
         for t in (types.float32, types.float64)
     ],
-    **_OPTIONS,
+    **KERNEL,
 )
 def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
     """Gather the headers of all nodes, a power of two of them, and with them add up values, to the same bits on all.

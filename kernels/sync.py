@@ -14,6 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+from sfb.kernels._options import INNER, KERNEL
 
 __all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
 __all__ += [
@@ -105,10 +106,9 @@ def now(typing_context):
 
 _BOARD = types.Array(types.int64, 1, "C")
 _INT = types.int64
-_OPTIONS = {"cache": True, "nogil": True}
 
 
-@njit(**_OPTIONS)
+@njit(**INNER)
 def _await(board, index, state, spins, patience):
     """Spin until the word is at least ``state``, or ``spins`` times; yield the core after ``patience``."""
     tries = 0
@@ -121,7 +121,7 @@ def _await(board, index, state, spins, patience):
     return True
 
 
-@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def look(board, processes, me, call, spins, patience):
     """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived."""
     slot = call % RING
@@ -139,7 +139,7 @@ def look(board, processes, me, call, spins, patience):
     return MIXED if verdict == DIFFERENT and plain else verdict
 
 
-@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def meet(board, processes, me, call, digest, size, spent, spins, patience):
     """Show this process's header for ``call``, then `look` at those of the others."""
     mine = (me * RING + call % RING) * WORDS
@@ -155,7 +155,7 @@ def times(worked, waited):
     return min(worked // _UNIT, _LONGEST) << _HALF | min(waited // _UNIT, _LONGEST)
 
 
-@njit([_INT(_BOARD)], **_OPTIONS)
+@njit([_INT(_BOARD)], **KERNEL)
 def elapsed(words):
     """Return nanoseconds from such words of a node's processes: of the slowest's work, and the shortest wait.
 
@@ -168,7 +168,7 @@ def elapsed(words):
     return _UNIT * (worked + waited)
 
 
-@njit([_INT(_BOARD)], **_OPTIONS)
+@njit([_INT(_BOARD)], **KERNEL)
 def slowest(words):
     """Return nanoseconds from such words of processes on several nodes: what the slowest worked and waited.
 
@@ -180,7 +180,7 @@ def slowest(words):
     return _UNIT * most
 
 
-@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **_OPTIONS)
+@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **KERNEL)
 def judge(words, processes, head, sizes, spent):
     """Compare the headers in the messages of nodes, which lie one behind another in ``words``.
 
@@ -213,13 +213,13 @@ def judge(words, processes, head, sizes, spent):
     return MIXED if verdict == DIFFERENT and plain else verdict, slowest(spent), kind
 
 
-@njit([types.void(_BOARD, _INT, _INT, _INT)], **_OPTIONS)
+@njit([types.void(_BOARD, _INT, _INT, _INT)], **KERNEL)
 def reach(board, me, call, phase):
     """Announce that this process has reached a phase of a call."""
     _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)
 
 
-@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def reached(board, first, last, call, phase, spins, patience):
     """Return whether processes ``first`` to ``last`` − 1 have reached a phase of a call, after ``spins`` looks each."""
     for process in range(first, last):
@@ -228,7 +228,7 @@ def reached(board, first, last, call, phase, spins, patience):
     return True
 
 
-@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **_OPTIONS)
+@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def join(board, processes, me, call, phase, spins, patience):
     """Announce a phase of a call, and return whether all processes have `reached` it."""
     _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)

@@ -10,7 +10,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 from sfb.kernels._loops import update_dense
-from sfb.kernels._parts import FLOATS, OPTIONS, array_type, fits, form, take
+from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._parts import FLOATS, array_type, fits, form, take
 from sfb.kernels._vectors import flat
 from sfb.kernels.rounds import ALIKE, APART, DONE, UNFIT, WAITING, WORK, gather, reset, sum_values
 from sfb.kernels.sync import now
@@ -63,12 +64,12 @@ def _view(typing_context, like, address, rows, columns):
     return result(like, types.int64, types.int64, types.int64), generate
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _at(bound, which, like):
     return _view(like, bound[which], bound[which + 1], bound[which + 2])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add(sums, terms, first):
     if first:
         sums[:] = terms[: sums.size]
@@ -77,7 +78,7 @@ def _add(sums, terms, first):
             sums[i] += terms[i]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _write(bound, words, one, u, v, scratch):
     """Write what this rank sends; return whether that was possible."""
     if bound[_HOW] == SUM:
@@ -90,7 +91,7 @@ def _write(bound, words, one, u, v, scratch):
     return True
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _collect(bound, words, plan, one, two, u, v):
     """Add up the products of all ranks in their order, or put their factors one behind the other."""
     head = bound[_HEAD]
@@ -115,7 +116,7 @@ def _signature(t):
     return i(words, words, *[i] * 4, *arrays, *rule, array_type(t, 1))
 
 
-@njit([_signature(t) for t in FLOATS], **OPTIONS)
+@njit([_signature(t) for t in FLOATS], **KERNEL)
 def trade(bound, state, spins, tag, digest, spent, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
     """Exchange headers and what goes with them, of ranks which are nodes; if all are alike, take the sum.
 

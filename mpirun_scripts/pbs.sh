@@ -92,7 +92,7 @@ launch() {
 
 launch "$ranks" sfb info
 launch 1 sfb warmup        # one rank, for caches that nodes share
-launch "$ranks" sfb warmup # one rank of each node, for caches that they do not
+launch "$ranks" sfb warmup # all ranks of each node, for caches that they do not
 [ -s "$profile" ] || launch "$ranks" sfb tune -o "$profile"
 export SFB_PROFILE=$profile
 echo "== $*"

@@ -14,7 +14,7 @@ mkdir -p "$results"
 
 echo "== what is here"
 run_mpi 120 "$ranks" "$bin/sfb" info
-run_mpi 900 1 "$bin/sfb" warmup  # ranks that wait would take the cores from the one that compiles
+run_mpi 900 4 "$bin/sfb" warmup # they share the compilation, whatever the number to train on
 
 for comm in mpi auto; do
     echo "== training, gradients by --comm $comm"

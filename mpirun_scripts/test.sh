@@ -33,6 +33,9 @@ report() {
     echo "== $name: exit code $code"
 }
 
+echo "== compiling the kernels"
+run_mpi "$limit" 4 "$bin/sfb" warmup # they share it; the tests that come first are one process
+
 echo "== pytest, one process"
 code=0
 timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/single.0" 2>&1 </dev/null || code=$?

@@ -16,16 +16,11 @@ from sfb.agreement import Agreement, compare
 from sfb.board import Board
 from sfb.shared import Block, fence, reap
 from sfb.threads import cores, threads_of
-from sfb.warmup import once_per_node
+from sfb.warmup import load, warmup
 
 __all__ = ["STALL", "Team"]
 
 STALL = 60.0  # seconds that a rank waits for others before it says so
-
-
-def _import_kernels() -> None:
-    import sfb.kernels.arrays  # compiles it, and the board's
-    import sfb.kernels.rounds  # noqa: F401
 
 
 class Team:
@@ -78,7 +73,7 @@ class Team:
         self.threads = threads_of(self.node, available)
         error: Exception | None = None
         try:
-            once_per_node(self.node, _import_kernels)
+            load(self.node, kernels.PLAIN)
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
         try:
@@ -127,13 +122,13 @@ class Team:
         return self._across
 
     def load_kernels(self) -> None:
-        """Compile the kernels on one rank of each node, and load them on the others; collective over the node.
+        """Compile the kernels, each on one rank of a node, and load them on the others; collective over the node.
 
         Raises:
             Exception: Whatever kept this rank from it; only after the collective part.
         """
         if not self._loaded:
-            once_per_node(self.node, kernels.warmup)
+            warmup(self.node)
             self._loaded = True
 
     @staticmethod

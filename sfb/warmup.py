@@ -1,30 +1,47 @@
-"""Compilation of the kernels, once per node, before anything is timed."""
+"""Compilation of the kernels, shared among the ranks of a node, before anything is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from time import sleep
 
 from mpi4py import MPI
 
 import sfb.kernels as kernels
 
-__all__ = ["once_per_node", "warmup"]
+__all__ = ["load", "warmup"]
+
+_PAUSE = 1e-3  # seconds between two looks of a rank whether the others have compiled: it must not take their cores
 
 
 def warmup(node: MPI.Intracomm) -> None:
-    """Compile all kernels on rank 0 of ``node`` and load them from Numba's cache on the others; collective.
+    """Compile all kernels, or load them from Numba's cache; collective over the ranks of ``node``.
 
     Raises:
         Exception: Whatever kept this rank from it; only after the collective part.
     """
-    once_per_node(node, kernels.warmup)
+    load(node, kernels.STAGES)
 
 
-def once_per_node(node: MPI.Intracomm, load: Callable[[], None]) -> None:
-    """Call ``load``, which fills a cache, on rank 0 of ``node`` first; collective, and raises as `warmup` does."""
-    try:
-        if node.rank == 0:
-            load()
-    finally:
-        node.Barrier()
-    load()
+def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
+    """Load modules of kernels on all ranks of ``node``, each compiled by one of them; collective, and raises likewise.
+
+    Args:
+        node: Ranks that share Numba's cache.
+        stages: The modules' names; those of a stage do not need each other.
+    """
+    error: Exception | None = None
+    for stage in stages:
+        try:
+            for module in stage[node.rank :: node.size]:
+                kernels.load(module)
+        except Exception as caught:  # whatever it is, the other ranks wait
+            error = error or caught
+        arrived = node.Ibarrier()
+        while not arrived.Test():
+            sleep(_PAUSE)
+    if error is not None:
+        raise error
+    for stage in stages:
+        for module in stage:
+            kernels.load(module)

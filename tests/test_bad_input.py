@@ -252,16 +252,19 @@ def test_plan_on_one_rank_and_allreduce_on_another(comm, world):
     assert "rank 0: plan with" in text
 
 
+@pytest.mark.parametrize("which", ["those of plain arrays", "the others"])
 @pytest.mark.parametrize("algorithm", ["broadcast", "node"])
-def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm):
+def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm, which):
     from sfb import kernels
 
-    def fail():
+    def fail(module):
         raise OSError("no room for the cache")
 
-    if world.rank == world.size - 1:
-        monkeypatch.setattr(kernels, "warmup", fail)
     comm = sfb.Comm(world)
+    if which == "the others":
+        assert comm.node.size <= comm.size
+    if world.rank == world.size - 1:
+        monkeypatch.setattr(kernels, "load", fail)
     refuse(world, lambda: comm.Allreduce(good(), np.zeros((4, 3)), algorithm=algorithm), RuntimeError, "no room")
     comm.free()
 

@@ -81,7 +81,7 @@ def info(json_file: Path | None) -> None:
 
 @cli.command()
 def warmup() -> None:
-    """Compile all kernels into Numba's cache, on one rank of each node first."""
+    """Compile all kernels into Numba's cache; the ranks of a node share the work."""
     world = start()
     from sfb import Comm
     from sfb.warmup import warmup as compile_kernels

@@ -2,11 +2,23 @@
 
 import numpy as np
 import pytest
+from numba import njit
 from sfb.kernels import _lines
 
 TYPES = ("f4", "f8", "i4", "i8")
 OPS = {_lines.SUM: np.add, _lines.PROD: np.multiply, _lines.MAX: np.maximum, _lines.MIN: np.minimum}
 COUNTS = (0, 1, 7, 16, 31, 200, 1003)
+
+
+# Only other kernels can call them.
+@njit
+def reduce(op, terms, begin, target, streamed):
+    _lines.reduce(op, terms, begin, target, streamed)
+
+
+@njit
+def move(source, target, streamed):
+    _lines.move(source, target, streamed)
 
 
 @pytest.fixture(params=[False, True], ids=["cached", "streamed"])
@@ -28,7 +40,7 @@ def test_reduces_in_the_order_of_terms(dtype, op, terms, streamed, rng):
             given = [_drawn(rng, dtype, count + 3, offset + i) for i in range(terms)]
             around = np.full(count + offset + 20, 99, dtype)
             target = around[offset : offset + count]
-            _lines.reduce(op, np.array([x.ctypes.data for x in given]), 3, target, streamed)
+            reduce(op, np.array([x.ctypes.data for x in given]), 3, target, streamed)
             expected = given[0][3:].copy()
             for term in given[1:]:
                 expected = OPS[op](expected, term[3:])
@@ -40,7 +52,7 @@ def test_reduces_in_the_order_of_terms(dtype, op, terms, streamed, rng):
 def test_reduces_into_one_of_the_terms(streamed, rng):
     first, second = rng.standard_normal((2, 1003))
     expected = first + second
-    _lines.reduce(_lines.SUM, np.array([first.ctypes.data, second.ctypes.data]), 0, second, streamed)
+    reduce(_lines.SUM, np.array([first.ctypes.data, second.ctypes.data]), 0, second, streamed)
     np.testing.assert_array_equal(second, expected)
 
 
@@ -49,7 +61,7 @@ def test_copies_no_more_than_the_target_holds(dtype, streamed, rng):
     for count in COUNTS:
         source = _drawn(rng, dtype, count + 9, 1)
         around = np.full(count + 12, 99, dtype)
-        _lines.move(source, around[3 : 3 + count], streamed)
+        move(source, around[3 : 3 + count], streamed)
         np.testing.assert_array_equal(around[3 : 3 + count], source[:count])
         assert (around[:3] == 99).all()
         assert (around[3 + count :] == 99).all()
