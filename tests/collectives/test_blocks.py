@@ -13,11 +13,11 @@ RULE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
-@pytest.mark.parametrize("max_bytes", [50_000, 10_000, 1000])
+@pytest.mark.parametrize("max_bytes", [20_000, 5000, 1000])
 @pytest.mark.parametrize("algorithm", ["node", "broadcast", "dense", "sharded", "auto"])
 def test_a_ceiling(world, rng, algorithm, max_bytes, shared):
     shape = (150, 70)
-    samples = [30 + r for r in range(world.size)]
+    samples = [12 + r for r in range(world.size)]
     parts = oracle.draw(rng, samples, shape, np.float32)
     start = rng.standard_normal(shape).astype(np.float32)
     with sfb.Comm(world, max_bytes=max_bytes) as comm:

@@ -29,7 +29,7 @@ def array(comm, shape, dtype, shared, fill):
 
 
 def case(rng, ranks, trial):
-    shape = tuple(int(n) for n in rng.integers(1, (80, 400, 1500)[trial % 3], 2))
+    shape = tuple(int(n) for n in rng.integers(1, (80, 400, 1000)[trial % 3], 2))
     samples = [int(s) for s in rng.integers(0, (2, 4, 40)[trial // 3 % 3], ranks)]
     if trial % 4 == 0:
         samples = [max(samples)] * ranks
