@@ -42,7 +42,6 @@ __all__ = [
     "shrink_rows",
     "update",
     "update_dense",
-    "warmup",
 ]
 
 # The modules to compile, in stages: those of one do not need each other, and take about as long from both ends.
@@ -76,13 +75,6 @@ def _compiled() -> ModuleType:
 def load(module: str) -> None:
     """Compile the kernels of a module, or load them from Numba's cache."""
     import_module(f"sfb.kernels.{module}")
-
-
-def warmup() -> None:
-    """Compile every kernel, or load it from Numba's cache."""
-    for stage in STAGES:
-        for module in stage:
-            load(module)
 
 
 def rebuild(

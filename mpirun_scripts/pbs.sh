@@ -58,7 +58,7 @@ threads=${OMP_NUM_THREADS:-1}
 export OPENBLAS_NUM_THREADS=$threads OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads NUMBA_NUM_THREADS=$threads
 
 # On the home file system kernels are compiled once for all nodes and jobs. In a folder of each node every job compiles
-# them anew, some seconds, and many nodes do not read them from one server; it must be one that only you can write to.
+# them anew, a minute, and many nodes do not read them from one server; it must be one that only you can write to.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sfb
 export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-$cache/numba}
 # sfb looks for its profile by the names of the hosts, which change from job to job; hence a file for all of them.

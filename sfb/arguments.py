@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
+from mpi4py import MPI
 
 from sfb.agreement import Agreement, Meeting
 from sfb.checks import is_receiver
@@ -31,6 +32,7 @@ __all__ = [
     "Seen",
     "Signature",
     "Timed",
+    "check_factors",
     "describe_call",
     "normal",
 ]
@@ -168,6 +170,7 @@ class Seen:
     Attributes:
         shape: (K, D).
         dtype: Of its array.
+        wire: The format that its factors travel in.
         block: The shared memory that it lies in, if it does.
         complete: Whether it has all its state.
         repeatable: Whether a signature of it has an exchange that may be repeated.
@@ -182,6 +185,7 @@ class Seen:
         self.block = block
         self._places = tuple(_place(array) for array in (receiver.array, *receiver.state))
         self._options = options.max_bytes, options.reproducible, options.wire, options.seed
+        self.wire = options.wire
         self.shape = receiver.shape
         self.dtype = receiver.dtype
         self.repeatable = False
@@ -251,6 +255,27 @@ class Seen:
             rest = normal(settings), self._places, self._options
             found = self._signatures[algorithm, settings] = Signature(key, rest)
         return found
+
+
+def check_factors(factors: Any, seen: Seen, receiver: Receiver, op: MPI.Op) -> None:
+    """Raise TypeError or ValueError unless a receiver can take the sum of such factors."""
+    if not isinstance(factors, Factors):
+        raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
+    if op is not MPI.SUM and op != MPI.SUM:
+        raise ValueError("op must be MPI.SUM with Factors: other reductions of uᵀv need the dense matrix")
+    factors.check()
+    u, v, shape = factors.u, factors.v, seen.shape
+    if (u.shape[1], v.shape[1]) != shape:
+        raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {shape}")
+    if u.dtype != seen.dtype:
+        raise ValueError(f"the receiver must have the dtype {u.dtype} of the factors, got {seen.dtype}")
+    if seen.wire is not None and u.dtype != np.float32:
+        raise TypeError(f"wire={seen.wire!r} takes float32 factors, got {u.dtype}")
+    for array in (receiver.array, *receiver.state):
+        if array is not None:
+            for name, factor in (("u", u), ("v", v)):
+                if np.may_share_memory(factor, array):
+                    raise ValueError(f"{name} shares memory with the receiver; copy it first")
 
 
 def normal(settings: tuple[object, ...]) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from sfb.arguments import (
     Seen,
     Signature,
     Timed,
+    check_factors,
     describe_call,
     normal,
 )
@@ -141,7 +142,7 @@ class Exchanges:
         try:
             seen = self._see(recvbuf)
             receiver = seen.receiver(recvbuf)
-            self._check_factors(factors, seen, receiver, MPI.SUM)
+            check_factors(factors, seen, receiver, MPI.SUM)
             seen.signature(AUTO, receiver)
             if factors.shape != plan.problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
@@ -340,7 +341,7 @@ class Exchanges:
         try:
             seen = self._see(recvbuf)
             receiver = seen.receiver(recvbuf)
-            self._check_factors(factors, seen, receiver, op)
+            check_factors(factors, seen, receiver, op)
             signature = seen.signature(algorithm, receiver)
             digest = signature.digest(call)
             size = len(factors.u)
@@ -432,25 +433,6 @@ class Exchanges:
             self._seen.pop(next(iter(self._seen)))
         seen = self._seen[id(recvbuf)] = Seen(recvbuf, receiver, block, self._options)
         return seen
-
-    def _check_factors(self, factors: Any, seen: Seen, receiver: Receiver, op: MPI.Op) -> None:
-        if not isinstance(factors, Factors):
-            raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
-        if op is not MPI.SUM and op != MPI.SUM:
-            raise ValueError("op must be MPI.SUM with Factors: other reductions of uᵀv need the dense matrix")
-        factors.check()
-        u, v, shape = factors.u, factors.v, seen.shape
-        if (u.shape[1], v.shape[1]) != shape:
-            raise ValueError(f"the receiver must have the shape {factors.shape} of the factors, got {shape}")
-        if u.dtype != seen.dtype:
-            raise ValueError(f"the receiver must have the dtype {u.dtype} of the factors, got {seen.dtype}")
-        if self._options.wire is not None and u.dtype != np.float32:
-            raise TypeError(f"wire={self._options.wire!r} takes float32 factors, got {u.dtype}")
-        for array in (receiver.array, *receiver.state):
-            if array is not None:
-                for name, factor in (("u", u), ("v", v)):
-                    if np.may_share_memory(factor, array):
-                        raise ValueError(f"{name} shares memory with the receiver; copy it first")
 
     def _new_plan(self, opened: Opened) -> Plan:
         """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""

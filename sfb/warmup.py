@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import sleep
+from time import perf_counter, sleep
 
 from mpi4py import MPI
 
@@ -11,7 +11,9 @@ import sfb.kernels as kernels
 
 __all__ = ["load", "warmup"]
 
-_PAUSE = 1e-3  # seconds between two looks of a rank whether the others have compiled: it must not take their cores
+# A rank that waits so many seconds for others takes it that they compile, and looks again only so often: it must not
+# take their cores.
+_SOON, _PAUSE = 5e-3, 1e-3
 
 
 def warmup(node: MPI.Intracomm) -> None:
@@ -37,9 +39,9 @@ def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
                 kernels.load(module)
         except Exception as caught:  # whatever it is, the other ranks wait
             error = error or caught
-        arrived = node.Ibarrier()
+        arrived, began = node.Ibarrier(), perf_counter()
         while not arrived.Test():
-            sleep(_PAUSE)
+            sleep(0 if perf_counter() - began < _SOON else _PAUSE)
     if error is not None:
         raise error
     for stage in stages:
