@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # The modules to compile, in stages: those of one do not need each other, and take about as long from both ends.
-STAGES = (("sync",), ("arrays", "_loops", "_half", "rounds"), ("exchange", "trade"))
+STAGES = (("sync",), ("arrays", "_loops", "_half", "rounds"), ("fused", "eager"))
 # Those that a communicator needs for plain arrays.
 PLAIN = (("sync",), ("arrays", "rounds"))
 

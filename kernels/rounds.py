@@ -4,11 +4,11 @@ The functions and handles of MPI are given as numbers, so that nothing here depe
 
     mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
 
-`sfb.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it, and the
-ranks from which and to which messages go; the last row says how many nodes there are, which this is, and from how many
-bytes on a sum is divided among nodes. The state of a call is `STATE` words, 0 at first: the rounds that are over,
-whether messages of the next are under way, their requests, a flag, whether values do not fit, whether all messages are
-alike, nanoseconds of work, for those that call these, and room for what MPI says of messages.
+`sfb.runtime.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it,
+and the ranks from which and to which messages go; the last row says how many nodes there are, which this is, and from
+how many bytes on a sum is divided among nodes. The state of a call is `STATE` words, 0 at first: the rounds that are
+over, whether messages of the next are under way, their requests, a flag, whether values do not fit, whether all
+messages are alike, nanoseconds of work, for those that call these, and room for what MPI says of messages.
 """
 
 from llvmlite import ir

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from sfb import optim, topology
 from sfb._version import __version__
 from sfb.factors import Factors
-from sfb.profile import Profile, ProfileError
 from sfb.store.consistency import ASP, BSP, SSP
+from sfb.tuning.profile import Profile, ProfileError
 
 if TYPE_CHECKING:
-    from sfb.agreement import MismatchError
+    from sfb.collectives.engine import Exchange
+    from sfb.collectives.persistent import Persistent
     from sfb.comm import Comm
-    from sfb.exchanges import Exchange
-    from sfb.persistent import Persistent
-    from sfb.progress import Request
+    from sfb.runtime.agreement import MismatchError
+    from sfb.runtime.requests import Request
     from sfb.store.averaging import AveragingStore
     from sfb.store.base import StoreError
     from sfb.store.store import Store
@@ -46,10 +46,10 @@ __all__ = [
 _NEED_MPI = {
     "AveragingStore": "sfb.store.averaging",
     "Comm": "sfb.comm",
-    "Exchange": "sfb.exchanges",
-    "MismatchError": "sfb.agreement",
-    "Persistent": "sfb.persistent",
-    "Request": "sfb.progress",
+    "Exchange": "sfb.collectives.engine",
+    "MismatchError": "sfb.runtime.agreement",
+    "Persistent": "sfb.collectives.persistent",
+    "Request": "sfb.runtime.requests",
     "Store": "sfb.store.store",
     "StoreError": "sfb.store.base",
 }

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arguments import Options
-from sfb.arrays import Arrays, gathers, scatters
-from sfb.calibrate import find_profile, first_profile
+from sfb.arrays.dispatch import Arrays, gathers, scatters
 from sfb.collectives import MAX_BYTES
-from sfb.exchanges import Exchange, Exchanges
+from sfb.collectives.cache import Options
+from sfb.collectives.engine import Exchange, Exchanges
+from sfb.collectives.persistent import Persistent
 from sfb.factors import Factors
 from sfb.kernels import half
-from sfb.persistent import Persistent
-from sfb.plan import AUTO, Plan
-from sfb.profile import Profile
-from sfb.progress import PolledRequest, Queue, Request, Ticker
 from sfb.receiver import Receiver
-from sfb.shared import Block, find_named
-from sfb.team import STALL, Team
+from sfb.runtime.requests import PolledRequest, Queue, Request, Ticker
+from sfb.runtime.team import STALL, Team
+from sfb.runtime.windows import Block, find_named
+from sfb.tuning.calibrate import find_profile, first_profile
+from sfb.tuning.plan import AUTO, Plan
+from sfb.tuning.profile import Profile
 
 __all__ = ["Comm"]
 

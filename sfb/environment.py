@@ -14,7 +14,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_info
 
 from sfb._version import __version__
-from sfb.threads import affinity, cores
+from sfb.runtime.threads import affinity, cores
 
 __all__ = ["describe", "header", "mpi_library", "slow_blas"]
 

@@ -18,9 +18,9 @@ import sfb
 from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.collectives import ALGORITHMS
 from sfb.environment import describe, header
-from sfb.plan import AUTO, TIMED
-from sfb.threads import limit_process
-from sfb.warmup import warmup
+from sfb.runtime.compile import warmup
+from sfb.runtime.threads import limit_process
+from sfb.tuning.plan import AUTO, TIMED
 
 __all__ = ["COLUMNS", "Config", "run"]
 

@@ -14,10 +14,10 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.arrays import SETTLED
+from sfb.arrays.dispatch import SETTLED
 from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.environment import describe, header
-from sfb.threads import limit_process
+from sfb.runtime.threads import limit_process
 
 __all__ = ["COLLECTIVES", "COLUMNS", "OPS", "TYPES", "Config", "draw", "run"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sfb.plan import AUTO
+from sfb.tuning.plan import AUTO
 
 __all__ = ["Cell", "ChoiceError", "draw", "read", "report"]
 

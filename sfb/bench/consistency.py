@@ -17,7 +17,7 @@ from sfb.environment import describe, header
 from sfb.models.data import Dataset, load
 from sfb.models.mlr import mlr
 from sfb.models.network import Network
-from sfb.threads import limit_process
+from sfb.runtime.threads import limit_process
 
 __all__ = ["COLUMNS", "Config", "consistency_of", "draw", "run"]
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 import sfb.kernels as kernels
 from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
 from sfb.environment import describe, header
-from sfb.warmup import warmup
+from sfb.runtime.compile import warmup
 
 __all__ = ["COLUMNS", "KERNELS", "Config", "draw", "run"]
 

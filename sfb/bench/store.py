@@ -15,7 +15,7 @@ from mpi4py import MPI
 import sfb
 from sfb.bench.engine import Column, Printer, measure, write_json
 from sfb.environment import describe, header
-from sfb.threads import limit_process
+from sfb.runtime.threads import limit_process
 
 __all__ = ["COLUMNS", "Config", "run"]
 

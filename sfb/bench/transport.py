@@ -13,7 +13,7 @@ from mpi4py import MPI
 from sfb.bench.engine import Column, Printer, measure, microseconds, write_json
 from sfb.environment import describe, header
 from sfb.kernels import sync
-from sfb.threads import limit_process
+from sfb.runtime.threads import limit_process
 
 __all__ = ["COLUMNS", "Config", "run"]
 

@@ -14,7 +14,7 @@ from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Sizes, comm_world, json_option, plot_option, start, world_size
 from sfb.cli.topology import topology
 from sfb.launch import abort, foreign_launcher, lone_rank
-from sfb.profile import ProfileError
+from sfb.tuning.profile import ProfileError
 
 __all__ = ["cli", "run"]
 
@@ -62,7 +62,7 @@ def info(json_file: Path | None) -> None:
     if problem:
         raise Failure(problem)
     from sfb.environment import describe, header, slow_blas
-    from sfb.threads import limit_process
+    from sfb.runtime.threads import limit_process
 
     world = comm_world()
     warning = lone_rank(world.size)
@@ -84,7 +84,7 @@ def warmup() -> None:
     """Compile all kernels into Numba's cache; the ranks of a node share the work."""
     world = start()
     from sfb import Comm
-    from sfb.warmup import warmup as compile_kernels
+    from sfb.runtime.compile import warmup as compile_kernels
 
     with Comm(world) as comm:
         compile_kernels(comm.node)
@@ -103,9 +103,9 @@ def tune(output: Path | None, seconds: float) -> None:
     """
     world = start()
     from sfb import Comm
-    from sfb.calibrate import cache_file, describe
-    from sfb.calibrate import tune as measure
-    from sfb.threads import limit_process
+    from sfb.runtime.threads import limit_process
+    from sfb.tuning.calibrate import cache_file, describe
+    from sfb.tuning.calibrate import tune as measure
 
     limit_process(world)
     with Comm(world) as comm:
@@ -139,8 +139,8 @@ def explain(**options: Any) -> None:
 
     Times measured on other numbers of ranks and nodes are scaled by the cost model.
     """
-    from sfb.plan import what_if
-    from sfb.profile import Profile
+    from sfb.tuning.plan import what_if
+    from sfb.tuning.profile import Profile
 
     path = options.pop("profile")
     profile = Profile.load(path) if path else Profile()
@@ -179,7 +179,7 @@ def train(json_file: Path | None, **options: Any) -> None:
     from sfb.models.report import Progress
     from sfb.models.train import Config, TrainingError
     from sfb.models.train import train as run_training
-    from sfb.threads import limit_process
+    from sfb.runtime.threads import limit_process
 
     config = Config(**{**options, "hidden": tuple(options["hidden"])})
     limit_process(world)

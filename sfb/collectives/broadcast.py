@@ -11,12 +11,12 @@ from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import Gathering, blocks, posted, update
 from sfb.factors import Factors
-from sfb.profile import Use
 from sfb.receiver import Receiver
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.agreement import Agreement
-    from sfb.team import Team
+    from sfb.runtime.agreement import Agreement
+    from sfb.runtime.team import Team
 
 __all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
 

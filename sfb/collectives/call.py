@@ -14,10 +14,10 @@ from sfb.kernels import half
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from sfb.collectives.quick import Repeated
+    from sfb.collectives.fused import Repeated
     from sfb.factors import Factors
-    from sfb.shared import Block
-    from sfb.team import Team
+    from sfb.runtime.team import Team
+    from sfb.runtime.windows import Block
 
 __all__ = ["ALONE", "POSTED", "Call", "counts_by_node"]
 

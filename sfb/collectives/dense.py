@@ -1,7 +1,7 @@
 """Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce.
 
 Between ranks that are nodes, small ones go with the agreement: they are added up in its rounds where ranks are a power
-of two (`sfb.rounds`), else gathered, and summed by each.
+of two (`sfb.runtime.rounds`), else gathered, and summed by each.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.collectives import quick
+from sfb.collectives import fused
 from sfb.collectives.call import POSTED, Call
 from sfb.collectives.problem import HALVED, Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
-from sfb.profile import Use
 from sfb.receiver import Assign, Receiver
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.agreement import Agreement
-    from sfb.shared import Block
-    from sfb.team import Team
+    from sfb.runtime.agreement import Agreement
+    from sfb.runtime.team import Team
+    from sfb.runtime.windows import Block
 
 __all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
 
@@ -98,7 +98,7 @@ def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Form the local product, reduce it, give it to the receiver."""
-    if call.team.nodes == 1 and call.team.size > 1 and quick.serves(problem, call, receiver):
+    if call.team.nodes == 1 and call.team.size > 1 and fused.serves(problem, call, receiver):
         yield from _in_one_call(problem, call, factors, receiver)
     elif call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
@@ -207,7 +207,7 @@ def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Recei
         slabs = block.array((2 * ranks, size // problem.itemsize), problem.dtype)
         pieces = _pieces(problem)
         memo = problem.memo["slabs"] = block, (slabs, pieces[0][1] if pieces else 1, len(pieces))
-    yield from quick.run("dense", problem, call, user, factors, receiver, memo[1])
+    yield from fused.run("dense", problem, call, user, factors, receiver, memo[1])
 
 
 def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

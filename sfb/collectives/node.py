@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfb.collectives import quick
+from sfb.collectives import fused
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import Gathering, blocks, own_rows, posted, update
 from sfb.factors import Factors
-from sfb.profile import Use
 from sfb.receiver import Receiver
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.shared import Block
-    from sfb.team import Team
+    from sfb.runtime.team import Team
+    from sfb.runtime.windows import Block
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
@@ -80,7 +80,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
-    elif problem.fits and quick.serves(problem, call, receiver):
+    elif problem.fits and fused.serves(problem, call, receiver):
         yield from _in_one_call(problem, call, factors, receiver)
         return
     elif problem.fits:
@@ -97,7 +97,7 @@ def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Recei
     block, user = team.staging(nbytes, call.number)
     u, v, low = _everybodys(problem, call, block, second)
     rows = low, *own_rows(problem, call, 0, problem.shape[0])
-    yield from quick.run("node", problem, call, user, factors, receiver, (u, v, rows))
+    yield from fused.run("node", problem, call, user, factors, receiver, (u, v, rows))
 
 
 def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

@@ -13,11 +13,11 @@ from sfb.collectives.call import POSTED, Call
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows
 from sfb.factors import Factors
-from sfb.profile import Use
 from sfb.receiver import Receiver
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.team import Team
+    from sfb.runtime.team import Team
 
 __all__ = ["cost", "hides", "prepare", "run", "suits", "wire_bytes"]
 

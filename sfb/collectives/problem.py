@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.profile import Place, Use
+from sfb.tuning.profile import Place, Use
 
 __all__ = ["CARRIED", "HALVED", "MAX_BYTES", "Problem", "spread"]
 

@@ -13,11 +13,11 @@ from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
-from sfb.profile import Use
 from sfb.receiver import Assign, Receiver
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.team import Team
+    from sfb.runtime.team import Team
 
 __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 

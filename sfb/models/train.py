@@ -17,7 +17,7 @@ from sfb.factors import Factors
 from sfb.models import MODELS, Network
 from sfb.models.data import Dataset, load
 from sfb.models.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
-from sfb.warmup import warmup
+from sfb.runtime.compile import warmup
 
 __all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
 

@@ -11,13 +11,13 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb import topology as topologies
-from sfb.agreement import compare
 from sfb.checks import FLOATS
 from sfb.factors import Factors
 from sfb.optim import Optimizer
+from sfb.runtime.agreement import compare
+from sfb.runtime.compile import warmup
+from sfb.runtime.threads import cores, threads_of
 from sfb.store.replica import Table
-from sfb.threads import cores, threads_of
-from sfb.warmup import warmup
 
 if TYPE_CHECKING:
     from typing_extensions import Self

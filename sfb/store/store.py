@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.board import Watch
 from sfb.factors import Factors
 from sfb.optim import Optimizer
-from sfb.progress import Ticker
+from sfb.runtime.board import Watch
+from sfb.runtime.requests import Ticker
+from sfb.runtime.team import STALL
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError
 from sfb.store.consistency import BSP, Consistency
@@ -24,7 +25,6 @@ from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
 from sfb.store.replica import Replica, Table
 from sfb.store.throttle import Bucket, parse
-from sfb.team import STALL
 
 __all__ = ["Stats", "Store"]
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from sfb import calibrate
 from sfb.bench import allreduce
 from sfb.bench.engine import _orders, measure
+from sfb.tuning import calibrate
 
 pytestmark = pytest.mark.mpi
 

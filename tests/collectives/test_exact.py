@@ -202,7 +202,7 @@ def test_last_exchange_tells_what_was_done(comm, world):
 
 
 def test_more_plans_than_are_kept(comm, world, monkeypatch):
-    from sfb import exchanges as module
+    from sfb.collectives import engine as module
 
     monkeypatch.setattr(module, "MOST", 3)
     arrays = [np.empty((4, 3 + i)) for i in range(6)]

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from sfb.profile import LARGE, Place, Profile, ProfileError, Use
+from sfb.tuning.profile import LARGE, Place, Profile, ProfileError, Use
 
 FOUR_NODES = Place(4, 1, 4)
 MEASURED = Profile(

@@ -11,13 +11,13 @@ from mpi4py import MPI
 import sfb.kernels as kernels
 from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
-from sfb.rounds import SPINS, tag
+from sfb.runtime.rounds import SPINS, tag
 
 if TYPE_CHECKING:
-    from sfb.agreement import Agreement, Meeting
-    from sfb.arguments import Parcel
+    from sfb.collectives.cache import Parcel
     from sfb.factors import Factors
-    from sfb.team import Team
+    from sfb.runtime.agreement import Agreement, Meeting
+    from sfb.runtime.team import Team
 
 __all__ = ["Carried"]
 
@@ -39,7 +39,8 @@ class Carried:
     """
 
     def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
-        from sfb.kernels import rounds, sync, trade
+        from sfb.kernels import eager as trade
+        from sfb.kernels import rounds, sync
 
         self.parcel = parcel
         agree = team.agree

@@ -19,13 +19,13 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb._version import __version__
-from sfb.agreement import compare
-from sfb.arrays import Arrays
+from sfb.arrays.dispatch import Arrays
 from sfb.collectives import ALGORITHMS, Problem
 from sfb.collectives.call import Call
 from sfb.factors import Factors
-from sfb.profile import LARGE, SMALL, Profile, ProfileError
-from sfb.team import Team
+from sfb.runtime.agreement import compare
+from sfb.runtime.team import Team
+from sfb.tuning.profile import LARGE, SMALL, Profile, ProfileError
 
 if TYPE_CHECKING:
     from sfb.comm import Comm

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 
 from sfb.collectives import ALGORITHMS, Problem, spread
-from sfb.profile import EXCHANGES, Profile
+from sfb.tuning.profile import EXCHANGES, Profile
 
 __all__ = ["AUTO", "TIMED", "Estimate", "Plan", "Trial", "check_algorithm", "choose", "what_if"]
 

@@ -14,11 +14,11 @@ from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
-    from sfb.agreement import Agreement, Meeting
-    from sfb.board import Board
     from sfb.factors import Factors
-    from sfb.shared import Block
-    from sfb.team import Team
+    from sfb.runtime.agreement import Agreement, Meeting
+    from sfb.runtime.board import Board
+    from sfb.runtime.team import Team
+    from sfb.runtime.windows import Block
 
 __all__ = ["Repeated", "brief", "run", "serves"]
 
@@ -40,7 +40,7 @@ def brief(problem: Problem, threads: int, receiver: Receiver) -> bool:
 def run(
     kind: str, problem: Problem, call: Call, user: int, factors: Factors, receiver: Receiver, between: tuple[Any, ...]
 ) -> Iterator[Any]:
-    """Run the kernel ``kind`` of `sfb.kernels.exchange`, "node" or "dense"; ``between`` is what it alone takes."""
+    """Run the kernel ``kind`` of `sfb.kernels.fused`, "node" or "dense"; ``between`` is what it alone takes."""
     team = call.team
     progress = _progress()
     step = _Step(kind, problem, team.board, call.number, call.name, user, progress, factors, receiver, between)
@@ -51,7 +51,7 @@ def run(
 
 
 def _progress() -> np.ndarray:
-    from sfb.kernels import exchange
+    from sfb.kernels import fused as exchange
 
     return np.zeros(exchange.PROGRESS, np.int64)
 
@@ -75,7 +75,8 @@ class Repeated:
     parcel = None
 
     def __init__(self, kind: str, problem: Problem, team: Team, block: Block, between: tuple[Any, ...]) -> None:
-        from sfb.kernels import exchange, sync
+        from sfb.kernels import fused as exchange
+        from sfb.kernels import sync
 
         self._kind = kind
         self._problem = problem
@@ -160,7 +161,7 @@ class _Step:
         receiver: Receiver,
         between: tuple[Any, ...],
     ) -> None:
-        from sfb.kernels import exchange
+        from sfb.kernels import fused as exchange
 
         rule, array = receiver.rule(), receiver.array
         states = kernels.states_of(rule, array, receiver.state)
@@ -209,6 +210,6 @@ class _Step:
 
 def _missing(board: Board, kind: str, number: int, user: int, progress: np.ndarray, pieces: Any) -> list[int]:
     """Return the ranks that an exchange waits for: those of its call, or of the one that used the memory before."""
-    from sfb.kernels import exchange
+    from sfb.kernels import fused as exchange
 
     return board.missing(user if progress[0] == 0 else number, exchange.phase(kind, progress, pieces))

@@ -3,7 +3,7 @@
 Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
 can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
 (`sfb.kernels.sync`). A rank that repeats an exchange writes its data before it shows its header: if all do, they need
-not wait for each other's data once they agree. Between nodes: `sfb.kernels.trade`.
+not wait for each other's data once they agree. Between nodes: `sfb.kernels.eager`.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.shared import Block
+from sfb.runtime.windows import Block
 
 __all__ = ["Board", "Phase", "Watch"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import sfb
-from sfb import calibrate
 from sfb.collectives import ALGORITHMS
-from sfb.profile import Place, Profile
+from sfb.tuning import calibrate
+from sfb.tuning.profile import Place, Profile
 
 pytestmark = pytest.mark.mpi
 

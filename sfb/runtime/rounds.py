@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.board import Board
 from sfb.collectives.problem import HALVED
+from sfb.runtime.board import Board
 
 __all__ = ["SPINS", "Rounds", "tag"]
 
@@ -108,13 +108,13 @@ class Rounds:
         return self._headers
 
     def bind(self, how: int, samples: int, kind: int, nbytes: int, *arrays: np.ndarray) -> np.ndarray:
-        """Return what `sfb.kernels.trade.trade` takes as bound; arguments as of `sfb.kernels.trade.bind`."""
-        from sfb.kernels import trade
+        """Return what `sfb.kernels.eager.trade` takes as bound; arguments as of `sfb.kernels.eager.bind`."""
+        from sfb.kernels import eager as trade
 
         return trade.bind(how, self._head, samples, kind, nbytes, self._mpi, self._plan, *arrays)
 
     def wait(self, call: str, number: int, go: Callable[[int], int], state: np.ndarray, *arrays: np.ndarray) -> int:
-        """Wait until an exchange of `sfb.kernels.trade` is over, and return what came of it.
+        """Wait until an exchange of `sfb.kernels.eager` is over, and return what came of it.
 
         Args:
             call: The user's call, for messages.

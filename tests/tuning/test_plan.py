@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sfb.collectives import ALGORITHMS, Problem, spread
-from sfb.plan import Trial, choose, what_if
-from sfb.profile import EXCHANGES, Place, Profile
+from sfb.tuning.plan import Trial, choose, what_if
+from sfb.tuning.profile import EXCHANGES, Place, Profile
 
 
 def problem(shape, samples, ranks, nodes=1, shared=False, sharing=1.0, **options):
@@ -183,7 +183,7 @@ def test_trials_only_where_estimates_are_close():
 def test_what_if_needs_no_mpi():
     code = (
         "import sys; sys.modules['mpi4py.MPI'] = None\n"
-        "from sfb.plan import what_if\n"
+        "from sfb.tuning.plan import what_if\n"
         "print(what_if(rows=4096, columns=4096, samples=8, ranks=64, nodes=8).explain())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -9,8 +9,9 @@ from mpi4py import MPI
 from sfb.kernels import arrays as kernels
 
 import sfb
-from sfb import arrays, network
-from sfb.arrays import Arrays, _nbytes
+from sfb.arrays import dispatch as arrays
+from sfb.arrays import internode as network
+from sfb.arrays.dispatch import Arrays, _nbytes
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
 # Small, at the edges of slots and of their lines, and of several chunks.

@@ -12,11 +12,11 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
 import sfb.kernels as kernels
-from sfb.agreement import Agreement, compare
-from sfb.board import Board
-from sfb.shared import Block, fence, reap
-from sfb.threads import cores, threads_of
-from sfb.warmup import load, warmup
+from sfb.runtime.agreement import Agreement, compare
+from sfb.runtime.board import Board
+from sfb.runtime.compile import load, warmup
+from sfb.runtime.threads import cores, threads_of
+from sfb.runtime.windows import Block, fence, reap
 
 __all__ = ["STALL", "Team"]
 

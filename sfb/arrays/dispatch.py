@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.agreement import PLAIN
-from sfb.network import Network
-from sfb.plan import TIMED, Trial
-from sfb.profile import Profile, Use
-from sfb.shared import find_named
+from sfb.arrays.internode import Network
+from sfb.runtime.agreement import PLAIN
+from sfb.runtime.windows import find_named
+from sfb.tuning.plan import TIMED, Trial
+from sfb.tuning.profile import Profile, Use
 
 if TYPE_CHECKING:
-    from sfb.team import Team
+    from sfb.runtime.team import Team
 
 __all__ = ["SETTLED", "Arrays", "gathers", "scatters"]
 

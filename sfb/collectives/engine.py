@@ -11,8 +11,8 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
-from sfb.agreement import Meeting, compare
-from sfb.arguments import (
+from sfb.collectives import ALGORITHMS, PARCELS, Problem, dense
+from sfb.collectives.cache import (
     MOST,
     NO_PARCEL,
     Again,
@@ -26,18 +26,18 @@ from sfb.arguments import (
     describe_call,
     normal,
 )
-from sfb.collectives import ALGORITHMS, PARCELS, Problem, dense
 from sfb.collectives.call import ALONE, POSTED, Call
-from sfb.collectives.carried import Carried
-from sfb.collectives.quick import Repeated, brief
+from sfb.collectives.eager import Carried
+from sfb.collectives.fused import Repeated, brief
 from sfb.factors import Factors
 from sfb.kernels import half
-from sfb.plan import AUTO, Plan, choose
-from sfb.profile import Profile
-from sfb.progress import run
 from sfb.receiver import Assign, Receiver
-from sfb.shared import find
-from sfb.team import Team
+from sfb.runtime.agreement import Meeting, compare
+from sfb.runtime.requests import run
+from sfb.runtime.team import Team
+from sfb.runtime.windows import find
+from sfb.tuning.plan import AUTO, Plan, choose
+from sfb.tuning.profile import Profile
 
 __all__ = ["Exchange", "Exchanges"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from mpi4py import MPI
 
 if TYPE_CHECKING:
-    from sfb.board import Watch
-    from sfb.team import Team
+    from sfb.runtime.board import Watch
+    from sfb.runtime.team import Team
 
 __all__ = ["Network"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.board import Board
 from sfb.collectives.call import ALONE
 from sfb.collectives.problem import CARRIED
-from sfb.profile import ProfileError
-from sfb.progress import run
-from sfb.rounds import Rounds
+from sfb.runtime.board import Board
+from sfb.runtime.requests import run
+from sfb.runtime.rounds import Rounds
+from sfb.tuning.profile import ProfileError
 
 __all__ = ["PLAIN", "Agreement", "Meeting", "MismatchError", "compare"]
 
@@ -89,7 +89,7 @@ class Agreement:
     """Compares what the ranks of a communicator are about to do, by the node's memory and, between nodes, messages.
 
     Every rank shows a header, its digest of the call, a size and a time, to its node. The first rank
-    of each node exchanges them with those of other nodes (`sfb.rounds`), and announces the outcome.
+    of each node exchanges them with those of other nodes (`sfb.runtime.rounds`), and announces the outcome.
 
     Where every rank is a node of its own, a rank may send a parcel of bytes behind its header, which
     all others have then once they agree; or the ranks add up values.

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from sfb.agreement import Agreement, Meeting
 from sfb.checks import is_receiver
 from sfb.collectives import MAX_BYTES
-from sfb.collectives.carried import Carried
-from sfb.collectives.quick import Repeated
+from sfb.collectives.eager import Carried
+from sfb.collectives.fused import Repeated
 from sfb.factors import Factors
-from sfb.plan import Plan, check_algorithm
-from sfb.profile import Profile
 from sfb.receiver import Assign, Receiver
-from sfb.shared import Block, find
-from sfb.team import STALL
+from sfb.runtime.agreement import Agreement, Meeting
+from sfb.runtime.team import STALL
+from sfb.runtime.windows import Block, find
+from sfb.tuning.plan import Plan, check_algorithm
+from sfb.tuning.profile import Profile
 
 __all__ = [
     "MOST",

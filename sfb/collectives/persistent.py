@@ -8,7 +8,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from sfb.plan import Plan
+from sfb.tuning.plan import Plan
 
 __all__ = ["Persistent"]
 

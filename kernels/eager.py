@@ -98,7 +98,7 @@ def _collect(bound, words, plan, one, two, u, v):
     length = (bound[_BYTES] + 7) // 8
     ranks, me = plan[-1, 0], plan[-1, 1]
     for rank in range(ranks):
-        # As `sfb.rounds` orders them.
+        # As `sfb.runtime.rounds` orders them.
         place = rank ^ me if ranks & (ranks - 1) == 0 else (rank - me) % ranks
         start = place * (head + length) + head
         its = words[start : start + length].view(u.dtype)
@@ -129,10 +129,10 @@ def trade(bound, state, spins, tag, digest, spent, u, v, w, s, t, kind, alpha, b
         spent: What the header says of times, as `sfb.kernels.sync.times`.
         u: S×K, this rank's.
         v: S×D.
-        w: K×D, as of `sfb.kernels.exchange.node`.
+        w: K×D, as of `sfb.kernels.fused.node`.
         s: K×D.
         t: K×D.
-        kind: The rule, as of `sfb.kernels.exchange.node`.
+        kind: The rule, as of `sfb.kernels.fused.node`.
         alpha: As of that.
         beta: As of that.
         p: As of that.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sfb
-from sfb import shared
+from sfb.runtime import windows as shared
 
 pytestmark = pytest.mark.mpi
 

@@ -7,7 +7,7 @@ import pytest
 
 import sfb
 from sfb.collectives.call import Call
-from sfb.exchanges import Exchanges
+from sfb.collectives.engine import Exchanges
 
 pytestmark = pytest.mark.mpi
 

@@ -1,0 +1,1 @@
+"""Collectives of plain arrays: within a node, and between nodes."""

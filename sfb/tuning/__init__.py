@@ -1,0 +1,1 @@
+"""Which algorithm to take: prices by a measured profile, and trials."""
