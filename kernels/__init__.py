@@ -19,7 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
 from sfb.kernels.rules import ASSIGN, SGD, Rule, adagrad, adam, assign, proximal, sgd
+from sfb.kernels.status import DONE
 
 __all__ = [
     "PLAIN",
@@ -54,8 +56,6 @@ _WORTH = 1 << 21
 _ALIGN = 64
 # Stands for the end of the rows.
 _ALL = -1
-# What a kernel returns that has done its work; as in `_loops`, which is not imported yet.
-_DONE = 0
 # What comes of arguments that no kernel is compiled for.
 _REFUSED = (TypeError, KeyError, AttributeError, IndexError)
 
@@ -165,7 +165,7 @@ def update(
             numbers, scratch = rule.numbers(w.dtype), _local.memory[w.itemsize]
             s = states[0] if arrays > 1 else w
             t = states[1] if arrays > 2 else w
-            if kernel(kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch) == _DONE:
+            if kernel(kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch) == DONE:
                 return
         except _REFUSED:
             _check(u, v, w, start, stop, first)
@@ -277,7 +277,7 @@ def _accumulate(
     if threads == 1:
         end = _ALL if stop is None else stop
         try:
-            if kernel(u, v, w, first, start, end, add, alpha, beta, _local.memory[w.itemsize]) == _DONE:
+            if kernel(u, v, w, first, start, end, add, alpha, beta, _local.memory[w.itemsize]) == DONE:
                 return
         except _REFUSED:
             _check(u, v, w, start, stop, first)
@@ -294,7 +294,7 @@ def _complete(
     missing = kernel(*before, start, stop, *after, _local.memory[w.itemsize])
     if missing > 0:
         missing = kernel(*before, start, stop, *after, scratch(missing, w.dtype))
-    if missing != _DONE:
+    if missing != DONE:
         raise RuntimeError("a kernel refused arguments that were found to fit")
 
 

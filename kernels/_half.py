@@ -4,6 +4,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
 from sfb.kernels._options import INNER, KERNEL
 
 _TINY = np.float32(2.0**-14)  # the least normal float16

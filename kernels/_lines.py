@@ -8,6 +8,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+
 from sfb.kernels._options import INNER
 
 __all__ = ["LINE", "MAX", "MIN", "PROD", "SUM", "copy", "fence", "move", "reduce"]

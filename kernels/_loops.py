@@ -9,10 +9,12 @@ import math
 
 import numpy as np
 from numba import njit, types
+
 from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._rules import FEWER, FEWEST, apply, rule_tile
 from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
 from sfb.kernels._vectors import AVX512, flat
+from sfb.kernels.status import DONE, UNFIT
 
 # Samples of a tile's chain before it is put aside; the sum of a chain is part of what the bits are, so it is the same
 # on every machine.
@@ -33,8 +35,6 @@ SHALLOW = 64 if AVX512 else 32
 _SLOW = 100
 # In place of a rule's kind.
 NO_RULE = -1
-# What `accumulate` and `update` return, unless it is the elements of scratch that they lack.
-DONE, UNFIT = 0, -1
 
 # Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
 _CONTRACT = {"fastmath": {"contract"}}

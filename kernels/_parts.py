@@ -1,10 +1,11 @@
 """What exchanges that are single calls of a kernel have in common: their arrays, and the work on a matrix."""
 
 from numba import njit, types
-from sfb.kernels import _loops
+
 from sfb.kernels._loops import accumulate, overlap, update
 from sfb.kernels._options import INNER
 from sfb.kernels.rules import ASSIGN, SGD
+from sfb.kernels.status import DONE
 
 SMALL = "a kernel refused the arrays or the scratch of an exchange"
 
@@ -23,14 +24,14 @@ def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
         done = accumulate(u, v, w, 0, start, stop, kind == SGD, alpha, beta, scratch)
     else:
         done = update(kind, p, u, v, w, s, t, arrays, 0, start, stop, alpha, scratch)
-    if done != _loops.DONE:
+    if done != DONE:
         raise RuntimeError(SMALL)
 
 
 @njit(**INNER)
 def form(u, v, product, scratch, low=0):
     """Form rows of uᵀv, from ``low`` on; return whether that was possible."""
-    return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == _loops.DONE
+    return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == DONE
 
 
 @njit(**INNER)

@@ -4,6 +4,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
 from sfb.kernels._tiles import Tile
 from sfb.kernels._vectors import I64, Vectors, pointer
 from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, PROXIMAL, SGD

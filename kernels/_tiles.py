@@ -7,6 +7,7 @@ depend neither on the place of the tile nor on the width of the machine's vector
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
 from sfb.kernels._vectors import AVX512, I32, I64, VECTOR, Vectors, pointer
 
 __all__ = ["LINE", "ROWS", "Tile", "move", "part", "prefetch", "tile"]

@@ -4,15 +4,14 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
+
 from sfb.kernels._lines import LINE, MAX, MIN, PROD, SUM, copy, fence, move, reduce
 from sfb.kernels._options import INNER, KERNEL
-from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, look, meet, now, reach, reached
+from sfb.kernels.status import AGREED, DONE, PENDING, UNFIT
+from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached
 
-__all__ = ["CHUNKS", "FLAT", "MAX", "MIN", "PROD", "SUM", "UNFIT"]
+__all__ = ["CHUNKS", "FLAT", "MAX", "MIN", "PROD", "SUM"]
 __all__ += ["allreduce", "allreduce_shared", "reduce_scatter", "spread", "state_words", "window_bytes"]
-
-# What `allreduce` returns beside what `look` sees: it does not take these arrays.
-UNFIT = -1
 
 # Bytes that every rank reduces for itself, with one wait for the others.
 FLAT = 8192
@@ -203,8 +202,8 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
         recv: n elements.
 
     Returns:
-        As `look`: `PENDING` if others are awaited still, `AGREED` once done, another verdict if the ranks do not agree;
-        `UNFIT`, with nobody told, if ``send`` and ``recv`` overlap or differ in size, or are too large.
+        `DONE`; `PENDING` if others are missing still; a verdict if the ranks do not agree; or `UNFIT`, with nobody
+        told, if ``send`` and ``recv`` overlap, differ in size, or are too large.
     """
     ranks, me, spins, patience = place
     n = len(recv)
@@ -216,7 +215,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     streamed = not small and _streams(state, row)
     if state[_RESUME] == 0:
         away = send.ctypes.data - recv.ctypes.data
-        if len(send) != n or (-nbytes < away < nbytes and away != 0) or 2 * (n // chunk + 2) > DONE:
+        if len(send) != n or (-nbytes < away < nbytes and away != 0) or 2 * (n // chunk + 2) > LAST:
             return UNFIT
         if small:
             copy(send, _small_slot(window, ranks, state[_SMALL] % 2, me, n))
@@ -238,7 +237,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
             terms[rank] = _small_slot(window, ranks, state[_SMALL] % 2, rank, n).ctypes.data
         reduce(op, terms, 0, recv, False)
         state[_SMALL] += 1
-        return _leave(state, AGREED)
+        return _leave(state, DONE)
     beyond = ranks * nbytes >= _BEYOND
     chunks = (n + chunk - 1) // chunk
     while state[_RESUME] <= 2 * chunks:
@@ -261,7 +260,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
         state[_RESUME] += 1
     state[CHUNKS] += chunks
     _note(state, row, streamed)
-    return _leave(state, AGREED)
+    return _leave(state, DONE)
 
 
 @njit(
@@ -314,7 +313,7 @@ def allreduce_shared(board, place, call, digest, state, window, words, op, place
     if not reached(board, 0, ranks, call, ARRIVED + 1, spins, patience):
         return PENDING
     state[_SMALL] += 1
-    return _leave(state, AGREED)
+    return _leave(state, DONE)
 
 
 @njit(**INNER)
@@ -387,7 +386,7 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
         _show(board, me, call, digest, phase + piece, n * recv.itemsize)
     state[CHUNKS] += pieces
     _note(state, row, streamed)
-    return _leave(state, AGREED)
+    return _leave(state, DONE)
 
 
 _BYTES = types.uint8
@@ -440,4 +439,4 @@ def spread(board, place, call, digest, state, phase, window, n, send, recv):
         _show(board, me, call, digest, phase + piece, n)
     state[CHUNKS] += pieces
     _note(state, row, streamed)
-    return _leave(state, AGREED)
+    return _leave(state, DONE)

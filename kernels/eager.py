@@ -9,12 +9,15 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
+
 from sfb.kernels._loops import update_dense
 from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, array_type, fits, form, take
 from sfb.kernels._vectors import flat
-from sfb.kernels.rounds import ALIKE, APART, DONE, UNFIT, WAITING, WORK, gather, reset, sum_values
-from sfb.kernels.sync import now
+from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE
+from sfb.kernels.rounds import ALIKE, WORK, gather, reset, sum_values
+from sfb.kernels.status import APART, DONE, PENDING, UNFIT
+from sfb.kernels.sync import message_words, now
 
 __all__ = ["FACTORS", "PRODUCTS", "SUM", "bind", "trade"]
 
@@ -151,16 +154,16 @@ def trade(bound, state, spins, tag, digest, spent, u, v, w, s, t, kind, alpha, b
         rows = one.shape[1] if bound[_HOW] == FACTORS else one.shape[0]
         if not fits(u, v, w, s, t, bound[_SAMPLES], rows, two.shape[1]) or not _write(bound, words, one, u, v, scratch):
             return UNFIT
-        words[0], words[1], words[2] = digest, bound[_SAMPLES], spent
-        words[head - 2], words[head - 1] = bound[_KIND], bound[_BYTES]
+        words[DIGEST], words[SIZE], words[NOTE] = digest, bound[_SAMPLES], spent
+        words[head + KIND], words[head + NBYTES] = bound[_KIND], bound[_BYTES]
         if bound[_HOW] != SUM:
-            more[0], more[1] = 0, head + (bound[_BYTES] + 7) // 8
+            more[0], more[1] = 0, message_words(head, bound[_BYTES])
         state[WORK] = now() - began
     if bound[_HOW] == SUM:
         code = sum_values(mpi, plan, state, spins, tag, head, words, more, one)
     else:
         code = gather(mpi, plan, state, spins, tag, head, words, more)
-    if code == WAITING:
+    if code == PENDING:
         return code
     reset(state)
     if code != DONE:

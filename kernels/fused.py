@@ -9,12 +9,15 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 from numba import njit, types
+
 from sfb.kernels._loops import reduce, update_dense
 from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
-from sfb.kernels.sync import AGREED, ARRIVED, DONE, PENDING, RING, WORDS, look, meet, now, reach, reached
+from sfb.kernels.header import NOTE
+from sfb.kernels.status import AGREED, PENDING, UNFIT
+from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached, slot
 
-__all__ = ["FIRST", "PROGRESS", "REFUSED", "dense", "node", "open_dense", "open_node", "phase"]
+__all__ = ["FIRST", "PROGRESS", "dense", "node", "open_dense", "open_node", "phase"]
 
 # The first phase of an exchange, after that in which its ranks agreed on it.
 FIRST = ARRIVED + 1
@@ -27,8 +30,6 @@ _STAGE, _WORK, _AHEAD = range(PROGRESS)
 _SHOWN = -1
 # What stands in a header, in place of the time, for data that have been written: of factors, of a product.
 _FACTORS, _PRODUCT = -1, -2
-# What an opening returns, beside what `sfb.kernels.sync.look` does, if the arrays do not fit.
-REFUSED = -1
 
 
 def _signature(t, *between):
@@ -69,7 +70,7 @@ def _meet(board, place, call, progress, digest, samples, kind, stage):
     if verdict == AGREED:
         progress[_AHEAD] = 1
         for rank in range(ranks):
-            if board[(rank * RING + call % RING) * WORDS + 2] != kind:
+            if board[slot(rank, call) + NOTE] != kind:
                 progress[_AHEAD] = 0
         if progress[_AHEAD] == 0:
             reach(board, me, call, FIRST)
@@ -95,13 +96,13 @@ def open_node(board, place, call, user, progress, digest, samples, u, v, all_u, 
     Arguments as of `node`, but for: ``digest`` and ``samples``, this rank's header.
 
     Returns:
-        `REFUSED` if the arrays do not fit, with nothing shown, else as `sfb.kernels.sync.look`: if ranks are missing,
+        `UNFIT` if the arrays do not fit, with nothing shown, else as `sfb.kernels.sync.look`: if ranks are missing,
         to be called again.
     """
     if progress[_STAGE] == 0:
         if not fits(u, v, w, s, t, samples, all_u.shape[1], all_v.shape[1]):
-            return REFUSED
-        if user > 0 and not reached(board, 0, place[0], user, DONE, place[2], place[3]):
+            return UNFIT
+        if user > 0 and not reached(board, 0, place[0], user, LAST, place[2], place[3]):
             return PENDING
         _copy(u, all_u, rows[0])
         _copy(v, all_v, rows[0])
@@ -114,12 +115,12 @@ def open_dense(board, place, call, user, progress, digest, samples, u, v, slabs,
     if progress[_STAGE] == 0:
         rows = min(high, w.shape[0])
         if pieces == 0 or rows * w.shape[1] > slabs.shape[1] or not fits(u, v, w, s, t, samples, *w.shape):
-            return REFUSED
-        if user > 0 and not reached(board, 0, place[0], user, DONE, place[2], place[3]):
+            return UNFIT
+        if user > 0 and not reached(board, 0, place[0], user, LAST, place[2], place[3]):
             return PENDING
         began = now()
         if not _product(u, v, slabs[place[1]], 0, rows, scratch):
-            return REFUSED
+            return UNFIT
         progress[_WORK] = now() - began
     return _meet(board, place, call, progress, digest, samples, _PRODUCT, 2)
 
@@ -174,7 +175,7 @@ def node(
     ranks, me, spins, patience = place
     low, start, stop = rows
     if progress[_STAGE] == 0:
-        if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
+        if user > 0 and not reached(board, 0, ranks, user, LAST, spins, patience):
             return False
         _copy(u, all_u, low)
         _copy(v, all_v, low)
@@ -186,9 +187,9 @@ def node(
         began = now()
         take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, start, stop, scratch)
         progress[_WORK] += now() - began
-        reach(board, me, call, DONE)
+        reach(board, me, call, LAST)
         progress[_STAGE] = 2
-    return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
+    return not shared or reached(board, 0, ranks, call, LAST, spins, patience)
 
 
 @njit([_signature(t, *between) for t, between in _DENSE.items()], **KERNEL)
@@ -223,7 +224,7 @@ def dense(
     ranks, me, spins, patience = place
     columns = w.shape[1]
     if progress[_STAGE] == 0:
-        if user > 0 and not reached(board, 0, ranks, user, DONE, spins, patience):
+        if user > 0 and not reached(board, 0, ranks, user, LAST, spins, patience):
             return False
         progress[_STAGE] = 1
     while progress[_STAGE] <= 3 * pieces:
@@ -254,9 +255,9 @@ def dense(
                 reach(board, me, call, FIRST + 2 * piece + 1)
         progress[_STAGE] += 2 if stage == 1 and shared else 1
     if progress[_STAGE] == 3 * pieces + 1:
-        reach(board, me, call, DONE)
+        reach(board, me, call, LAST)
         progress[_STAGE] += 1
-    return not shared or reached(board, 0, ranks, call, DONE, spins, patience)
+    return not shared or reached(board, 0, ranks, call, LAST, spins, patience)
 
 
 def phase(kind, progress, pieces):
@@ -265,8 +266,8 @@ def phase(kind, progress, pieces):
     if stage == _SHOWN:
         return ARRIVED
     if kind == "node":
-        return (DONE, FIRST, DONE)[stage]
+        return (LAST, FIRST, LAST)[stage]
     if stage == 0 or stage > 3 * pieces:
-        return DONE
+        return LAST
     piece, step = divmod(stage - 1, 3)
     return FIRST + 2 * piece + step - 1

@@ -14,14 +14,15 @@ messages are alike, nanoseconds of work, for those that call these, and room for
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
 from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._vectors import flat
-from sfb.kernels.sync import yield_core
+from sfb.kernels.header import DIGEST, KIND, NBYTES, SIZE
+from sfb.kernels.status import DONE, PENDING
+from sfb.kernels.sync import message_words, yield_core
 
-__all__ = ["ALIKE", "APART", "DONE", "REQUESTS", "STATE", "UNFIT", "WAITING", "WORK", "gather", "reset", "sum_values"]
+__all__ = ["ALIKE", "REQUESTS", "STATE", "WORK", "gather", "reset", "sum_values"]
 
-# What a call returns, unless it is the negative of an error code of MPI; the last two only by those that call these.
-WAITING, DONE, UNFIT, APART = range(4)
 # Words of a state, more than any MPI needs, and where some of them are.
 STATE, REQUESTS, ALIKE, WORK = 24, 2, 6, 7
 _FLAG, _UNFIT, _STATUSES = 4, 5, 8
@@ -68,19 +69,19 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
             buffer, nbytes = (received, room) if i == 0 else (sent, length)
             code = _post(function, buffer, nbytes, mpi[4], peer, tag, mpi[3], at + 8 * REQUESTS + i * mpi[5])
             if code != 0:
-                return -abs(code)
+                return abs(code)
         state[1] = 1
     while True:
         state[_FLAG] = 0
         code = _test(mpi[2], 2, at + 8 * REQUESTS, at + 8 * _FLAG, at + 8 * _STATUSES)
         if code != 0:
-            return -abs(code)
+            return abs(code)
         if state[_FLAG] != 0:
             state[0] += 1
             state[1] = 0
             return DONE
         if spins <= 0:
-            return WAITING
+            return PENDING
         spins -= 1
         # What the message waits for may need the core.
         yield_core()
@@ -95,8 +96,9 @@ def reset(state):
 @njit(**INNER)
 def _alike(words, start, head):
     """Return whether the header that begins there equals the first, both of one rank, but for the time it says."""
-    same = words[start] == words[0] and words[start + 1] == words[1]
-    return same and words[start + head - 2] == words[head - 2] and words[start + head - 1] == words[head - 1]
+    same = words[start + DIGEST] == words[DIGEST] and words[start + SIZE] == words[SIZE]
+    start += head
+    return same and words[start + KIND] == words[head + KIND] and words[start + NBYTES] == words[head + NBYTES]
 
 
 @njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **KERNEL)
@@ -114,7 +116,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
         starts: Of nodes + 1 words: 0 and where this node's message ends; then where each message begins and ends.
 
     Returns:
-        `DONE`; `WAITING`, to be called again, or an error.
+        `DONE`; `PENDING`, to be called again; or, above 0, an error code of MPI.
     """
     while state[0] < len(plan) - 1:
         known, learnt, source, target = plan[state[0]]
@@ -124,7 +126,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
         if code != DONE:
             return code
         for node in range(known, known + learnt):
-            starts[node + 1] = starts[node] + head + (words[starts[node] + head - 1] + 7) // 8
+            starts[node + 1] = starts[node] + message_words(head, words[starts[node] + head + NBYTES])
     state[ALIKE] = 1
     for node in range(1, plan[-1, 0]):
         state[ALIKE] &= _alike(words, starts[node], head)
@@ -135,10 +137,10 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
 def _give(words, end, values, fits):
     """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
     nbytes = values.size * values.itemsize if fits else 0
-    words[end - 1] = nbytes
+    words[end + NBYTES] = nbytes
     if fits:
         words[end:].view(values.dtype)[: values.size] = values
-    return end + (nbytes + 7) // 8
+    return message_words(end, nbytes)
 
 
 @njit(**INNER)
@@ -148,15 +150,16 @@ def _take(words, received, head, known, values, fits):
     Returns:
         Whether there was what belongs there: headers are alike, and behind the last are as many bytes.
     """
-    words[known * head - 1] = 0
+    words[known * head + NBYTES] = 0
     at, nbytes = 0, 0
     for header in range(known):
-        fits = fits and nbytes == 0 and received[at] == words[0] and received[at + head - 2] == words[head - 2]
+        fits = fits and nbytes == 0 and received[at + DIGEST] == words[DIGEST]
+        fits = fits and received[at + head + KIND] == words[head + KIND]
         to = (known + header) * head
         words[to : to + head] = received[at : at + head]
-        words[to + head - 1] = 0
-        nbytes = received[at + head - 1]
-        at += head + (nbytes + 7) // 8
+        words[to + head + NBYTES] = 0
+        nbytes = received[at + head + NBYTES]
+        at += message_words(head, nbytes)
     if not fits or nbytes != values.size * values.itemsize:
         return False
     terms = received[known * head :].view(values.dtype)

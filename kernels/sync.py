@@ -14,12 +14,15 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
-from sfb.kernels._options import INNER, KERNEL
 
-__all__ = ["AGREED", "ARRIVED", "DIFFERENT", "DONE", "PENDING", "RING", "UNEVEN", "WORDS"]
-__all__ += [
-    "FAILED",
-    "MIXED",
+from sfb.kernels import header as _header
+from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels.header import DIGEST, FAILED, KIND, NBYTES, NOTE, PLAIN, SIZE, STATE, WORDS
+from sfb.kernels.status import AGREED, DIFFERENT, MIXED, PENDING, UNEVEN
+
+__all__ = [
+    "ARRIVED",
+    "LAST",
     "elapsed",
     "join",
     "judge",
@@ -28,23 +31,15 @@ __all__ += [
     "now",
     "reach",
     "reached",
+    "slot",
     "slowest",
     "times",
     "yield_core",
 ]
 
-RING = 64
-WORDS = 4
-
 # The first and the last phase of a call; an algorithm counts its own between them.
 _PHASES = 1 << 20
-ARRIVED, DONE = 1, _PHASES - 1
-
-# The digest of a process whose own arguments are wrong, above all others. Those of plain arrays are not above 0.
-FAILED = (1 << 63) - 1
-
-# What `look` sees: processes missing; equal digests and sizes; equal digests; different ones; such of plain arrays.
-PENDING, AGREED, UNEVEN, DIFFERENT, MIXED = 0, 1, 2, 3, 4
+ARRIVED, LAST = 1, _PHASES - 1
 
 _MONOTONIC = time.CLOCK_MONOTONIC
 
@@ -108,9 +103,13 @@ _BOARD = types.Array(types.int64, 1, "C")
 _INT = types.int64
 
 
+slot = njit(**INNER)(_header.slot)
+message_words = njit(**INNER)(_header.message_words)
+
+
 @njit(**INNER)
 def _await(board, index, state, spins, patience):
-    """Spin until the word is at least ``state``, or ``spins`` times; yield the core after ``patience``."""
+    """Look up to ``spins`` times whether a state has been reached; yield the core now and then after ``patience``."""
     tries = 0
     while _load(board, index) < state:
         tries += 1
@@ -123,30 +122,33 @@ def _await(board, index, state, spins, patience):
 
 @njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def look(board, processes, me, call, spins, patience):
-    """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived."""
-    slot = call % RING
-    mine = (me * RING + slot) * WORDS
-    verdict, plain = AGREED, board[mine] <= 0
+    """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived.
+
+    Returns:
+        `PENDING` if one has not, else a verdict.
+    """
+    mine = slot(me, call)
+    verdict, plain = AGREED, board[mine + DIGEST] <= PLAIN
     for process in range(processes):
-        theirs = (process * RING + slot) * WORDS
-        if not _await(board, theirs + 3, _PHASES * call + ARRIVED, spins, patience):
+        theirs = slot(process, call)
+        if not _await(board, theirs + STATE, _PHASES * call + ARRIVED, spins, patience):
             return PENDING
-        if board[theirs] != board[mine]:
+        if board[theirs + DIGEST] != board[mine + DIGEST]:
             verdict = DIFFERENT
-            plain = plain and board[theirs] <= 0
-        elif board[theirs + 1] != board[mine + 1] and verdict == AGREED:
+            plain = plain and board[theirs + DIGEST] <= PLAIN
+        elif board[theirs + SIZE] != board[mine + SIZE] and verdict == AGREED:
             verdict = UNEVEN
     return MIXED if verdict == DIFFERENT and plain else verdict
 
 
 @njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
-def meet(board, processes, me, call, digest, size, spent, spins, patience):
-    """Show this process's header for ``call``, then `look` at those of the others."""
-    mine = (me * RING + call % RING) * WORDS
-    board[mine] = digest
-    board[mine + 1] = size
-    board[mine + 2] = spent
-    _store(board, mine + 3, _PHASES * call + ARRIVED)
+def meet(board, processes, me, call, digest, size, note, spins, patience):
+    """Post this process's header for ``call``, then `look` at those of the others."""
+    mine = slot(me, call)
+    board[mine + DIGEST] = digest
+    board[mine + SIZE] = size
+    board[mine + NOTE] = note
+    _store(board, mine + STATE, _PHASES * call + ARRIVED)
     return look(board, processes, me, call, spins, patience)
 
 
@@ -194,36 +196,36 @@ def judge(words, processes, head, sizes, spent):
     Returns:
         What `look` would, the time of the `slowest`, and the kind of all parcels, or 0 if they differ.
     """
-    verdict, kind, at, start = AGREED, words[head - 2], 0, 0
-    plain = words[0] <= 0
+    verdict, kind, at, start = AGREED, words[head + KIND], 0, 0
+    plain = words[DIGEST] <= PLAIN
     for node in range(len(processes)):
         for process in range(processes[node]):
-            header = start + 3 * process
-            sizes[at] = words[header + 1]
-            if words[header] != words[0] or words[header] == FAILED:
+            header = start + WORDS * process
+            sizes[at] = words[header + SIZE]
+            if words[header + DIGEST] != words[DIGEST] or words[header + DIGEST] == FAILED:
                 verdict = DIFFERENT
-                plain = plain and words[header] <= 0
+                plain = plain and words[header + DIGEST] <= PLAIN
             elif sizes[at] != sizes[0] and verdict == AGREED:
                 verdict = UNEVEN
-            spent[at] = words[header + 2]
+            spent[at] = words[header + NOTE]
             at += 1
-        if words[start + head - 2] != kind:
+        if words[start + head + KIND] != kind:
             kind = 0
-        start += head + (words[start + head - 1] + 7) // 8
+        start += message_words(head, words[start + head + NBYTES])
     return MIXED if verdict == DIFFERENT and plain else verdict, slowest(spent), kind
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **KERNEL)
 def reach(board, me, call, phase):
     """Announce that this process has reached a phase of a call."""
-    _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)
+    _store(board, slot(me, call) + STATE, _PHASES * call + phase)
 
 
 @njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def reached(board, first, last, call, phase, spins, patience):
     """Return whether processes ``first`` to ``last`` − 1 have reached a phase of a call, after ``spins`` looks each."""
     for process in range(first, last):
-        if not _await(board, (process * RING + call % RING) * WORDS + 3, _PHASES * call + phase, spins, patience):
+        if not _await(board, slot(process, call) + STATE, _PHASES * call + phase, spins, patience):
             return False
     return True
 
@@ -231,5 +233,5 @@ def reached(board, first, last, call, phase, spins, patience):
 @njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
 def join(board, processes, me, call, phase, spins, patience):
     """Announce a phase of a call, and return whether all processes have `reached` it."""
-    _store(board, (me * RING + call % RING) * WORDS + 3, _PHASES * call + phase)
+    _store(board, slot(me, call) + STATE, _PHASES * call + phase)
     return reached(board, 0, processes, call, phase, spins, patience)

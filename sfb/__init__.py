@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sfb.collectives.engine import Exchange
     from sfb.collectives.persistent import Persistent
     from sfb.comm import Comm
-    from sfb.runtime.agreement import MismatchError
+    from sfb.runtime.errors import MismatchError
     from sfb.runtime.requests import Request
     from sfb.store.averaging import AveragingStore
     from sfb.store.base import StoreError
@@ -47,7 +47,7 @@ _NEED_MPI = {
     "AveragingStore": "sfb.store.averaging",
     "Comm": "sfb.comm",
     "Exchange": "sfb.collectives.engine",
-    "MismatchError": "sfb.runtime.agreement",
+    "MismatchError": "sfb.runtime.errors",
     "Persistent": "sfb.collectives.persistent",
     "Request": "sfb.runtime.requests",
     "Store": "sfb.store.store",

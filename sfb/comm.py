@@ -15,15 +15,15 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.dispatch import Arrays, gathers, scatters
-from sfb.collectives import MAX_BYTES
 from sfb.collectives.cache import Options
 from sfb.collectives.engine import Exchange, Exchanges
 from sfb.collectives.persistent import Persistent
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.receiver import Receiver
+from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.requests import PolledRequest, Queue, Request, Ticker
-from sfb.runtime.team import STALL, Team
+from sfb.runtime.team import Team
 from sfb.runtime.windows import Block, find_named
 from sfb.tuning.calibrate import find_profile, first_profile
 from sfb.tuning.plan import AUTO, Plan

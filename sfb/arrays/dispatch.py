@@ -12,7 +12,8 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.internode import Network
-from sfb.runtime.agreement import PLAIN
+from sfb.kernels import status
+from sfb.kernels.header import PLAIN
 from sfb.runtime.windows import find_named
 from sfb.tuning.plan import TIMED, Trial
 from sfb.tuning.profile import Profile, Use
@@ -60,7 +61,7 @@ class Arrays:
         from sfb.kernels import arrays, sync
 
         self._kernels, self._sync = arrays, sync
-        self._agreed = sync.AGREED  # read in every call
+
         self._team = team
         self._board = team.board
         self._agree = team.agree
@@ -112,10 +113,10 @@ class Arrays:
         try:
             verdict = kernel(board.words, board.place, number, digest, self._state, *rest)
         except TypeError:  # not contiguous, or not of one type
-            verdict = self._kernels.UNFIT
-        if verdict == self._kernels.UNFIT:
+            verdict = status.UNFIT
+        if verdict == status.UNFIT:
             return self._agree.plain(_ALLREDUCE, number)
-        return verdict == self._agreed or self._end(_ALLREDUCE, verdict, kernel, number, digest, *rest)
+        return verdict == status.DONE or self._end(_ALLREDUCE, verdict, kernel, number, digest, *rest)
 
     def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
         """Do what `MPI.Intracomm.Reduce_scatter_block` does, of arrays that `scatters`; otherwise as `allreduce`."""
@@ -176,16 +177,16 @@ class Arrays:
 
     def _end(self, name: str, verdict: int, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> bool:
         """Go on with a kernel that awaits other ranks; return whether it has done the call."""
-        if verdict == self._sync.PENDING:
+        if verdict == status.PENDING:
             board, state = self._board, self._state
 
             def go() -> bool:
                 nonlocal verdict
                 verdict = kernel(board.words, board.place, number, digest, state, *rest)
-                return verdict != self._sync.PENDING
+                return verdict != status.PENDING
 
             board.wait(go, lambda: board.missing(number, int(state[0])), name)
-        return verdict == self._sync.AGREED or self._agree.plain(name, number, verdict)
+        return verdict == status.DONE or self._agree.plain(name, number, verdict)
 
     def _shared(
         self, digest: int, send: np.ndarray, recv: np.ndarray

@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from sfb.bench.engine import Column, Printer, measure, microseconds, write_json
 from sfb.environment import describe, header
+from sfb.kernels import header as layout
 from sfb.kernels import sync
 from sfb.runtime.threads import limit_process
 
@@ -114,7 +115,7 @@ class _Pair:
         self._number = 0
         self._heard = 0
         self._status = MPI.Status()
-        self._flag = sync.RING * sync.WORDS * 8
+        self._flag = layout.slot(1, 0) * 8
         self._window = MPI.Win.Allocate_shared(self._flag + nbytes, 1, comm=world)
         self._window.Lock_all()
         inbox, outbox = (
@@ -158,7 +159,7 @@ class _Pair:
         window.Put([self._message, MPI.BYTE], other, self._flag)
         window.Flush(other)
         self._number += 1
-        slot = self._number % sync.RING * sync.WORDS + 3
+        slot = layout.slot(0, self._number) + layout.STATE
         state = np.array([(self._number << 20) + sync.ARRIVED])
         window.Put([state, MPI.INT64_T], other, slot * 8)
         window.Flush(other)

@@ -28,9 +28,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from sfb.collectives import broadcast, dense, node, pipelined, sharded
-from sfb.collectives.problem import MAX_BYTES, Problem, spread
+from sfb.collectives.problem import Problem, spread
 
-__all__ = ["ALGORITHMS", "MAX_BYTES", "PARCELS", "Problem", "spread"]
+__all__ = ["ALGORITHMS", "PARCELS", "Problem", "spread"]
 
 # In the order in which ties are decided.
 ALGORITHMS: dict[str, ModuleType] = {

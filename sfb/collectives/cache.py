@@ -11,13 +11,12 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.checks import is_receiver
-from sfb.collectives import MAX_BYTES
 from sfb.collectives.eager import Carried
 from sfb.collectives.fused import Repeated
 from sfb.factors import Factors
 from sfb.receiver import Assign, Receiver
 from sfb.runtime.agreement import Agreement, Meeting
-from sfb.runtime.team import STALL
+from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.windows import Block, find
 from sfb.tuning.plan import Plan, check_algorithm
 from sfb.tuning.profile import Profile

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfb.kernels import half
+from sfb.runtime import limits
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -19,16 +20,9 @@ if TYPE_CHECKING:
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["ALONE", "POSTED", "Call", "counts_by_node"]
-
-# What an exchange yields beside things to wait for: the wish to be the oldest under way, and the news that
-# it will post no more collectives, so that later ones may post theirs.
-ALONE, POSTED = object(), object()
+__all__ = ["Call", "counts_by_node"]
 
 _NOTHING: list[Any] = []
-
-# Most elements of a message: what a C int counts, where MPI has no larger counts.
-LIMIT = np.iinfo(np.int32).max
 
 
 class Call:
@@ -197,11 +191,11 @@ class Call:
     ) -> list[Any]:
         """Gather rows as they are; otherwise as `allgather`."""
         if counts is None or offsets is None:
-            if gathered.size <= LIMIT:
+            if gathered.size <= limits.MAX_COUNT:
                 return self._gather_alike(comm, mine, gathered, later)
             counts, offsets = _alike(comm, gathered)
         width = gathered.shape[1]
-        if gathered.size > LIMIT:
+        if gathered.size > limits.MAX_COUNT:
             row, send = self._rows(mine, gathered)
             spec: Any = [gathered, (counts, offsets), row]
         else:
@@ -254,8 +248,8 @@ class Call:
         """Sum a contiguous array over the ranks, in place."""
         flat = array.reshape(-1)
         requests = []
-        for low in range(0, flat.size, LIMIT):
-            piece = flat[low : low + LIMIT]
+        for low in range(0, flat.size, limits.MAX_COUNT):
+            piece = flat[low : low + limits.MAX_COUNT]
             if self.blocking:
                 comm.Allreduce(self.team.in_place, piece)
             else:

@@ -13,11 +13,13 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import fused
-from sfb.collectives.call import POSTED, Call
-from sfb.collectives.problem import HALVED, Problem
+from sfb.collectives.call import Call
+from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
 from sfb.receiver import Assign, Receiver
+from sfb.runtime.limits import HALVING_LIMIT
+from sfb.runtime.steps import POSTED
 from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ def _share(problem: Problem) -> float:
 
 def _halved(problem: Problem) -> bool:
     """Return whether a sum in those rounds is divided among nodes, which takes as many rounds more."""
-    return problem.dense_bytes >= HALVED
+    return problem.dense_bytes >= HALVING_LIMIT
 
 
 def _gathered(problem: Problem) -> bool:

@@ -10,8 +10,9 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives.problem import Problem
+from sfb.kernels import header, status
 from sfb.receiver import Receiver
-from sfb.runtime.rounds import SPINS, tag
+from sfb.runtime.limits import SPINS, tag
 
 if TYPE_CHECKING:
     from sfb.collectives.cache import Parcel
@@ -98,14 +99,14 @@ class Carried:
             code = self._kernel(self._bound, self._state, SPINS, *arguments)
         except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
             return None
-        if code == self._codes.DONE:
+        if code == status.DONE:
             return True
         return self._finish(code, call, number, arguments)
 
     def _finish(self, code: int, call: str, number: int, arguments: tuple[Any, ...]) -> bool | None:
         """Wait for the end of an exchange that has come so far."""
-        codes, state = self._codes, self._state
-        if code == codes.WAITING:
+        state = self._state
+        if code == status.PENDING:
 
             def go(spins: int) -> int:
                 return self._kernel(self._bound, state, spins, *arguments)
@@ -115,9 +116,9 @@ class Carried:
             except BaseException:
                 self._state = np.zeros_like(state)  # MPI may still write to the other
                 raise
-        if code < 0:
-            raise MPI.Exception(-code)
-        return None if code == codes.UNFIT else bool(code == codes.DONE)
+        if code > 0:
+            raise MPI.Exception(code)
+        return None if code == status.UNFIT else bool(code == status.DONE)
 
     def show(self, agree: Agreement, meeting: Meeting) -> None:
         """Let a meeting go on from the messages that have been exchanged, where the ranks disagree."""
@@ -125,7 +126,7 @@ class Carried:
 
     def elapsed(self) -> int:
         """Return the nanoseconds that the call before has taken, by what the ranks gave as ``spent``."""
-        return self._sync.slowest(self._words[self._starts[:-1] + 2])
+        return self._sync.slowest(self._words[self._starts[:-1] + header.NOTE])
 
     def take(self, receiver: Receiver) -> float:
         """Return the seconds that this rank worked; all has been done."""

@@ -26,14 +26,14 @@ from sfb.collectives.cache import (
     describe_call,
     normal,
 )
-from sfb.collectives.call import ALONE, POSTED, Call
+from sfb.collectives.call import Call
 from sfb.collectives.eager import Carried
 from sfb.collectives.fused import Repeated, brief
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.receiver import Assign, Receiver
-from sfb.runtime.agreement import Meeting, compare
-from sfb.runtime.requests import run
+from sfb.runtime.agreement import Meeting, on_all_ranks
+from sfb.runtime.steps import ALONE, POSTED, run
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find
 from sfb.tuning.plan import AUTO, Plan, choose
@@ -408,8 +408,8 @@ class Exchanges:
             opened.signature.plans = {size: plan}
         if not opened.seen.complete:
             yield ALONE
-            allocate = np.zeros if opened.seen.block is None else team.share
-            _together(team, meeting.call, lambda: opened.receiver.prepare(allocate))
+            with on_all_ranks(team.world, meeting.call):
+                opened.receiver.prepare(np.zeros if opened.seen.block is None else team.share)
         return plan, name
 
     def _see(self, recvbuf: Any) -> Seen:
@@ -458,16 +458,19 @@ class Exchanges:
                 f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
                 f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
             )
-        _together(team, call, team.load_kernels)
+        with on_all_ranks(team.world, call):
+            team.load_kernels()
         if algorithm == AUTO:
             plan = choose(problem, AUTO, self._profile(), trials=not self._options.reproducible)
         else:
             plan = choose(problem, algorithm, self._profile_at_hand())
         # Each step is collective and can fail on one rank: agree on it before the next.
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
-            _together(team, call, partial(ALGORITHMS[name].prepare, problem, team))
+            with on_all_ranks(team.world, call):
+                ALGORITHMS[name].prepare(problem, team)
         # The kernels' memory too: amid the exchange a rank that has none could not tell the others.
-        _together(team, call, lambda: kernels.scratch_for(problem.depth, receiver.array))
+        with on_all_ranks(team.world, call):
+            kernels.scratch_for(problem.depth, receiver.array)
         return plan
 
 
@@ -476,13 +479,3 @@ def _turn(plan: Plan, timed: Timed | None) -> str:
     if plan.trial is None:
         return plan.algorithm
     return plan.trial.after(timed.algorithm if timed is not None and timed.plan is plan else None)
-
-
-def _together(team: Team, call: str, step: Callable[[], None]) -> None:
-    """Do a collective step that can fail on one rank; then every rank raises."""
-    error: Exception | None = None
-    try:
-        step()
-    except Exception as caught:
-        error = caught
-    compare(team.world, call, error=error)

@@ -11,6 +11,7 @@ import numpy as np
 import sfb.kernels as kernels
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
+from sfb.kernels import status
 from sfb.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Repeated:
         self._open: Callable[..., int] = getattr(exchange, f"open_{kind}")
         self._progress = _progress()
         self._begun: tuple[int, str, Factors] | None = None
-        self._verdict = sync.PENDING
+        self._verdict = status.PENDING
 
     def trade(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver) -> bool | None:
         """Write this rank's data, and return whether all ranks agree; None, with nothing shown, if that cannot be."""
@@ -108,15 +109,15 @@ class Repeated:
             verdict = self._open(words, place, *arguments)
         except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
             return None
-        if verdict == self._exchange.REFUSED:
+        if verdict == status.UNFIT:
             return None
-        if verdict == self._sync.PENDING:
+        if verdict == status.PENDING:
             pieces = self._between[-1]
             missing = partial(_missing, board, self._kind, number, user, self._progress, pieces)
             board.wait(lambda: self._look(arguments), missing, call)
             verdict = self._verdict
         self._verdict = verdict
-        if verdict != self._sync.AGREED:
+        if verdict != status.AGREED:
             return False
         team.staging(0, number)
         self._begun = number, call, factors
@@ -140,7 +141,7 @@ class Repeated:
     def _look(self, arguments: tuple[Any, ...]) -> bool:
         board = self._team.board
         self._verdict = self._open(board.words, board.place, *arguments)
-        return self._verdict != self._sync.PENDING
+        return self._verdict != status.PENDING
 
 
 class _Step:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sfb.collectives import broadcast
-from sfb.collectives.call import POSTED, Call
+from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows
 from sfb.factors import Factors
 from sfb.receiver import Receiver
+from sfb.runtime.steps import POSTED
 from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:

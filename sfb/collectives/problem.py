@@ -9,21 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from sfb.runtime.limits import EAGER_LIMIT, MAX_BYTES
 from sfb.tuning.profile import Place, Use
 
-__all__ = ["CARRIED", "HALVED", "MAX_BYTES", "Problem", "spread"]
-
-# Default ceiling of a rank's buffers for one exchange.
-MAX_BYTES = 1 << 30
+__all__ = ["Problem", "spread"]
 
 # Bytes of a rank's factors up to which they are packed into one message.
 _PACKED = 1 << 15
-
-# Bytes of all ranks together up to which they go with the headers of the agreement rather than in a round of their own.
-CARRIED = 1 << 17
-
-# Bytes from which a sum in the rounds of the agreement is divided among nodes: bandwidth is dearer than messages.
-HALVED = 1 << 14
 
 
 def spread(ranks: int, nodes: int) -> list[int]:
@@ -138,7 +130,7 @@ class Problem:
     @property
     def room(self) -> int:
         """Bytes that a rank may send with its header: whatever others send, the messages of all have room then."""
-        return CARRIED // self.ranks // 8 * 8
+        return EAGER_LIMIT // self.ranks // 8 * 8
 
     def carried(self, nbytes: int) -> bool:
         """Return whether so many bytes of each rank go with the headers of the agreement."""

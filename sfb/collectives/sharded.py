@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.collectives import call as calls
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
 from sfb.factors import Factors
 from sfb.receiver import Assign, Receiver
+from sfb.runtime import limits
 from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def suits(problem: Problem) -> bool:
 def _countable(problem: Problem) -> bool:
     """Return whether MPI can count what a rank sends and receives in parts."""
     longer = max(problem.shape)
-    return max(problem.deepest * longer, problem.depth * (longer // problem.ranks + 1)) <= calls.LIMIT
+    return max(problem.deepest * longer, problem.depth * (longer // problem.ranks + 1)) <= limits.MAX_COUNT
 
 
 def cost(problem: Problem) -> list[Use]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.collectives.call import POSTED, Call
+from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
+from sfb.runtime.steps import POSTED
 
 __all__ = ["Gathering", "blocks", "own_rows", "posted", "update"]
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb.collectives.call import ALONE
-from sfb.collectives.problem import CARRIED
+from sfb.kernels import header, status
+from sfb.kernels.header import PLAIN
 from sfb.runtime.board import Board
-from sfb.runtime.requests import run
+from sfb.runtime.errors import raise_reported, report
+from sfb.runtime.limits import EAGER_LIMIT
 from sfb.runtime.rounds import Rounds
-from sfb.tuning.profile import ProfileError
+from sfb.runtime.steps import ALONE, run
 
-__all__ = ["PLAIN", "Agreement", "Meeting", "MismatchError", "compare"]
+__all__ = ["Agreement", "Meeting", "compare", "on_all_ranks"]
 
-PLAIN = 0  # what stands for a plain array; below all that stands for others
 _PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
-
-
-class MismatchError(ValueError):
-    """Ranks entered one collective with arguments that do not fit together."""
 
 
 class Meeting:
@@ -82,7 +78,7 @@ class Meeting:
         self.starts: list[int] | None = None
         self.counts: np.ndarray | None = None
         self.elapsed = 0
-        self.verdict = 0
+        self.verdict = status.PENDING
 
 
 class Agreement:
@@ -122,10 +118,10 @@ class Agreement:
         self._home = node_of[world.rank]
         self._largest = max(len(members) for members in self._members)
         # A node sends the words of its headers, the kind and the bytes of its parcel, and that.
-        self.head = 3 * self._largest + 2
+        self.head = header.head_words(self._largest)
         self.rounds = Rounds(world, board, self._members, self._home, self.head)
         self._ranks = np.array([len(self._members[node]) for node in self.rounds.order])
-        room = CARRIED // nodes // 8 if nodes > 1 and self._largest == 1 else 0
+        room = EAGER_LIMIT // nodes // 8 if nodes > 1 and self._largest == 1 else 0
         self.words = np.empty(nodes * (self.head + room), np.int64)
         self.room = self.words[self.head : self.head + room].view(np.uint8)
         self.received = np.empty_like(self.words)
@@ -167,9 +163,9 @@ class Agreement:
             MismatchError, Exception: As `steps`, on the ranks of this node, and on all if those listen.
         """
         meeting = self._plain(call, number, verdict, digest, 0, error)
-        if meeting.verdict == self._sync.DIFFERENT or error is not None:
+        if meeting.verdict == status.DIFFERENT or error is not None:
             run(self._fail(meeting))
-        return meeting.verdict == self._sync.AGREED and digest < PLAIN
+        return meeting.verdict == status.AGREED and digest < PLAIN
 
     def plain_everywhere(self, call: str, number: int, digest: int, size: int, elapsed: int) -> tuple[bool, int]:
         """Find out the same of the ranks of all nodes, and whether their ``size`` is the same; otherwise as `plain`.
@@ -178,12 +174,12 @@ class Agreement:
             That, and the longest ``elapsed`` of all ranks.
         """
         meeting = self._plain(call, number, None, digest, size, spent=self._sync.times(elapsed, 0))
-        if meeting.verdict == self._sync.DIFFERENT:
+        if meeting.verdict == status.DIFFERENT:
             run(self._fail(meeting))
         run(self._across(meeting))
-        if meeting.verdict == self._sync.DIFFERENT:
+        if meeting.verdict == status.DIFFERENT:
             run(self._raise(meeting, True))
-        return meeting.verdict == self._sync.AGREED and digest < PLAIN, meeting.elapsed
+        return meeting.verdict == status.AGREED and digest < PLAIN, meeting.elapsed
 
     def _plain(
         self,
@@ -197,12 +193,12 @@ class Agreement:
     ) -> Meeting:
         """Return a call of plain arrays, once all ranks of the node have shown theirs."""
         if error is not None:
-            digest = self._sync.FAILED
+            digest = header.FAILED
         if verdict is None:
             verdict = self._board.meet(number, digest, size, spent, wait=True)
         meeting = Meeting(call, number, digest, size, _describe_plain, error)
         meeting.verdict = verdict
-        if verdict == self._sync.PENDING:
+        if verdict == status.PENDING:
             run(self._on_node(meeting))
         return meeting
 
@@ -235,7 +231,7 @@ class Agreement:
         number = self.begin()
         digest = signature if type(signature) is int else self.digest(call, signature)
         if error is not None:
-            digest, parcel, values = self._sync.FAILED, (0, 0), None
+            digest, parcel, values = header.FAILED, (0, 0), None
         meeting = Meeting(call, number, digest, size, describe, error, parcel, wait)
         meeting.values = values
         meeting.verdict = self._board.meet(number, digest, size, self._sync.times(*spent), wait=wait)
@@ -248,7 +244,7 @@ class Agreement:
 
     def settled(self, meeting: Meeting) -> bool:
         """Return whether there is nothing more to find out: all ranks of a single node agree, sizes included."""
-        return meeting.verdict == 1 and len(self._members) == 1 and meeting.digest != self._sync.FAILED
+        return meeting.verdict == status.AGREED and len(self._members) == 1 and meeting.digest != header.FAILED
 
     def steps(self, meeting: Meeting, *, timed: bool = False) -> Iterator[Any]:
         """Yield what is to be waited for until the ranks agree.
@@ -262,22 +258,22 @@ class Agreement:
             Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
         """
         sync, board = self._sync, self._board
-        if meeting.verdict == sync.PENDING:
+        if meeting.verdict == status.PENDING:
             yield from self._on_node(meeting)
         if len(self._members) == 1:
-            if meeting.verdict == sync.DIFFERENT or meeting.digest == sync.FAILED:
+            if meeting.verdict == status.DIFFERENT or meeting.digest == header.FAILED:
                 yield from self._raise(meeting, True)
-            if meeting.verdict == sync.UNEVEN:
-                meeting.counts = board.headers(meeting.number)[:, 1].copy()
+            if meeting.verdict == status.UNEVEN:
+                meeting.counts = board.headers(meeting.number)[:, header.SIZE].copy()
             if timed:
-                meeting.elapsed = sync.elapsed(board.headers(meeting.number)[:, 2].copy())
+                meeting.elapsed = sync.elapsed(board.headers(meeting.number)[:, header.NOTE].copy())
             return
-        if meeting.verdict == sync.DIFFERENT and (board.headers(meeting.number)[:, 0] <= PLAIN).any():
+        if meeting.verdict == status.DIFFERENT and (board.headers(meeting.number)[:, header.DIGEST] <= PLAIN).any():
             yield from self._fail(meeting)
         yield from self._across(meeting)
-        if meeting.verdict == sync.DIFFERENT:
+        if meeting.verdict == status.DIFFERENT:
             yield from self._raise(meeting, True)
-        if meeting.verdict == sync.UNEVEN and meeting.counts is None:
+        if meeting.verdict == status.UNEVEN and meeting.counts is None:
             meeting.counts = np.empty(self._world.size, np.int64)
             yield self._world.Iallgather(np.array([meeting.size], np.int64), meeting.counts)
 
@@ -324,15 +320,15 @@ class Agreement:
         starts = meeting.starts
         if starts is None:
             head = self.head
-            words[: 3 * board.ranks] = board.headers(meeting.number).reshape(-1)
-            words[head - 2], words[head - 1] = meeting.parcel
+            words[: header.WORDS * board.ranks] = board.headers(meeting.number).reshape(-1)
+            words[head + header.KIND], words[head + header.NBYTES] = meeting.parcel
             if meeting.values is not None:
                 starts = yield from rounds.sum(meeting.call, meeting.number, words, self.received, meeting.values)
             else:
-                length = head + (meeting.parcel[1] + 7) // 8
+                length = header.message_words(head, meeting.parcel[1])
                 starts = yield from rounds.gather(meeting.call, meeting.number, words, length, patience)
         if len(starts) <= nodes:
-            board.announce(meeting.number, (sync.DIFFERENT, 0, 0))
+            board.announce(meeting.number, (status.DIFFERENT, 0, 0))
             return None
         sizes, spent = np.empty((2, self._world.size), np.int64)
         verdict, meeting.elapsed, kind = sync.judge(words, self._ranks, self.head, sizes, spent)
@@ -340,12 +336,14 @@ class Agreement:
             board.announce(meeting.number, (verdict, 1, meeting.elapsed))
         if self._largest == 1:  # ranks are numbered as their nodes are
             order = rounds.order
-            if verdict == sync.UNEVEN:
+            if verdict == status.UNEVEN:
                 meeting.counts = np.empty_like(sizes)
                 meeting.counts[order] = sizes
-            if kind and verdict != sync.DIFFERENT:
+            if kind and verdict != status.DIFFERENT:
                 content, head = words.view(np.uint8), self.head
-                parcels = [content[8 * (start + head) :][: words[start + head - 1]] for start in starts[:-1]]
+                parcels = [
+                    content[8 * (start + head) :][: words[start + head + header.NBYTES]] for start in starts[:-1]
+                ]
                 meeting.parcels = [parcels[order.index(node)] for node in range(nodes)]
         return verdict
 
@@ -359,10 +357,10 @@ class Agreement:
         """Gather what the ranks passed, of all or of this node, and raise."""
         yield ALONE  # others may have to finish older calls before they come here
         error = meeting.error
-        mine = _report(error) if error is not None else ("", f"{meeting.call} with {meeting.describe()}")
+        mine = report(error) if error is not None else ("", f"{meeting.call} with {meeting.describe()}")
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
         members = range(self._world.size) if everybody else self._board.members
-        _raise_first(meeting.call, list(zip(members, reports, strict=True)), error)
+        raise_reported(meeting.call, list(zip(members, reports, strict=True)), error)
 
 
 class _Arrival:
@@ -374,7 +372,7 @@ class _Arrival:
 
     def Test(self, wait: bool = False) -> bool:
         self._meeting.verdict = self._board.look(self._meeting.number, wait=wait)
-        return self._meeting.verdict != 0
+        return self._meeting.verdict != status.PENDING
 
     def Wait(self) -> None:
         meeting = self._meeting
@@ -402,46 +400,31 @@ def _describe_plain() -> str:
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:
-    """Raise on every rank if one has an error, or if their texts differ; collective, for what is done rarely.
+    """Raise on every rank if one has an error, or if their texts differ; collective, for rare calls.
 
     Raises:
         MismatchError: The texts differ.
         Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
     """
-    reports = comm.allgather(("", text) if error is None else _report(error))
-    if any(report != ("", text) for report in reports):
-        _raise_first(call, list(enumerate(reports)), error)
+    reports = comm.allgather(("", text) if error is None else report(error))
+    if any(said != ("", text) for said in reports):
+        raise_reported(call, list(enumerate(reports)), error)
 
 
-def _report(error: Exception) -> tuple[str, str]:
-    return type(error).__name__, str(error) or repr(error)
+@contextmanager
+def on_all_ranks(comm: MPI.Intracomm, call: str) -> Iterator[None]:
+    """Raise on every rank what the block of a ``with`` statement raises on one; collective.
 
+    Args:
+        comm: The ranks that run the block.
+        call: The user's call, for the message.
 
-def _raise_first(call: str, reports: list[tuple[int, tuple[str, str]]], error: Exception | None) -> None:
-    failures = [(rank, report) for rank, report in reports if report[0]]
-    if failures:
-        kind = _KINDS.get(failures[0][1][0], RuntimeError)
-        raise kind(f"{call}: {_by_rank(failures)}") from error
-    raise MismatchError(f"ranks disagree: {_by_rank(reports)}")
-
-
-_KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind
-    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError, ProfileError)
-}
-
-
-def _by_rank(reports: list[tuple[int, tuple[str, str]]]) -> str:
-    """Join the reports, ranks with the same one together: "ranks 0, 2-3: …; rank 1: …"."""
-    ranks: dict[str, list[int]] = {}
-    for rank, (_, text) in reports:
-        ranks.setdefault(text, []).append(rank)
-    return "; ".join(f"{_name(who)}: {text}" for text, who in ranks.items())
-
-
-def _name(ranks: list[int]) -> str:
-    runs = []
-    for _, group in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0]):
-        run = [rank for _, rank in group]
-        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(runs)}"
+    Raises:
+        Exception: As `compare` does.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+        error = caught
+    compare(comm, call, error=error)

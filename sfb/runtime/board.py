@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from sfb.kernels import header
 from sfb.runtime.windows import Block
 
 __all__ = ["Board", "Phase", "Watch"]
@@ -51,7 +52,7 @@ class Board:
         from sfb.kernels import arrays, sync
 
         self._sync = sync
-        self.last_phase = sync.DONE
+        self.last_phase = sync.LAST
         self._world = world
         self._node = node
         self.members = members
@@ -63,7 +64,7 @@ class Board:
         self.glance = self.ranks, self.me, 0, self._patience
         slots = self.ranks + 1  # one for what the first rank announces to the others
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
-        words = slots * sync.RING * sync.WORDS
+        words = header.slot(slots, 0)
         self._block = Block(node, 8 * words + room)
         self.words = self._block.array((words,), np.dtype(np.int64))
         self.window = self._block.array((room,), np.dtype(np.uint8), 8 * words)
@@ -82,19 +83,19 @@ class Board:
 
     def headers(self, call: int) -> np.ndarray:
         """Return the digests, sizes and times of a call that all ranks have arrived at, one row per rank."""
-        table = self.words.reshape(self.ranks + 1, self._sync.RING, self._sync.WORDS)
-        return table[: self.ranks, call % self._sync.RING, :3]
+        table = self.words.reshape(self.ranks + 1, header.RING, header.BOARD_WORDS)
+        return table[: self.ranks, call % header.RING, : header.WORDS]
 
     def announce(self, call: int, words: Sequence[int]) -> None:
         """Show the node three words as its first rank."""
-        at = (self.ranks * self._sync.RING + call % self._sync.RING) * self._sync.WORDS
-        self.words[at : at + 3] = words
+        at = header.slot(self.ranks, call)
+        self.words[at : at + header.WORDS] = words
         self._sync.reach(self.words, self.ranks, call, self._sync.ARRIVED)
 
     def announced(self, call: int) -> list[int]:
         """Return what the first rank has announced."""
-        at = (self.ranks * self._sync.RING + call % self._sync.RING) * self._sync.WORDS
-        return self.words[at : at + 3].tolist()
+        at = header.slot(self.ranks, call)
+        return self.words[at : at + header.WORDS].tolist()
 
     def reach(self, call: int, phase: int) -> None:
         """Let the others see that this rank has reached a phase, and whatever it wrote before."""

@@ -11,13 +11,11 @@ from typing import Any, Protocol
 
 from mpi4py import MPI
 
-from sfb.collectives.call import ALONE, POSTED
+from sfb.runtime.limits import PENDING_ARRAYS, PENDING_CALLS
+from sfb.runtime.steps import ALONE, POSTED
 
-__all__ = ["PolledRequest", "Queue", "Request", "Ticker", "run"]
+__all__ = ["PolledRequest", "Queue", "Request", "Ticker"]
 
-# Exchanges that may be under way at once, and calls of plain arrays meanwhile: together, and once more for ranks that
-# are ahead, fewer than the slots in the ring of a node's board (sfb.kernels.sync).
-_MOST, _PLAIN = 24, 8
 # Seconds to wait for a thread that may be inside MPI when the program ends.
 _PATIENCE = 5.0
 
@@ -97,7 +95,7 @@ class Queue:
         """Add an exchange, which has run to its first step."""
         exchange = Exchange(steps)
         with self.lock:
-            while len(self._exchanges) >= _MOST:
+            while len(self._exchanges) >= PENDING_CALLS:
                 self._wait_for_oldest()
             if not self._exchanges:
                 self._plain = 0
@@ -133,7 +131,7 @@ class Queue:
     def make_room(self) -> None:
         """Count a call of plain arrays beside the exchanges under way; wait for these if there are too many."""
         self._plain += 1
-        if self._plain >= _PLAIN:
+        if self._plain >= PENDING_ARRAYS:
             self.drain()
 
     def drain(self) -> None:
@@ -151,17 +149,6 @@ class Queue:
                 oldest.pending = None
             oldest.advance(True)
         self.advance()
-
-
-def run(steps: Iterator[Any]) -> Any:
-    """Run an exchange to its end, waiting; for one that no other is under way beside."""
-    try:
-        while True:
-            step = next(steps)
-            if step is not None and step is not POSTED and step is not ALONE:
-                step.Wait()
-    except StopIteration as end:
-        return end.value
 
 
 class Advancing(Protocol):

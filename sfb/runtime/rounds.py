@@ -10,27 +10,19 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.collectives.problem import HALVED
+from sfb.kernels import status
 from sfb.runtime.board import Board
+from sfb.runtime.limits import HALVING_LIMIT, SPINS, tag
 
-__all__ = ["SPINS", "Rounds", "tag"]
-
-SPINS = 1024  # looks for a message between two at the clock
-_TAGS = 32768  # what MPI guarantees
-
-
-def tag(number: int) -> int:
-    """Return that of the messages of a call."""
-    return number % _TAGS
+__all__ = ["Rounds"]
 
 
 class Rounds:
     """Exchanges in which what a node knows of the others doubles from round to round.
 
     By recursive doubling where nodes are a power of two, and otherwise by Bruck's algorithm (Thakur, Rabenseifner and
-    Gropp, IJHPCA 19(1), 2005, section 4.1). Sums of `HALVED` bytes and more by recursive halving and doubling (section
-    4.4). A message is a node's words: a header, of which the last word is the number of bytes that follow it, and
-    these. It has the number of the call as tag.
+    Gropp, IJHPCA 19(1), 2005, section 4.1). Sums of `HALVING_LIMIT` bytes and more by recursive halving and doubling
+    (section 4.4). A message is a head and a payload (`sfb.kernels.header`); its tag is the number of the call.
 
     Args:
         world: The library's own communicator.
@@ -65,7 +57,7 @@ class Rounds:
             plan.append((known, len(learnt), learnt[0][0], target))
             self._learnt.append([rank for ranks in learnt for rank in ranks])
             known += len(learnt)
-        self._plan = np.array([*plan, (nodes, home, HALVED, 0)], np.int64)
+        self._plan = np.array([*plan, (nodes, home, HALVING_LIMIT, 0)], np.int64)
         self._mpi = _describe(world) if nodes > 1 else np.empty(0, np.int64)
         # Memory of the calls that are under way, which MPI may write to.
         self._under_way: dict[int, tuple[Any, ...]] = {}
@@ -167,7 +159,7 @@ class _Moment:
         return int(self._rounds._plan[self._state[0], 0])
 
     def Test(self) -> bool:
-        return self._look(0) != self._rounds._kernels.WAITING
+        return self._look(0) != status.PENDING
 
     def Wait(self) -> None:
         self.finish()
@@ -175,7 +167,7 @@ class _Moment:
     def finish(self) -> int:
         """Wait, and return what came of it."""
         watch = None
-        while (code := self._look(SPINS)) == self._rounds._kernels.WAITING:
+        while (code := self._look(SPINS)) == status.PENDING:
             board = self._rounds._board
             watch = watch or board.watch()
             watch.look(self._missing, self._call)
@@ -190,10 +182,10 @@ class _Moment:
 
     def _look(self, spins: int) -> int:
         code = self._go(spins)
-        if code == self._rounds._kernels.WAITING:
+        if code == status.PENDING:
             return code
-        if code < 0:
-            raise MPI.Exception(-code)
+        if code > 0:
+            raise MPI.Exception(code)
         self._rounds._under_way.pop(self._number, None)
         return code
 

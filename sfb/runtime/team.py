@@ -12,15 +12,14 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
 import sfb.kernels as kernels
-from sfb.runtime.agreement import Agreement, compare
+from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
 from sfb.runtime.compile import load, warmup
+from sfb.runtime.limits import STALL
 from sfb.runtime.threads import cores, threads_of
 from sfb.runtime.windows import Block, fence, reap
 
-__all__ = ["STALL", "Team"]
-
-STALL = 60.0  # seconds that a rank waits for others before it says so
+__all__ = ["Team"]
 
 
 class Team:
@@ -71,13 +70,9 @@ class Team:
         available = cores(self.node)
         self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
         self.threads = threads_of(self.node, available)
-        error: Exception | None = None
         try:
-            load(self.node, kernels.PLAIN)
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-            error = caught
-        try:
-            compare(self.world, "Comm", error=error)
+            with on_all_ranks(self.world, "Comm"):
+                load(self.node, kernels.PLAIN)
         except Exception:
             self.node.Free()
             self.world.Free()

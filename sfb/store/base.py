@@ -14,7 +14,7 @@ from sfb import topology as topologies
 from sfb.checks import FLOATS
 from sfb.factors import Factors
 from sfb.optim import Optimizer
-from sfb.runtime.agreement import compare
+from sfb.runtime.agreement import compare, on_all_ranks
 from sfb.runtime.compile import warmup
 from sfb.runtime.threads import cores, threads_of
 from sfb.store.replica import Table
@@ -74,11 +74,8 @@ class StoreBase:
             error = caught
         try:
             compare(world, name, text, error)
-            try:
+            with on_all_ranks(world, name):
                 warmup(node)
-            except Exception as caught:
-                error = caught
-            compare(world, name, error=error)
         except Exception:
             world.Free()
             raise

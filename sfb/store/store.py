@@ -16,8 +16,8 @@ from mpi4py import MPI
 from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
+from sfb.runtime.limits import STALL
 from sfb.runtime.requests import Ticker
-from sfb.runtime.team import STALL
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError
 from sfb.store.consistency import BSP, Consistency

@@ -23,7 +23,7 @@ from sfb.arrays.dispatch import Arrays
 from sfb.collectives import ALGORITHMS, Problem
 from sfb.collectives.call import Call
 from sfb.factors import Factors
-from sfb.runtime.agreement import compare
+from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.team import Team
 from sfb.tuning.profile import LARGE, SMALL, Profile, ProfileError
 
@@ -59,13 +59,9 @@ def find_profile(team: Team, given: Profile | None) -> Profile | None:
     """
     who = identity(team)
     text: str | None = None
-    error: Exception | None = None
-    if team.rank == 0:
-        try:
+    with on_all_ranks(team.world, "Comm"):
+        if team.rank == 0:
             text = _find(given, who)
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-            error = caught
-    compare(team.world, "Comm", error=error)
     text = team.world.bcast(text)
     return None if text is None else Profile.from_json(text)
 
@@ -134,12 +130,8 @@ def tune(comm: Comm, seconds: float) -> Profile:
 
 def measure(team: Team, seconds: float) -> Profile:
     """Measure a profile on the ranks of ``team`` in about ``seconds``; collective."""
-    error: Exception | None = None
-    try:
+    with on_all_ranks(team.world, "Comm"):
         team.load_kernels()
-    except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-        error = caught
-    compare(team.world, "Comm", error=error)
     began = perf_counter()
 
     def left() -> float:

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sfb.runtime.errors import as_reported
+
 __all__ = ["EXCHANGES", "Place", "Profile", "ProfileError", "Use"]
 
 EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce", "arrays")
@@ -20,6 +22,7 @@ Table = Sequence[tuple[float, float]]
 SMALL, LARGE = 128_000, 8_000_000
 
 
+@as_reported
 class ProfileError(ValueError):
     """A file that is no profile."""
 

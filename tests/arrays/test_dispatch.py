@@ -6,12 +6,13 @@ from threading import Barrier, Thread
 import numpy as np
 import pytest
 from mpi4py import MPI
-from sfb.kernels import arrays as kernels
 
 import sfb
 from sfb.arrays import dispatch as arrays
 from sfb.arrays import internode as network
 from sfb.arrays.dispatch import Arrays, _nbytes
+from sfb.kernels import arrays as kernels
+from sfb.kernels import header, status
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
 # Small, at the edges of slots and of their lines, and of several chunks.
@@ -272,9 +273,8 @@ def test_kernels_between_threads(ranks, dtype, rng):
     """All ranks of a node as threads of this process: more of them than tests have processes."""
     if MPI.COMM_WORLD.rank:
         pytest.skip("once is enough")
-    from sfb.kernels import sync
 
-    words = np.zeros((ranks + 1) * sync.RING * sync.WORDS, np.int64)
+    words = np.zeros((ranks + 1) * header.RING * header.BOARD_WORDS, np.int64)
     window = np.zeros(kernels.window_bytes(ranks), np.uint8)
     failures, start = [], Barrier(ranks)
     counts = [int(count) for count in rng.choice([1, 50, 4096, 4097, 40_000, 200_001], 30)]
@@ -285,11 +285,11 @@ def test_kernels_between_threads(ranks, dtype, rng):
         state = np.zeros(kernels.state_words(ranks), np.int64)
         start.wait()
         for i, (mine, total) in enumerate(zip(given[me], totals, strict=True)):
-            got, verdict = np.empty_like(mine), sync.PENDING
-            while verdict == sync.PENDING:
+            got, verdict = np.empty_like(mine), status.PENDING
+            while verdict == status.PENDING:
                 call = words, (ranks, me, 100, 10), i + 1, -1, state
                 verdict = kernels.allreduce(*call, window.view(dtype), kernels.SUM, mine, got)
-            if verdict != sync.AGREED or (got != total).any():
+            if verdict != status.DONE or (got != total).any():
                 failures.append((me, i, verdict))
                 return
 

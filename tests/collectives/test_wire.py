@@ -4,10 +4,10 @@ import numpy as np
 import oracle
 import pytest
 from conftest import split_hosts
-from sfb.kernels import half
 
 import sfb
 from sfb.collectives import ALGORITHMS
+from sfb.kernels import half
 
 pytestmark = pytest.mark.mpi
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sfb.kernels import half
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)

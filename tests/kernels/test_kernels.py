@@ -5,9 +5,10 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sfb.kernels.rules import ADAM
 
 from sfb import kernels
+from sfb.kernels import status
+from sfb.kernels.rules import ADAM
 
 dtypes = st.sampled_from([np.float32, np.float64])
 depths = st.sampled_from([0, 1, 2, 3, 5, 16, 17, 130, 256, 257, 600])
@@ -289,9 +290,9 @@ def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
         guarded = np.full(room + 4096, 7, dtype)
         for depth in {planned, planned - 1, min(planned, 200), min(planned, 64), min(planned, 32)}:
             u, v = rng.standard_normal((depth, rows)).astype(dtype), rng.standard_normal((depth, columns)).astype(dtype)
-            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room]) == loops.DONE
+            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room]) == status.DONE
             assert (guarded[room:] == 7).all()
-            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room]) == loops.DONE
+            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room]) == status.DONE
             assert (guarded[room:] == 7).all()
 
 
@@ -310,6 +311,6 @@ def test_too_little_scratch_is_refused(rng):
         assert room > 0
         assert call(np.empty(room - 1)) == room
         np.testing.assert_array_equal(w, before)
-        assert call(np.empty(room)) == loops.DONE
+        assert call(np.empty(room)) == status.DONE
         assert (w != before).all()
         w[:] = before

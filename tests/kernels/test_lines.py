@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numba import njit
+
 from sfb.kernels import _lines
 
 TYPES = ("f4", "f8", "i4", "i8")

@@ -1,0 +1,53 @@
+"""The header by which a rank tells the others what it is about to do: on the board of a node, and in messages.
+
+On a *board*, the page of shared memory on which the ranks of a node post headers, each rank has `RING` slots of `WORDS`
+words; call n uses slot n mod `RING`. A message between nodes begins with the three header words of each rank of the
+sending node, then tells which algorithm its payload belongs to and how many bytes it has; the payload follows.
+"""
+
+__all__ = [
+    "BOARD_WORDS",
+    "DIGEST",
+    "FAILED",
+    "KIND",
+    "NBYTES",
+    "NOTE",
+    "PLAIN",
+    "RING",
+    "SIZE",
+    "STATE",
+    "WORDS",
+    "head_words",
+    "message_words",
+    "slot",
+]
+
+# The words of a header: what stands for all that has to be equal on all ranks; the samples, or bytes, of the rank; what
+# else the rank says. On a board a fourth word, the state, tells call and phase, and is stored last.
+DIGEST, SIZE, NOTE, STATE = range(4)
+WORDS, BOARD_WORDS = 3, 4
+# Calls whose slots on a board are different.
+RING = 64
+
+# The last words of the head of a message, counted from its end: the kind of the payload (0: none), and its bytes.
+KIND, NBYTES = -2, -1
+
+# The digest of plain arrays that MPI is to reduce; digests below it stand for other plain arrays.
+PLAIN = 0
+# The digest of a rank whose own arguments are wrong, above all others.
+FAILED = (1 << 63) - 1
+
+
+def slot(rank, call):
+    """Return the index of the first word of a rank's slot on a board."""
+    return (rank * RING + call % RING) * BOARD_WORDS
+
+
+def head_words(ranks):
+    """Return the words of a message before its payload, for up to ``ranks`` ranks on a node."""
+    return WORDS * ranks + 2
+
+
+def message_words(head, nbytes):
+    """Return the words of a message with a payload of so many bytes."""
+    return head + (nbytes + 7) // 8

@@ -1,0 +1,19 @@
+"""The codes that kernels return; one set for all of them.
+
+Codes are at most 0. A kernel that returns a number above 0 says in its docstring what it counts: elements of scratch
+that are missing, or an error code of MPI.
+"""
+
+__all__ = ["AGREED", "APART", "DIFFERENT", "DONE", "MIXED", "PENDING", "UNEVEN", "UNFIT"]
+
+# The work is done.
+DONE = 0
+# Other ranks, or messages, are missing: call again to go on.
+PENDING = -1
+# The arguments do not fit; the kernel has done nothing.
+UNFIT = -2
+# Verdicts on the headers of all ranks: digests and sizes are equal; digests are equal, sizes are not; digests differ;
+# digests differ, and all stand for plain arrays.
+AGREED, UNEVEN, DIFFERENT, MIXED = -3, -4, -5, -6
+# The headers of all ranks have been exchanged, and they or their payloads differ: no sum has been formed.
+APART = -7

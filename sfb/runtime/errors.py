@@ -1,0 +1,63 @@
+"""Errors that every rank raises when one rank finds a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+__all__ = ["MismatchError", "Report", "as_reported", "raise_reported", "report"]
+
+Report = tuple[str, str]  # the type of an exception, "" for none; what it says, or what the rank passed
+
+
+class MismatchError(ValueError):
+    """Ranks entered one collective with arguments that do not fit together."""
+
+
+# The exceptions that keep their type on other ranks; others arrive as RuntimeError.
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError)
+}
+
+
+def as_reported(kind: type[Exception]) -> type[Exception]:
+    """Let an exception class keep its type when other ranks raise what one rank reports; a class decorator."""
+    _KINDS[kind.__name__] = kind
+    return kind
+
+
+def report(error: Exception) -> Report:
+    """Return what other ranks need to know of an error."""
+    return type(error).__name__, str(error) or repr(error)
+
+
+def raise_reported(call: str, reports: Sequence[tuple[int, Report]], error: Exception | None) -> None:
+    """Raise what ranks report: the first error, naming the ranks that have it, or else `MismatchError`.
+
+    Args:
+        call: The user's call, for the message.
+        reports: Of each rank, its number and its report.
+        error: This rank's own error, which becomes the cause.
+    """
+    failures = [(rank, said) for rank, said in reports if said[0]]
+    if failures:
+        kind = _KINDS.get(failures[0][1][0], RuntimeError)
+        raise kind(f"{call}: {_by_rank(failures)}") from error
+    raise MismatchError(f"ranks disagree: {_by_rank(reports)}")
+
+
+def _by_rank(reports: Sequence[tuple[int, Report]]) -> str:
+    """Join the reports, ranks with the same one together: "ranks 0, 2-3: …; rank 1: …"."""
+    ranks: dict[str, list[int]] = {}
+    for rank, (_, text) in reports:
+        ranks.setdefault(text, []).append(rank)
+    return "; ".join(f"{_name(who)}: {text}" for text, who in ranks.items())
+
+
+def _name(ranks: list[int]) -> str:
+    runs = []
+    for _, group in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0]):
+        run = [rank for _, rank in group]
+        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(runs)}"
