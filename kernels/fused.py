@@ -1,44 +1,106 @@
-"""Exchanges within a node in few calls, since in Python the steps of a small one cost more than what they do.
+"""Exchanges of factors within a node, each a single call: in Python the steps of a small one cost more than its work.
 
-Inside a node one call does what a rank does with the memory it shares, and waits for others. It goes on as far as it
-can without waiting long; where it stopped, in ``progress``, the next one resumes. Ranks meet by the phases of a board
-(`sfb.kernels.sync`). A rank that repeats an exchange writes its data before it shows its header: if all do, they need
-not wait for each other's data once they agree. Between nodes: `sfb.kernels.eager`.
+A call does what a rank does with the memory that its node shares, and waits for others by the phases of the board
+(`sfb.kernels.sync`). It goes on as far as it can; where other ranks are missing it returns `PENDING`, and the next call
+resumes. A rank writes its data before it posts its header, and the header says so: if all ranks have done that, none
+needs to wait for data once they agree. Between nodes: `sfb.kernels.eager`.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
+import numpy as np
 from numba import njit, types
 
 from sfb.kernels._loops import reduce, update_dense
 from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
+from sfb.kernels._views import VIEW, describe, matrix_at, words_at
 from sfb.kernels.header import NOTE
-from sfb.kernels.status import AGREED, PENDING, UNFIT
+from sfb.kernels.status import AGREED, DONE, PENDING, UNFIT
 from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached, slot
 
-__all__ = ["FIRST", "PROGRESS", "dense", "node", "open_dense", "open_node", "phase"]
+__all__ = ["FIRST", "WAITED", "WORKED", "bind_dense", "bind_node", "dense", "node", "phase"]
 
-# The first phase of an exchange, after that in which its ranks agreed on it.
+# The first phase of an exchange, after that in which its ranks agree.
 FIRST = ARRIVED + 1
 
-# Words of what tells where an exchange inside a node has got to: its stage; nanoseconds of work; and whether all ranks
-# have written their data before they agreed.
-PROGRESS = 3
-_STAGE, _WORK, _AHEAD = range(PROGRESS)
-# The stage in which a rank has shown its header, before it knows those of all.
-_SHOWN = -1
-# What stands in a header, in place of the time, for data that have been written: of factors, of a product.
-_FACTORS, _PRODUCT = -1, -2
+# The words of what is bound. These change: the stage; nanoseconds of forming and applying the sum, and of waiting for
+# headers; the clock when the header was posted; whether all ranks wrote their data before their headers.
+_STAGE, WORKED, WAITED, _POSTED, _AHEAD = range(5)
+# These stay: ranks of the node, this one's number, looks before it yields its core; S; whether all ranks work one copy
+# of w, so that all have to finish; the board; memory that the node shares. Then for `node` v of all ranks, where this
+# rank's samples begin, and the rows that it works; for `dense` the rows of a piece and the number of pieces.
+_RANKS, _ME, _PATIENCE, _SAMPLES, _SHARED = range(5, 10)
+_BOARD = 10
+_MEMORY = _BOARD + VIEW
+_REST = _MEMORY + VIEW
+_LOW, _START, _STOP = range(_REST + VIEW, _REST + VIEW + 3)
+_HIGH, _PIECES = range(_REST, _REST + 2)
+
+# The stages before the ranks agree; the others are counted from 1.
+_WRITE, _HEADER = 0, -1
+# What the header notes of data that have been written: factors, or a product.
+_FACTORS, _PRODUCT = 1, 2
 
 
-def _signature(t, *between):
-    """What both take: about the call, u and v, what is between, and the rule with its arrays."""
-    i, f = types.int64, types.float64
-    factors = [array_type(t, 2, readonly=True)] * 2
-    rule = [i, f, f, array_type(t, 1), *[array_type(t, 2)] * 3, i]
-    start = [array_type(i, 1), types.UniTuple(i, 4), i, i, array_type(i, 1)]
-    return types.boolean(*start, *factors, *between, *rule, types.boolean, array_type(t, 1))
+def _bind(ranks, me, patience, samples, shared, board, memory, rest):
+    changing = [0] * _RANKS
+    return np.array([*changing, ranks, me, patience, samples, shared, *describe(board), *memory, *rest], np.int64)
+
+
+def bind_node(ranks, me, patience, samples, shared, board, all_u, all_v, low, start, stop):
+    """Return what `node` takes as ``bound``.
+
+    Args:
+        ranks: Of the node.
+        me: This rank's number on it.
+        patience: Looks at a word before the rank yields its core.
+        samples: S, of this rank.
+        shared: Whether w is shared by the ranks, so that each works its own rows.
+        board: Of the node.
+        all_u: m×K, the factors of all ranks, in memory that they share.
+        all_v: m×D.
+        low: The first of this rank's samples among them.
+        start: The first row of w that this rank works.
+        stop: The end of these rows.
+    """
+    rest = [*describe(all_v), low, start, stop]
+    return _bind(ranks, me, patience, samples, shared, board, describe(all_u), rest)
+
+
+def bind_dense(ranks, me, patience, samples, shared, board, slabs, high, pieces):
+    """Return what `dense` takes as ``bound``.
+
+    Args:
+        ranks: Of the node.
+        me: This rank's number on it.
+        patience: Looks at a word before the rank yields its core.
+        samples: S, of this rank.
+        shared: Whether w is shared by the ranks, so that each works its rows of a piece.
+        board: Of the node.
+        slabs: (2·ranks)×n, two sets of a slab of every rank, used alternately, in memory that the ranks share.
+        high: The rows of a piece; the last may have fewer.
+        pieces: The number of pieces.
+    """
+    return _bind(ranks, me, patience, samples, shared, board, describe(slabs), [high, pieces])
+
+
+def phase(bound, pieces=None):
+    """Return the phase that an exchange waits for, `LAST` where it waits for the call that used the memory before.
+
+    ``pieces`` are those of `dense`, None for `node`.
+    """
+    stage = int(bound[_STAGE])
+    if stage == _HEADER:
+        return ARRIVED
+    if stage == _WRITE:
+        return LAST
+    if pieces is None:
+        return FIRST if stage == 1 else LAST
+    if stage > 3 * pieces:
+        return LAST
+    piece, step = divmod(stage - 1, 3)
+    return FIRST + 2 * piece + step - 1
 
 
 @njit(**INNER)
@@ -51,223 +113,164 @@ def _copy(source, target, first):
 
 @njit(**INNER)
 def _product(u, v, slab, low, rows, scratch):
-    """Form them in a slab."""
+    """Form rows of uᵀv in a slab; return whether the arrays fit."""
     return form(u, v, slab[: rows * v.shape[1]].reshape(rows, v.shape[1]), scratch, low)
 
 
 @njit(**INNER)
-def _meet(board, place, call, progress, digest, samples, kind, stage):
-    """Show a header that says that data of a kind have been written, or look again; return what `look` does.
+def _vacant(bound, board, user, spins):
+    """Return whether the call that used the node's memory before has finished on all ranks."""
+    return user == 0 or reached(board, 0, bound[_RANKS], user, LAST, spins, bound[_PATIENCE])
 
-    If all agree, the exchange goes on at ``stage``, where it waits for the data unless all have written theirs.
+
+@njit(**INNER)
+def _agree(bound, board, call, digest, note, spins, stage):
+    """Post the header, once, and compare it with those of the others; return as `look` does.
+
+    If all ranks agree, the exchange goes on at ``stage``. It does so at once for a ``digest`` of 0: they have agreed.
     """
-    ranks, me, spins, patience = place
-    if progress[_STAGE] == 0:
-        progress[_STAGE] = _SHOWN
-        verdict = meet(board, ranks, me, call, digest, samples, kind, spins, patience)
+    ranks, me = bound[_RANKS], bound[_ME]
+    if digest == 0:
+        verdict = AGREED
+    elif bound[_STAGE] == _WRITE:
+        bound[_STAGE] = _HEADER
+        bound[_POSTED] = now()
+        verdict = meet(board, ranks, me, call, digest, bound[_SAMPLES], note, spins, bound[_PATIENCE])
     else:
-        verdict = look(board, ranks, me, call, spins, patience)
+        verdict = look(board, ranks, me, call, spins, bound[_PATIENCE])
+    if verdict == PENDING:
+        return verdict
+    bound[_STAGE] = _WRITE
     if verdict == AGREED:
-        progress[_AHEAD] = 1
-        for rank in range(ranks):
-            if board[slot(rank, call) + NOTE] != kind:
-                progress[_AHEAD] = 0
-        if progress[_AHEAD] == 0:
+        bound[_AHEAD] = digest != 0
+        if digest != 0:
+            bound[WAITED] = now() - bound[_POSTED]
+            for rank in range(ranks):
+                if board[slot(rank, call) + NOTE] != note:
+                    bound[_AHEAD] = 0
+        if bound[_AHEAD] == 0:
             reach(board, me, call, FIRST)
-        progress[_STAGE] = stage
+        bound[_STAGE] = stage
     return verdict
 
 
-def _opening(t, *between):
-    """The signature of both openings: about the call, u and v, what is between, and the arrays of the receiver."""
-    i = types.int64
-    start = [array_type(i, 1), types.UniTuple(i, 4), i, i, array_type(i, 1), i, i]
-    return i(*start, *[array_type(t, 2, readonly=True)] * 2, *between, *[array_type(t, 2)] * 3, array_type(t, 1))
+def _signature(t):
+    i, f, words = types.int64, types.float64, array_type(types.int64, 1)
+    arrays = [*[array_type(t, 2, readonly=True)] * 2, *[array_type(t, 2)] * 3]
+    return i(words, i, i, i, i, *arrays, i, f, f, array_type(t, 1), i, array_type(t, 1))
 
 
-_NODE = {t: (array_type(t, 2), array_type(t, 2), types.UniTuple(types.int64, 3)) for t in FLOATS}
-_DENSE = {t: (array_type(t, 2), types.int64, types.int64) for t in FLOATS}
-
-
-@njit([_opening(t, *between) for t, between in _NODE.items()], **KERNEL)
-def open_node(board, place, call, user, progress, digest, samples, u, v, all_u, all_v, rows, w, s, t, scratch):
-    """Copy this rank's factors among those of all, and agree with them to go on with `node`.
-
-    Arguments as of `node`, but for: ``digest`` and ``samples``, this rank's header.
-
-    Returns:
-        `UNFIT` if the arrays do not fit, with nothing shown, else as `sfb.kernels.sync.look`: if ranks are missing,
-        to be called again.
-    """
-    if progress[_STAGE] == 0:
-        if not fits(u, v, w, s, t, samples, all_u.shape[1], all_v.shape[1]):
-            return UNFIT
-        if user > 0 and not reached(board, 0, place[0], user, LAST, place[2], place[3]):
-            return PENDING
-        _copy(u, all_u, rows[0])
-        _copy(v, all_v, rows[0])
-    return _meet(board, place, call, progress, digest, samples, _FACTORS, 1)
-
-
-@njit([_opening(t, *between) for t, between in _DENSE.items()], **KERNEL)
-def open_dense(board, place, call, user, progress, digest, samples, u, v, slabs, high, pieces, w, s, t, scratch):
-    """Form the first piece of this rank's product, and agree with the others to go on with `dense`; as `open_node`."""
-    if progress[_STAGE] == 0:
-        rows = min(high, w.shape[0])
-        if pieces == 0 or rows * w.shape[1] > slabs.shape[1] or not fits(u, v, w, s, t, samples, *w.shape):
-            return UNFIT
-        if user > 0 and not reached(board, 0, place[0], user, LAST, place[2], place[3]):
-            return PENDING
-        began = now()
-        if not _product(u, v, slabs[place[1]], 0, rows, scratch):
-            return UNFIT
-        progress[_WORK] = now() - began
-    return _meet(board, place, call, progress, digest, samples, _PRODUCT, 2)
-
-
-@njit([_signature(t, *between) for t, between in _NODE.items()], **KERNEL)
-def node(
-    board,
-    place,
-    call,
-    user,
-    progress,
-    u,
-    v,
-    all_u,
-    all_v,
-    rows,
-    kind,
-    alpha,
-    beta,
-    p,
-    w,
-    s,
-    t,
-    arrays,
-    shared,
-    scratch,
-):
-    """Copy this rank's factors among those of all, and take the sum in this rank's rows; return whether that is done.
+@njit([_signature(t) for t in FLOATS], **KERNEL)
+def node(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
+    """Copy this rank's factors among those of all, agree, and take the sum in this rank's rows: w ← rule(w, Σ uᵀv).
 
     Args:
-        board: Of the node.
-        place: Its ranks, this one's number, looks to wait for, and looks before the core is yielded.
-        call: Number of this call.
-        user: That of the call that used ``all_u`` and ``all_v`` last, or 0.
-        progress: `PROGRESS` words, 0 at first.
+        bound: As `bind_node` returns it.
+        spins: Looks at a word before the call returns.
+        call: The number of this call.
+        user: The number of the call that used the node's memory before, or 0.
+        digest: What the header says has to be equal on all ranks; 0 where the ranks have agreed already.
         u: S×K, this rank's.
         v: S×D.
-        all_u: m×K, of all ranks, in memory that they share.
-        all_v: m×D.
-        rows: Where this rank's samples begin there, and the rows of w that it works.
-        kind: The rule.
-        alpha: Factor of the gradient where the rule is linear, and
-        beta: that of w.
-        p: The rule's numbers.
         w: K×D.
         s: K×D, the rule's first state.
-        t: K×D, its second.
-        arrays: How many of w, s and t are used.
-        shared: Whether w is shared, so that all ranks have to be done.
-        scratch: Of this thread.
+        t: K×D, its second; w in place of a state that the rule lacks.
+        kind: The rule (`sfb.kernels.rules`).
+        alpha: Factor of the sum where the rule is linear.
+        beta: Factor of w where it is.
+        p: The rule's numbers.
+        arrays: How many of w, s and t the rule uses.
+        scratch: Memory of this thread.
+
+    Returns:
+        `DONE`; `PENDING`, to be called again with the same arguments; a verdict if the ranks do not agree; or `UNFIT`,
+        with nothing posted.
     """
-    ranks, me, spins, patience = place
-    low, start, stop = rows
-    if progress[_STAGE] == 0:
-        if user > 0 and not reached(board, 0, ranks, user, LAST, spins, patience):
-            return False
-        _copy(u, all_u, low)
-        _copy(v, all_v, low)
-        reach(board, me, call, FIRST)
-        progress[_STAGE] = 1
-    if progress[_STAGE] == 1:
-        if progress[_AHEAD] == 0 and not reached(board, 0, ranks, call, FIRST, spins, patience):
-            return False
+    board, all_u, all_v = words_at(bound, _BOARD), matrix_at(bound, _MEMORY, w), matrix_at(bound, _REST, w)
+    ranks, me, patience = bound[_RANKS], bound[_ME], bound[_PATIENCE]
+    if bound[_STAGE] <= _WRITE:
+        if bound[_STAGE] == _WRITE:
+            if not fits(u, v, w, s, t, bound[_SAMPLES], all_u.shape[1], all_v.shape[1]):
+                return UNFIT
+            bound[WORKED] = bound[WAITED] = 0
+            if not _vacant(bound, board, user, spins):
+                return PENDING
+            _copy(u, all_u, bound[_LOW])
+            _copy(v, all_v, bound[_LOW])
+        verdict = _agree(bound, board, call, digest, _FACTORS, spins, 1)
+        if verdict != AGREED:
+            return verdict
+    if bound[_STAGE] == 1:
+        if bound[_AHEAD] == 0 and not reached(board, 0, ranks, call, FIRST, spins, patience):
+            return PENDING
         began = now()
-        take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, start, stop, scratch)
-        progress[_WORK] += now() - began
+        take(kind, alpha, beta, p, all_u, all_v, w, s, t, arrays, bound[_START], bound[_STOP], scratch)
+        bound[WORKED] += now() - began
         reach(board, me, call, LAST)
-        progress[_STAGE] = 2
-    return not shared or reached(board, 0, ranks, call, LAST, spins, patience)
+        bound[_STAGE] = 2
+    if bound[_SHARED] and not reached(board, 0, ranks, call, LAST, spins, patience):
+        return PENDING
+    bound[_STAGE] = _WRITE
+    return DONE
 
 
-@njit([_signature(t, *between) for t, between in _DENSE.items()], **KERNEL)
-def dense(
-    board,
-    place,
-    call,
-    user,
-    progress,
-    u,
-    v,
-    slabs,
-    high,
-    pieces,
-    kind,
-    alpha,
-    beta,
-    p,
-    w,
-    s,
-    t,
-    arrays,
-    shared,
-    scratch,
-):
-    """Sum the ranks' products in their order, in pieces of rows; return whether that is done.
+@njit([_signature(t) for t in FLOATS], **KERNEL)
+def dense(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
+    """Form this rank's product, agree, and sum the products of all ranks in their order, in pieces of rows.
 
-    Arguments as of `node`, but for: ``slabs``, two sets of a slab of every rank, which take turns, (2·ranks)×n in
-    memory that they share; ``high``, the rows of a piece, of which the last may have fewer; ``pieces``, how many there
-    are; and ``shared``, with which each rank works its rows of a piece, rather than all.
+    The rule takes each piece when its sum is there. Arguments and results as of `node`, but for ``bound``, as
+    `bind_dense` returns it.
     """
-    ranks, me, spins, patience = place
-    columns = w.shape[1]
-    if progress[_STAGE] == 0:
-        if user > 0 and not reached(board, 0, ranks, user, LAST, spins, patience):
-            return False
-        progress[_STAGE] = 1
-    while progress[_STAGE] <= 3 * pieces:
-        piece, stage = divmod(progress[_STAGE] - 1, 3)
+    board, slabs = words_at(bound, _BOARD), matrix_at(bound, _MEMORY, w)
+    ranks, me, patience = bound[_RANKS], bound[_ME], bound[_PATIENCE]
+    high, pieces, shared, columns = bound[_HIGH], bound[_PIECES], bound[_SHARED] != 0, w.shape[1]
+    if bound[_STAGE] <= _WRITE:
+        if bound[_STAGE] == _WRITE:
+            rows = min(high, w.shape[0])
+            if rows * columns > slabs.shape[1] or not fits(u, v, w, s, t, bound[_SAMPLES], w.shape[0], columns):
+                return UNFIT
+            bound[WORKED] = bound[WAITED] = 0
+            if not _vacant(bound, board, user, spins):
+                return PENDING
+            began = now()
+            if pieces > 0 and not _product(u, v, slabs[me], 0, rows, scratch):
+                return UNFIT
+            bound[WORKED] = now() - began
+        # The product of the first piece is there: the exchange goes on by reducing it.
+        verdict = _agree(bound, board, call, digest, _PRODUCT, spins, 2 if pieces > 0 else 1)
+        if verdict != AGREED:
+            return verdict
+    while bound[_STAGE] <= 3 * pieces:
+        piece, stage = divmod(bound[_STAGE] - 1, 3)
         low = piece * high
         rows = min(high, w.shape[0] - low)
-        turn = slabs[piece % 2 * ranks : (piece % 2 + 1) * ranks]
+        set_ = slabs[piece % 2 * ranks : (piece % 2 + 1) * ranks]
         start, stop = rows * me // ranks, rows * (me + 1) // ranks
-        ahead = progress[_AHEAD] != 0 and piece == 0 and stage == 1
+        ahead = bound[_AHEAD] != 0 and piece == 0 and stage == 1
         if stage == 0:
             began = now()
-            if not _product(u, v, turn[me], low, rows, scratch):
+            if not _product(u, v, set_[me], low, rows, scratch):
                 raise RuntimeError(SMALL)
-            progress[_WORK] += now() - began
+            bound[WORKED] += now() - began
             reach(board, me, call, FIRST + 2 * piece)
         elif not ahead and not reached(board, 0, ranks, call, FIRST + 2 * piece + stage - 1, spins, patience):
-            return False
+            return PENDING
         else:
             began = now()
-            total = turn[0][: rows * columns].reshape(rows, columns)
+            total = set_[0][: rows * columns].reshape(rows, columns)
             if stage == 1:
-                reduce(turn, start * columns, stop * columns)
+                reduce(set_, start * columns, stop * columns)
             if (stage == 1) == shared:
                 first, last = (low + start, low + stop) if shared else (low, low + rows)
                 update_dense(kind, p, total, w, s, t, low, first, last, 1.0)
-            progress[_WORK] += now() - began
+            bound[WORKED] += now() - began
             if stage == 1 and not shared:
                 reach(board, me, call, FIRST + 2 * piece + 1)
-        progress[_STAGE] += 2 if stage == 1 and shared else 1
-    if progress[_STAGE] == 3 * pieces + 1:
+        bound[_STAGE] += 2 if stage == 1 and shared else 1
+    if bound[_STAGE] == 3 * pieces + 1:
         reach(board, me, call, LAST)
-        progress[_STAGE] += 1
-    return not shared or reached(board, 0, ranks, call, LAST, spins, patience)
-
-
-def phase(kind, progress, pieces):
-    """Return the phase that an exchange waits for."""
-    stage = int(progress[_STAGE])
-    if stage == _SHOWN:
-        return ARRIVED
-    if kind == "node":
-        return (LAST, FIRST, LAST)[stage]
-    if stage == 0 or stage > 3 * pieces:
-        return LAST
-    piece, step = divmod(stage - 1, 3)
-    return FIRST + 2 * piece + step - 1
+        bound[_STAGE] += 1
+    if shared and not reached(board, 0, ranks, call, LAST, spins, patience):
+        return PENDING
+    bound[_STAGE] = _WRITE
+    return DONE

@@ -1,8 +1,7 @@
-"""What the processes of a node show each other in shared memory: numbered calls, their headers and phases.
+"""How the processes of a node agree and wait by its board: numbered calls, their headers and phases.
 
-A board is an int64 array that all of them map. Each process has `RING` slots on it, and the call with
-number n uses slot n mod RING: three words of header, then a state, 2²⁰·n + phase. A state only ever
-grows, and is stored after what it announces, with release semantics.
+The state of a process in call n (`sfb.kernels.header.STATE`) is 2²⁰·n + phase. A state only grows. A process stores it
+after what it announces, with release semantics, and loads the state of others with acquire semantics.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -17,13 +16,12 @@ from numba.np.arrayobj import make_array
 
 from sfb.kernels import header as _header
 from sfb.kernels._options import INNER, KERNEL
-from sfb.kernels.header import DIGEST, FAILED, KIND, NBYTES, NOTE, PLAIN, SIZE, STATE, WORDS
+from sfb.kernels.header import DIGEST, FAILED, NBYTES, NOTE, PLAIN, SIZE, STATE, WORDS
 from sfb.kernels.status import AGREED, DIFFERENT, MIXED, PENDING, UNEVEN
 
 __all__ = [
     "ARRIVED",
     "LAST",
-    "elapsed",
     "join",
     "judge",
     "look",
@@ -32,20 +30,14 @@ __all__ = [
     "reach",
     "reached",
     "slot",
-    "slowest",
-    "times",
     "yield_core",
 ]
 
-# The first and the last phase of a call; an algorithm counts its own between them.
+# The first and the last phase of a call. An algorithm counts its own phases between them.
 _PHASES = 1 << 20
 ARRIVED, LAST = 1, _PHASES - 1
 
 _MONOTONIC = time.CLOCK_MONOTONIC
-
-# The word of a header that is for times: how long a process worked and how long it waited, in units of 16 ns.
-_UNIT, _HALF = 16, 31
-_LONGEST = (1 << _HALF) - 1
 
 
 def _address(context, builder, array_type, array, index):
@@ -152,51 +144,17 @@ def meet(board, processes, me, call, digest, size, note, spins, patience):
     return look(board, processes, me, call, spins, patience)
 
 
-def times(worked, waited):
-    """Return nanoseconds in which a process worked, and waited, as its header says them; half a minute at most."""
-    return min(worked // _UNIT, _LONGEST) << _HALF | min(waited // _UNIT, _LONGEST)
-
-
-@njit([_INT(_BOARD)], **KERNEL)
-def elapsed(words):
-    """Return nanoseconds from such words of a node's processes: of the slowest's work, and the shortest wait.
-
-    Who waits longer waits for processes that are late.
-    """
-    worked, waited = 0, _LONGEST
-    for word in words:
-        worked = max(worked, word >> _HALF)
-        waited = min(waited, word & _LONGEST)
-    return _UNIT * (worked + waited)
-
-
-@njit([_INT(_BOARD)], **KERNEL)
-def slowest(words):
-    """Return nanoseconds from such words of processes on several nodes: what the slowest worked and waited.
-
-    There data come while a process waits, so neither can be had without the other.
-    """
-    most = 0
-    for word in words:
-        most = max(most, (word >> _HALF) + (word & _LONGEST))
-    return _UNIT * most
-
-
-@njit([types.UniTuple(_INT, 3)(_BOARD, _BOARD, _INT, _BOARD, _BOARD)], **KERNEL)
-def judge(words, processes, head, sizes, spent):
-    """Compare the headers in the messages of nodes, which lie one behind another in ``words``.
+@njit([_INT(_BOARD, _BOARD, _INT, _BOARD)], **KERNEL)
+def judge(words, processes, head, sizes):
+    """Return the verdict on the headers in the messages of nodes, which lie one behind another in ``words``.
 
     Args:
-        words: Of each node, three for each process, to ``head`` − 2; the kind and the bytes of its parcel; the parcel.
+        words: The messages (`sfb.kernels.header`).
         processes: Of each node.
-        head: Words of a message before its parcel.
-        sizes: Where those of all processes go.
-        spent: Room for their times.
-
-    Returns:
-        What `look` would, the time of the `slowest`, and the kind of all parcels, or 0 if they differ.
+        head: Words of a message before its payload.
+        sizes: Receives the sizes of all processes.
     """
-    verdict, kind, at, start = AGREED, words[head + KIND], 0, 0
+    verdict, at, start = AGREED, 0, 0
     plain = words[DIGEST] <= PLAIN
     for node in range(len(processes)):
         for process in range(processes[node]):
@@ -207,12 +165,9 @@ def judge(words, processes, head, sizes, spent):
                 plain = plain and words[header + DIGEST] <= PLAIN
             elif sizes[at] != sizes[0] and verdict == AGREED:
                 verdict = UNEVEN
-            spent[at] = words[header + NOTE]
             at += 1
-        if words[start + head + KIND] != kind:
-            kind = 0
         start += message_words(head, words[start + head + NBYTES])
-    return MIXED if verdict == DIFFERENT and plain else verdict, slowest(spent), kind
+    return MIXED if verdict == DIFFERENT and plain else verdict
 
 
 @njit([types.void(_BOARD, _INT, _INT, _INT)], **KERNEL)

@@ -14,10 +14,9 @@ from sfb.tuning.profile import Profile, ProfileError
 
 if TYPE_CHECKING:
     from sfb.collectives.engine import Exchange
-    from sfb.collectives.persistent import Persistent
     from sfb.comm import Comm
     from sfb.runtime.errors import MismatchError
-    from sfb.runtime.requests import Request
+    from sfb.runtime.requests import Persistent, Request
     from sfb.store.averaging import AveragingStore
     from sfb.store.base import StoreError
     from sfb.store.store import Store
@@ -48,7 +47,7 @@ _NEED_MPI = {
     "Comm": "sfb.comm",
     "Exchange": "sfb.collectives.engine",
     "MismatchError": "sfb.runtime.errors",
-    "Persistent": "sfb.collectives.persistent",
+    "Persistent": "sfb.runtime.requests",
     "Request": "sfb.runtime.requests",
     "Store": "sfb.store.store",
     "StoreError": "sfb.store.base",

@@ -15,14 +15,13 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.dispatch import Arrays, gathers, scatters
-from sfb.collectives.cache import Options
-from sfb.collectives.engine import Exchange, Exchanges
-from sfb.collectives.persistent import Persistent
+from sfb.collectives.engine import Engine, Exchange
+from sfb.collectives.options import Options
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
-from sfb.runtime.requests import PolledRequest, Queue, Request, Ticker
+from sfb.runtime.requests import Persistent, PolledRequest, Queue, QueuedExchange, Request, Ticker
 from sfb.runtime.team import Team
 from sfb.runtime.windows import Block, find_named
 from sfb.tuning.calibrate import find_profile, first_profile
@@ -109,7 +108,7 @@ class Comm(MPI.Intracomm):
         self._arrays = None
         self._left_to_mpi = 0
         self._profile_or_none = None
-        self._exchanges_or_none = None
+        self._engine_or_none = None
         self._helpless = False
         self._last = None
         self._queue = Queue()
@@ -130,9 +129,9 @@ class Comm(MPI.Intracomm):
     _arrays: Arrays | None
     _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
     _profile_or_none: Profile | None
-    _exchanges_or_none: Exchanges | None
+    _engine_or_none: Engine | None
     _helpless: bool
-    _last: tuple[str, int, float, float] | None
+    _last: Exchange | None
     _queue: Queue
     _ticker: Ticker | None
 
@@ -167,8 +166,8 @@ class Comm(MPI.Intracomm):
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
                 self._queue.drain()
-            exchanges = self._exchanges_or_none or self._exchanges
-            self._last = exchanges.reduce("Allreduce", sendbuf, recvbuf, op, algorithm)
+            engine = self._engine_or_none or self._engine
+            self._last = engine.allreduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
         if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
             return
@@ -207,8 +206,19 @@ class Comm(MPI.Intracomm):
             return super().Iallreduce(sendbuf, recvbuf, op)
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
         lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
-        steps = self._exchanges.steps("Iallreduce", sendbuf, recvbuf, op, algorithm)
-        return self._request(steps, at_once=lacks_state)
+        engine = self._engine
+
+        def propose(alone: bool) -> Iterator[Any]:
+            args = "Iallreduce", sendbuf, recvbuf, op, algorithm
+            return engine.complete(engine.begin(*args, blocking=False, alone=alone))
+
+        queued = self._queue.begin(propose)
+        if lacks_state:
+            self._queue.finish(queued)
+        if not self._has_thread:
+            return PolledRequest(self._queue, queued)
+        self._wake()
+        return Request(self._queue, queued)
 
     def Allreduce_init(
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
@@ -230,13 +240,18 @@ class Comm(MPI.Intracomm):
                 raise error
             return super().Allreduce_init(sendbuf, recvbuf, op, info)
         self._queue.drain()
-        plan, receiver, meeting = self._exchanges.make("Allreduce_init", sendbuf, recvbuf, op, algorithm)
-        samples = len(sendbuf)
+        engine = self._engine
+        planned = engine.plan("Allreduce_init", sendbuf, recvbuf, op, algorithm)
+        assert planned.prepared is not None
+        plan, samples = planned.prepared.plan, len(sendbuf)
 
-        def start() -> Any:
-            return self._request(self._exchanges.repeat(plan, meeting.number, samples, sendbuf, recvbuf, receiver))
+        def begin() -> QueuedExchange:
+            queued = self._queue.begin(lambda alone: engine.complete(engine.start(planned, samples, alone=alone)))
+            if plan.seconds > _TICK and self._has_thread:
+                self._wake()
+            return queued
 
-        return Persistent(plan, start)
+        return Persistent(plan, self._queue, begin)
 
     def shared(self, shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray:
         """Return a zeroed array with one copy per node, in an MPI-3 shared window; collective.
@@ -278,7 +293,7 @@ class Comm(MPI.Intracomm):
     @property
     def last_exchange(self) -> Exchange | None:
         """How the last `Allreduce` of factors went on this rank; None before the first."""
-        return None if self._last is None else Exchange(*self._last)
+        return self._last
 
     def plan(self, sendbuf: Factors, recvbuf: Any, *, algorithm: str = AUTO) -> Plan:
         """Return what `Allreduce` with these arguments would do; collective.
@@ -290,7 +305,9 @@ class Comm(MPI.Intracomm):
             MismatchError, TypeError, ValueError: As `Allreduce` does.
         """
         self._queue.drain()
-        return self._exchanges.make("plan", sendbuf, recvbuf, MPI.SUM, algorithm)[0]
+        prepared = self._engine.plan("plan", sendbuf, recvbuf, MPI.SUM, algorithm).prepared
+        assert prepared is not None
+        return prepared.plan
 
     @property
     def profile(self) -> Profile:
@@ -371,7 +388,7 @@ class Comm(MPI.Intracomm):
             self._ticker.stop()
             self._ticker = None
         team, self._team_or_none, self._arrays, self._left_to_mpi = self._team_or_none, None, None, 0
-        self._exchanges_or_none = None
+        self._engine_or_none = None
         if team is not None:
             team.free()
 
@@ -392,11 +409,11 @@ class Comm(MPI.Intracomm):
         return self._team_or_none
 
     @property
-    def _exchanges(self) -> Exchanges:
-        if self._exchanges_or_none is None:
+    def _engine(self) -> Engine:
+        if self._engine_or_none is None:
             profiles = self._known_profile, lambda: self._profile_or_none or self._options.profile
-            self._exchanges_or_none = Exchanges(self._team, self._options, *profiles)
-        return self._exchanges_or_none
+            self._engine_or_none = Engine(self._team, self._options, *profiles)
+        return self._engine_or_none
 
     def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
         """Reduce what are no factors, and return True, or False if MPI is to do it."""
@@ -450,17 +467,16 @@ class Comm(MPI.Intracomm):
                 _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)
         return self._arrays
 
-    def _request(self, steps: Iterator[Any], *, at_once: bool = False) -> Any:
-        """Begin an exchange that does not block, or bring it to its end ``at_once``."""
-        exchange = self._queue.begin(steps)
-        if at_once:
-            self._queue.finish(exchange)
-        if self._options.progress == "poll" or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            return PolledRequest(self._queue, exchange)
+    @property
+    def _has_thread(self) -> bool:
+        """Whether a thread takes exchanges forward."""
+        return self._options.progress == "thread" and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+
+    def _wake(self) -> None:
+        """Let the thread take exchanges forward until none is under way."""
         if self._ticker is None:
             self._ticker = Ticker(self._queue, _TICK)
         self._ticker.wake()
-        return Request(self._queue, exchange)
 
 
 def _plain_error(recvbuf: Any, algorithm: str) -> Exception | None:

@@ -77,7 +77,6 @@ class Arrays:
         self.far = self._network is not None
         self.left = _FAR if team.nodes == team.size else 0
         self._choices: dict[int, Trial | bool] = {}
-        self._timed: tuple[Trial, str, int] | None = None
 
     def refuse(self, error: Exception) -> None:
         """Raise ``error`` on this rank, and on the others that it names this one."""
@@ -215,7 +214,7 @@ class Arrays:
         if choice is None:
             profile = self._profile()
             if profile is None or ("arrays" not in profile.tables and profile.measured):
-                choice = Trial((_OURS, _MPI))
+                choice = Trial((_OURS, _MPI), far=True)
             elif profile.measured:
                 ours, mpi = (profile.seconds(Use(kind, nbytes), profile.place) for kind in ("arrays", "allreduce"))
                 choice = _GAIN * ours < mpi
@@ -246,12 +245,7 @@ class Arrays:
             except MemoryError:
                 task = None
         digest = PLAIN if task is None or not _fit(*task[3:]) else task[0]
-        timed, self._timed = self._timed, None
-        elapsed = 0 if timed is None else timed[2]
-        agreed, elapsed = self._agree.plain_everywhere(_ALLREDUCE, number, digest, nbytes, elapsed)
-        if timed is not None:
-            timed[0].add(timed[1], elapsed * 1e-9)
-        if not agreed:
+        if not self._agree.plain_everywhere(_ALLREDUCE, number, digest, nbytes):
             mpi()
             return
         assert task is not None
@@ -263,8 +257,8 @@ class Arrays:
             self._network.allreduce(number, self._reductions[code], self._blocks(number, window, code, send, recv))
         else:
             mpi()
-        if isinstance(choice, Trial):
-            self._timed = choice, name, round((perf_counter() - began) * 1e9)
+        if isinstance(choice, Trial) and choice.record(name, perf_counter() - began, 0.0):
+            choice.end_round(self._team.most(choice.times()))
 
     def _blocks(
         self, number: int, window: np.ndarray, code: int, send: np.ndarray, recv: np.ndarray

@@ -13,12 +13,14 @@ if a part of its exchange goes on beside the rebuild,
 
 - ``hides(problem) -> float``: that part, at most;
 
-and, if what its ranks send may go with the headers of the agreement (`Problem.carried`), here and in `PARCELS`,
+if its exchanges within a node can be fused (`sfb.collectives.fused`),
 
-- ``parcel(problem, factors, agree, threads) -> tuple | None``: write what this rank sends into the agreement's
-  ``room``, and return its bytes and None; ``run`` finds those of all ranks in ``call.parcels``, or None there. Or write
-  values to be added up into its ``summed``, and return how many bytes of a rank would cost as much, and the values. Or
-  return None if nothing is sent.
+- ``staging_bytes(problem) -> int``: bytes of memory that the node shares for it;
+- ``bind(problem, team, block)``: what its kernel takes as bound;
+
+and if its exchanges between nodes can be eager (`sfb.collectives.eager`),
+
+- ``payload(problem) -> tuple | None``: what a rank sends beside its header, and its bytes.
 
 Adding an algorithm is adding a module and its name below.
 """
@@ -30,7 +32,7 @@ from types import ModuleType
 from sfb.collectives import broadcast, dense, node, pipelined, sharded
 from sfb.collectives.problem import Problem, spread
 
-__all__ = ["ALGORITHMS", "PARCELS", "Problem", "spread"]
+__all__ = ["ALGORITHMS", "Problem", "spread"]
 
 # In the order in which ties are decided.
 ALGORITHMS: dict[str, ModuleType] = {
@@ -40,6 +42,3 @@ ALGORITHMS: dict[str, ModuleType] = {
     "dense": dense,
     "sharded": sharded,
 }
-
-# Those that have a ``parcel``, and the number by which ranks know it.
-PARCELS = {"broadcast": (1, broadcast.parcel), "dense": (2, dense.parcel)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from sfb.receiver import Receiver
 from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.runtime.agreement import Agreement
     from sfb.runtime.team import Team
 
-__all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["cost", "payload", "prepare", "run", "suits", "wire_bytes"]
 
 
 def suits(problem: Problem) -> bool:
@@ -50,17 +49,15 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate room for everybody's factors."""
     if problem.ranks > 1 and problem.fits:
-        team.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
+        team.pool.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
 
 
-def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -> tuple[int, None] | None:
-    """Pack u and v."""
-    if not problem.carried(factors.nbytes):
-        return None
-    end = factors.u.nbytes
-    agree.room[:end] = factors.u.reshape(-1).view(np.uint8)
-    agree.room[end : factors.nbytes] = factors.v.reshape(-1).view(np.uint8)
-    return factors.nbytes, None
+def payload(problem: Problem) -> tuple[int, int] | None:
+    """Return what a rank sends in an eager exchange, its factors, and their bytes; None if they are too many."""
+    from sfb.kernels.eager import FACTORS
+
+    nbytes = problem.deepest * problem.sample_bytes
+    return (FACTORS, nbytes) if problem.carried(nbytes) else None
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -85,9 +82,6 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
-    elif call.parcels is not None and problem.fits:
-        u, v = _unpack(problem, call, call.parcels)
-        update(problem, call, receiver, u, v, 0, problem.shape[0])
     elif problem.packed:
         u, v = yield from _gather_packed(problem, call, factors)
         update(problem, call, receiver, u, v, 0, problem.shape[0])
@@ -98,22 +92,6 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
         yield from blocks(problem, call, receiver, gather)
     if problem.shared:
         yield from call.meet(last=True)
-
-
-def _unpack(problem: Problem, call: Call, parcels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return u and v of all ranks, which lie one behind the other in the bytes of each."""
-    rows, columns = problem.shape
-    both = call.buffer((problem.depth * (rows + columns),), problem.dtype)
-    middle = problem.depth * rows
-    u, v = both[:middle], both[middle:]
-    low = 0
-    for samples, message in zip(problem.counts.tolist(), parcels, strict=True):
-        high = low + samples
-        elements = message.view(problem.dtype)
-        u[low * rows : high * rows] = elements[: samples * rows]
-        v[low * columns : high * columns] = elements[samples * rows :]
-        low = high
-    return u.reshape(problem.depth, rows), v.reshape(problem.depth, columns)
 
 
 def _gather(problem: Problem, call: Call, factors: Factors) -> Gathering:

@@ -15,7 +15,6 @@ from sfb.runtime import limits
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from sfb.collectives.fused import Repeated
     from sfb.factors import Factors
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
@@ -37,24 +36,20 @@ class Call:
         name: The user's call, for messages.
         blocking: Wait inside the collectives.
         wire: Format of 16 bits in which factors travel between ranks; they have been rounded to it.
-        parcels: What each rank sent with the agreement's headers, in bytes; None if that is yet to be sent.
 
     Attributes:
         rebuild_seconds: Time spent in forming and applying the sum so far.
-        repetition: Makes what can do this exchange again, if that is known how; in the end.
     """
 
     __slots__ = (
+        "_acquired",
         "_began",
-        "_leases",
         "_named",
         "_phase",
         "blocking",
         "name",
         "number",
-        "parcels",
         "rebuild_seconds",
-        "repetition",
         "team",
         "wire",
     )
@@ -67,18 +62,15 @@ class Call:
         *,
         blocking: bool,
         wire: str | None = None,
-        parcels: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.team = team
         self.number = number
         self.blocking = blocking
         self.wire = wire
-        self.parcels = parcels
         self.rebuild_seconds = 0.0
-        self.repetition: Callable[[], Repeated] | None = None
         self.name = name
         self._phase = 1
-        self._leases: list[np.ndarray] = []
+        self._acquired: list[np.ndarray] = []
         self._named: dict[str, np.ndarray] = {}
         self._began = 0.0
 
@@ -107,10 +99,10 @@ class Call:
         """Return an array that is this call's own until its end, or until it asks for one of the same name."""
         if name in self._named:
             memory = self._named.pop(name)
-            self._leases = [lease for lease in self._leases if lease is not memory]
-            self.team.give_back(memory)
-        array, memory = self.team.lease(shape, dtype)
-        self._leases.append(memory)
+            self._acquired = [other for other in self._acquired if other is not memory]
+            self.team.pool.release(memory)
+        array, memory = self.team.pool.acquire(shape, dtype)
+        self._acquired.append(memory)
         if name:
             self._named[name] = memory
         return array
@@ -119,15 +111,11 @@ class Call:
         """Let MPI work on what is under way."""
         self.team.world.Iprobe()
 
-    def done(self, rebuild_seconds: float) -> None:
-        """Note that this rank has finished its part, as the others see already."""
-        self._phase = self.team.board.last_phase
-        self.rebuild_seconds += rebuild_seconds
-
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
-        """Return the node's staging memory, and what to wait for before it may be written."""
-        board = self.team.board
-        block, user = self.team.staging(nbytes, self.number)
+        """Claim the node's staging memory; return it, and what to wait for before it may be written."""
+        board, staging = self.team.board, self.team.staging
+        block = staging.grow(nbytes)
+        user = staging.claim(self.number)
         if not user or board.ranks == 1 or board.reached(user, board.last_phase):
             return block, _NOTHING
         return block, [board.phase(user, board.last_phase, self.name)]
@@ -136,8 +124,8 @@ class Call:
         """Give back buffers, and let the others see that this rank is done with shared memory."""
         if self._phase != self.team.board.last_phase:
             self.team.board.reach(self.number, self.team.board.last_phase)
-        while self._leases:
-            self.team.give_back(self._leases.pop())
+        while self._acquired:
+            self.team.pool.release(self._acquired.pop())
 
     def allgather(
         self,

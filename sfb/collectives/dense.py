@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.collectives import fused
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import own_rows, posted
@@ -23,11 +22,10 @@ from sfb.runtime.steps import POSTED
 from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
-    from sfb.runtime.agreement import Agreement
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["cost", "parcel", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["bind", "cost", "payload", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
 
 # A rank's product goes through its slab of the node's memory in pieces: of at least so many bytes, that there be few,
 # and rows, that packing v repays.
@@ -78,31 +76,44 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 def prepare(problem: Problem, team: Team) -> None:
     """Allocate the slabs, or the local product."""
     if team.nodes == 1 and team.size > 1:
-        team.grow_staging(2 * team.size * _slab_bytes(problem))
+        team.staging.grow(staging_bytes(problem))
     elif _summed(problem):
-        team.reserve(problem.dense_bytes, *[_message(problem, team)] * 2)
+        team.pool.reserve(problem.dense_bytes, *[_message(problem, team)] * 2)
     elif _gathered(problem):
-        team.reserve(problem.ranks * problem.dense_bytes)
+        team.pool.reserve(problem.ranks * problem.dense_bytes)
     elif not (problem.assigns and not problem.shared):
-        team.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
+        team.pool.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
 
 
-def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -> tuple[int, np.ndarray | None] | None:
-    """Form the local product."""
-    summed = _summed(problem)
-    if not summed and not _gathered(problem):
-        return None
-    memory = agree.summed if summed else agree.room
-    product = memory[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
-    kernels.rebuild(factors.u, factors.v, product, 0, problem.shape[0], threads=threads)
-    return (int(_share(problem)), product) if summed else (problem.dense_bytes, None)
+def payload(problem: Problem) -> tuple[int, int] | None:
+    """Return what a rank sends in an eager exchange, its product, and its bytes; None if they are too many."""
+    from sfb.kernels.eager import PRODUCTS, SUM
+
+    if _summed(problem):
+        return SUM, problem.dense_bytes
+    return (PRODUCTS, problem.dense_bytes) if _gathered(problem) else None
+
+
+def staging_bytes(problem: Problem) -> int:
+    """Return the bytes of staging memory: two sets of slabs, used alternately."""
+    return 2 * problem.place.ranks_per_node * _slab_bytes(problem)
+
+
+def bind(problem: Problem, team: Team, block: Block) -> tuple[np.ndarray, int]:
+    """Return what the kernel of a fused exchange takes as bound, in the staging memory, and the number of pieces."""
+    from sfb.kernels import fused
+
+    board, pieces = team.board, _pieces(problem)
+    size = _slab_bytes(problem)
+    slabs = block.array((2 * board.ranks, size // problem.itemsize), problem.dtype)
+    samples, high = int(problem.counts[team.rank]), pieces[0][1] if pieces else 1
+    start = board.ranks, board.me, board.patience, samples, problem.shared, board.words
+    return fused.bind_dense(*start, slabs, high, len(pieces)), len(pieces)
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Form the local product, reduce it, give it to the receiver."""
-    if call.team.nodes == 1 and call.team.size > 1 and fused.serves(problem, call, receiver):
-        yield from _in_one_call(problem, call, factors, receiver)
-    elif call.team.nodes == 1 and call.team.size > 1:
+    if call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
     elif _summed(problem):
         yield from _sum(problem, call, factors, receiver)
@@ -126,7 +137,7 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
             yield from posted(call.allreduce(call.team.world, piece), end == rows)
         if not in_place:
             with call:
-                receiver.update_dense(piece, *own_rows(problem, call, low, end), low, threads=call.team.threads)
+                receiver.update_dense(piece, *own_rows(problem, call.team, low, end), low, threads=call.team.threads)
     if problem.shared:
         yield from call.meet(last=True)
 
@@ -134,14 +145,11 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
 def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Sum the products of all ranks in their order."""
     rows, threads = problem.shape[0], call.team.threads
-    if call.parcels is not None:
-        products = [message.view(problem.dtype).reshape(problem.shape) for message in call.parcels]
-    else:
-        gathered = call.buffer((problem.ranks, *problem.shape), problem.dtype)
-        products = list(gathered)
-        with call:
-            kernels.rebuild(factors.u, factors.v, products[call.team.rank], 0, rows, threads=threads)
-        yield from posted(call.allgather_in_place(call.team.world, gathered), True)
+    gathered = call.buffer((problem.ranks, *problem.shape), problem.dtype)
+    products = list(gathered)
+    with call:
+        kernels.rebuild(factors.u, factors.v, products[call.team.rank], 0, rows, threads=threads)
+    yield from posted(call.allgather_in_place(call.team.world, gathered), True)
     with call:
         total = products[0]
         for product in products[1:]:
@@ -150,19 +158,16 @@ def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) 
 
 
 def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    """Add up the products, unless the agreement has done so."""
+    """Sum the products in the rounds of the agreement."""
     team = call.team
     agree, rows = team.agree, problem.shape[0]
-    if call.parcels is not None:
-        total = agree.summed[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
-    else:
-        yield POSTED  # its messages belong to this call alone
-        total = call.buffer(problem.shape, problem.dtype)
-        with call:
-            kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
-        words, received = (call.buffer((_message(problem, team) // 8,), np.dtype(np.int64)) for _ in range(2))
-        words[: agree.head] = 0
-        yield from agree.rounds.sum(call.name, call.number, words, received, total)
+    yield POSTED  # its messages belong to this call alone
+    total = call.buffer(problem.shape, problem.dtype)
+    with call:
+        kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
+    words, received = (call.buffer((_message(problem, team) // 8,), np.dtype(np.int64)) for _ in range(2))
+    words[: agree.head] = 0
+    yield from agree.rounds.sum(call.name, call.number, words, received, total)
     with call:
         receiver.update_dense(total, 0, rows, threads=team.threads)
 
@@ -200,23 +205,10 @@ def _gathered(problem: Problem) -> bool:
     return small and not _summed(problem)
 
 
-def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    team = call.team
-    size, ranks = _slab_bytes(problem), team.board.ranks
-    block, user = team.staging(2 * ranks * size, call.number)
-    memo = problem.memo.get("slabs")
-    if memo is None or memo[0] is not block:
-        slabs = block.array((2 * ranks, size // problem.itemsize), problem.dtype)
-        pieces = _pieces(problem)
-        memo = problem.memo["slabs"] = block, (slabs, pieces[0][1] if pieces else 1, len(pieces))
-    yield from fused.run("dense", problem, call, user, factors, receiver, memo[1])
-
-
 def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Sum in the order of ranks, each rank its share of a piece's rows; two sets of slabs take turns."""
     team = call.team
-    board = team.board
-    block, steps = call.staging(2 * board.ranks * _slab_bytes(problem))
+    block, steps = call.staging(staging_bytes(problem))
     yield from steps
     memo = problem.memo.get("pieces")
     if memo is None or memo[0] is not block:

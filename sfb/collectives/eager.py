@@ -1,133 +1,187 @@
-"""Exchanges whose data went with the agreement's headers, repeated: single calls of a kernel."""
+"""Eager exchanges: where every rank is a node, a small payload travels beside the header of the agreement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
+from sfb.collectives import broadcast, dense
+from sfb.collectives.persistent import PersistentExchange, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
-from sfb.kernels import header, status
+from sfb.factors import Factors
+from sfb.kernels import status
 from sfb.receiver import Receiver
-from sfb.runtime.limits import SPINS, tag
+from sfb.runtime.agreement import Proposal
+from sfb.runtime.limits import EAGER_LIMIT, SPINS, tag
+from sfb.runtime.rounds import RoundsRequest
+from sfb.runtime.team import Team
 
-if TYPE_CHECKING:
-    from sfb.collectives.cache import Parcel
-    from sfb.factors import Factors
-    from sfb.runtime.agreement import Agreement, Meeting
-    from sfb.runtime.team import Team
+__all__ = ["EagerBuffers", "EagerExchange"]
 
-__all__ = ["Carried"]
+_PAYLOADS = {"broadcast": broadcast.payload, "dense": dense.payload}
 
 
-class Carried:
-    """An exchange of ranks that are nodes, each of which sends its parcel with its header.
-
-    It does what the algorithm's ``parcel`` and ``run`` do, to the bit and on the wire, so that other ranks may take
-    those meanwhile.
-
-    Args:
-        problem: The exchange; its data went with the headers last time.
-        team: The ranks.
-        parcel: What this rank sent.
-        products: Whether that was its product rather than its factors.
+class EagerBuffers(NamedTuple):
+    """Memory of one eager exchange under way.
 
     Attributes:
-        parcel: As above.
+        words: For the messages of all nodes.
+        received: As much again, for messages as they arrive or payloads in the order of ranks.
+        values: For a product that is summed, bytes.
     """
 
-    def __init__(self, problem: Problem, team: Team, parcel: Parcel, *, products: bool) -> None:
-        from sfb.kernels import eager as trade
-        from sfb.kernels import rounds, sync
+    words: np.ndarray
+    received: np.ndarray
+    values: np.ndarray
 
-        self.parcel = parcel
-        agree = team.agree
-        self._kernel: Callable[..., int] = trade.trade
-        self._codes = rounds
-        self._sync = sync
-        self._rounds = agree.rounds
+    @classmethod
+    def allocate(cls, team: Team) -> EagerBuffers:
+        """Return new memory: whatever payloads other ranks send, there is room for them."""
+        size = team.size * team.agree.head + EAGER_LIMIT // 8
+        return cls(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(EAGER_LIMIT // team.size, np.uint8))
+
+
+class EagerExchange(PersistentExchange):
+    """An exchange between nodes of one rank each by ``broadcast`` or ``dense``, in the messages of the agreement.
+
+    A rank sends its factors, or its product, beside its header. To the bit it does what the algorithm does in steps.
+
+    Args:
+        algorithm: The algorithm's name.
+        problem: The exchange.
+        team: The ranks.
+        buffers: Buffers that no exchange is using; this one takes from them, and gives back.
+    """
+
+    def __init__(self, algorithm: str, problem: Problem, team: Team, buffers: list[EagerBuffers]) -> None:
+        from sfb.kernels import eager, rounds
+
+        super().__init__(algorithm, problem, team)
+        payload = _payload(algorithm, problem)
+        assert payload is not None
+        self._payload, self._nbytes = payload
+        self._eager, self._rounds = eager, rounds
         self._state = np.zeros(rounds.STATE, np.int64)
-        # Where headers begin that nothing follows.
-        self._starts = np.arange(team.size + 1, dtype=np.int64) * agree.head
-        rows, columns = problem.shape
-        self._dtype = problem.dtype
-        self._room = kernels.room_for(problem.depth, columns, problem.itemsize)
-        self._words = agree.words
-        how, more = trade.PRODUCTS if products else trade.FACTORS, self._starts
-        if parcel.values is not None:
-            how, more = trade.SUM, agree.received
-            first = second = parcel.values
-        else:
-            elements = agree.spare[: team.size * parcel.nbytes].view(problem.dtype)
-            if products:
-                first = second = elements[: rows * columns].reshape(problem.shape)
-            else:
-                middle = problem.depth * rows
-                first = elements[:middle].reshape(problem.depth, rows)
-                second = elements[middle:].reshape(problem.depth, columns)
-        self._arrays = agree.words, more, first, second
-        self._bound = agree.rounds.bind(how, problem.deepest, parcel.kind, parcel.nbytes, *self._arrays)
+        # Where messages without a payload begin.
+        self._starts = np.arange(team.size + 1, dtype=np.int64) * team.agree.head
+        self._room = kernels.room_for(problem.depth, problem.shape[1], problem.itemsize)
+        self._idle = buffers
+        self._buffers: EagerBuffers | None = None
+        self._bound = np.empty(0, np.int64)
+        self._arguments: tuple[Any, ...] = ()
 
-    def trade(
+    @staticmethod
+    def serves(algorithm: str, problem: Problem, team: Team) -> bool:
+        """Return whether an exchange can be eager."""
+        if not (problem.alone and problem.uniform and is_brief(problem, team.threads)):
+            return False
+        return _payload(algorithm, problem) is not None
+
+    def start(
         self,
         call: str,
-        number: int,
         digest: int,
+        size: int,
         factors: Factors,
         receiver: Receiver,
-        spent: tuple[int, int] | None = None,
-    ) -> bool | None:
-        """Do it, if that is what all ranks do, and return whether it is; None, with nothing done, if that cannot be.
-
-        ``spent`` as of `Agreement.open`.
-        """
-        array, state, rule = receiver.array, receiver.state, receiver.rule()
-        s = state[0] if state else array
-        t = state[1] if len(state) > 1 else array
-        u, v = factors.u, factors.v
-        if type(u) is not np.ndarray or type(v) is not np.ndarray:  # a masked array, say
-            return None
-        alpha, beta = rule.linear
-        times = 0 if spent is None else self._sync.times(*spent)
+        describe: Callable[[], str],
+        *,
+        blocking: bool,
+    ) -> bool:
+        """Send header and payload, and go on as far as possible."""
+        agree = self._team.agree
+        buffers = self._idle.pop() if self._idle else EagerBuffers.allocate(self._team)
+        if buffers is not self._buffers:
+            self._bind(buffers)
+        self._call, self._number = call, agree.number + 1
         try:
-            scratch = kernels.scratch(self._room, self._dtype)
-            numbers = rule.kind, alpha, beta, rule.numbers(self._dtype), 1 + rule.states, scratch
-            arguments = tag(number), digest, times, u, v, array, s, t, *numbers
-            code = self._kernel(self._bound, self._state, SPINS, *arguments)
-        except (TypeError, AttributeError, MemoryError):  # it is not compiled for such arguments, or has no room
-            return None
-        if code == status.DONE:
-            return True
-        return self._finish(code, call, number, arguments)
+            if type(factors.u) is not np.ndarray or type(factors.v) is not np.ndarray:  # a masked array, say
+                raise TypeError("factors are not plain arrays")
+            self._arguments = tag(self._number), digest, *kernel_arguments(factors, receiver, self.problem)
+            self._advance(SPINS if blocking else 0)
+        except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
+            self.code = status.UNFIT
+        if self.code == status.UNFIT:
+            self._idle.append(buffers)
+            return False
+        agree.number = self._number
+        if self.code == status.PENDING:
+            agree.rounds.under_way[self._number] = self._state, self._bound, buffers
+        return True
 
-    def _finish(self, code: int, call: str, number: int, arguments: tuple[Any, ...]) -> bool | None:
-        """Wait for the end of an exchange that has come so far."""
-        state = self._state
-        if code == status.PENDING:
+    def test(self) -> bool:
+        """Go on without waiting."""
+        return self._advance(0)
 
-            def go(spins: int) -> int:
-                return self._kernel(self._bound, state, spins, *arguments)
-
+    def wait(self) -> int:
+        """Go on to the end."""
+        if self.code == status.PENDING:
+            rounds, number = self._team.agree.rounds, self._number
             try:
-                code = self._rounds.wait(call, number, go, state, *self._arrays, self._bound)
+                RoundsRequest(rounds, self._call, number, self._go, self._state, self._bound, self._buffers).Wait()
             except BaseException:
-                self._state = np.zeros_like(state)  # MPI may still write to the other
+                self._state, self._buffers = np.zeros_like(self._state), None  # MPI may still write to the others
                 raise
-        if code > 0:
-            raise MPI.Exception(code)
-        return None if code == status.UNFIT else bool(code == status.DONE)
+        return self.code
 
-    def show(self, agree: Agreement, meeting: Meeting) -> None:
-        """Let a meeting go on from the messages that have been exchanged, where the ranks disagree."""
-        agree.carried(meeting, self._starts.tolist())
+    def forget(self) -> None:
+        """Drop the arguments of the exchange that has ended."""
+        self._arguments = ()
 
-    def elapsed(self) -> int:
-        """Return the nanoseconds that the call before has taken, by what the ranks gave as ``spent``."""
-        return self._sync.slowest(self._words[self._starts[:-1] + header.NOTE])
+    def proposal(self, describe: Callable[[], str]) -> Proposal:
+        """Return the proposal with the messages that the ranks have exchanged."""
+        assert self._buffers is not None
+        agree = self._team.agree
+        proposal = Proposal(self._call, self._number, self._arguments[1], self.problem.deepest, describe)
+        agree.resume(proposal, (self._buffers.words.copy(), self._starts.tolist()))
+        self._idle.append(self._buffers)
+        return proposal
 
-    def take(self, receiver: Receiver) -> float:
-        """Return the seconds that this rank worked; all has been done."""
-        return int(self._state[self._codes.WORK]) * 1e-9
+    def _bind(self, buffers: EagerBuffers) -> None:
+        """Bind what stays the same from call to call, in these buffers."""
+        problem, agree, eager = self.problem, self._team.agree, self._eager
+        (rows, columns), words = problem.shape, buffers.words
+        gathered, middle, more = buffers.received.view(problem.dtype), problem.depth * rows, self._starts
+        if self._payload == eager.FACTORS:
+            first = gathered[:middle].reshape(problem.depth, rows)
+            second = gathered[middle : middle + problem.depth * columns].reshape(problem.depth, columns)
+        elif self._payload == eager.PRODUCTS:
+            first = second = gathered[: rows * columns].reshape(problem.shape)
+        else:
+            more = buffers.received
+            first = second = buffers.values[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
+        mpi, plan = agree.rounds.mpi, agree.rounds.plan
+        kind = 1 + self._payload
+        self._bound = eager.bind(
+            self._payload, agree.head, problem.deepest, kind, self._nbytes, mpi, plan, words, more, first, second
+        )
+        self._buffers = buffers
+
+    def _advance(self, spins: int) -> bool:
+        scratch = kernels.scratch(self._room, self.problem.dtype)
+        self.code = self._eager.exchange(self._bound, self._state, spins, *self._arguments, scratch)
+        if self.code == status.PENDING:
+            return False
+        if self.code == status.UNFIT:
+            return True
+        self._team.agree.rounds.under_way.pop(self._number, None)
+        if self.code > 0:
+            raise MPI.Exception(self.code)
+        self.rebuild_seconds = int(self._state[self._rounds.WORK]) * 1e-9
+        if self.code == status.DONE:
+            assert self._buffers is not None
+            self._idle.append(self._buffers)
+        return True
+
+    def _go(self, spins: int) -> int:
+        self._advance(spins)
+        return self.code
+
+
+def _payload(algorithm: str, problem: Problem) -> tuple[int, int] | None:
+    payload = _PAYLOADS.get(algorithm)
+    return None if payload is None else payload(problem)

@@ -1,4 +1,4 @@
-"""Exchanges of sufficient factors: how the ranks of a call agree, take turns at algorithms, and repeat the last one."""
+"""Exchanges of sufficient factors: propose one to the other ranks, plan it, do it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,26 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
-from sfb.collectives import ALGORITHMS, PARCELS, Problem, dense
-from sfb.collectives.cache import (
-    MOST,
-    NO_PARCEL,
-    Again,
-    Opened,
-    Options,
-    Parcel,
-    Seen,
-    Signature,
-    Timed,
-    check_factors,
-    describe_call,
-    normal,
-)
-from sfb.collectives.call import Call
-from sfb.collectives.eager import Carried
-from sfb.collectives.fused import Repeated, brief
+from sfb.collectives import ALGORITHMS, Problem
+from sfb.collectives.cache import MOST, CachedReceiver, Receivers, Signature, check_factors, describe_call, normal
+from sfb.collectives.eager import EagerBuffers, EagerExchange
+from sfb.collectives.fused import FusedExchange
+from sfb.collectives.options import Options
+from sfb.collectives.persistent import PersistentExchange, StepwiseExchange
 from sfb.factors import Factors
-from sfb.kernels import half
+from sfb.kernels import half, status
 from sfb.receiver import Assign, Receiver
-from sfb.runtime.agreement import Meeting, on_all_ranks
-from sfb.runtime.steps import ALONE, POSTED, run
+from sfb.runtime.agreement import Proposal, on_all_ranks
+from sfb.runtime.steps import ALONE, run
 from sfb.runtime.team import Team
-from sfb.runtime.windows import find
 from sfb.tuning.plan import AUTO, Plan, choose
 from sfb.tuning.profile import Profile
 
-__all__ = ["Exchange", "Exchanges"]
-
-_NOT_DONE = (None, None)  # what a repetition comes to that cannot be
+__all__ = ["Engine", "Exchange", "Prepared"]
 
 
 class Exchange(NamedTuple):
-    """How the last `Comm.Allreduce` of factors went on this rank.
+    """How an exchange of factors went on this rank.
 
     Attributes:
         algorithm: The algorithm taken.
@@ -60,14 +45,128 @@ class Exchange(NamedTuple):
     rebuild_seconds: float
 
 
-class Exchanges:
-    """Exchanges of factors by the ranks of a team, and what is remembered from one to the next.
+class Prepared:
+    """A plan, and the persistent exchanges by which its algorithms are done.
+
+    Args:
+        plan: The plan, with all in place that its algorithms need.
+        rank: This rank.
+        make: Makes the persistent exchange of an algorithm.
+        most: Returns the maximum over ranks of every element of an array; collective.
+
+    Attributes:
+        plan: The plan.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        make: Callable[[str], PersistentExchange],
+        most: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self.plan = plan
+        self._rank = rank
+        self._make = make
+        self._most = most
+        self._idle: dict[str, list[PersistentExchange]] = {}
+        self._wire_bytes: dict[str, int] = {}
+
+    @property
+    def next_algorithm(self) -> str:
+        """The algorithm of the next blocking call: during a trial the one that is to be timed."""
+        return self.plan.algorithm if self.plan.trial is None else self.plan.trial.next
+
+    def acquire(self, algorithm: str) -> PersistentExchange:
+        """Return an exchange that is not under way."""
+        idle = self._idle.setdefault(algorithm, [])
+        return idle.pop() if idle else self._make(algorithm)
+
+    def release(self, exchange: PersistentExchange) -> None:
+        """Take back an exchange that has ended."""
+        exchange.forget()
+        self._idle[exchange.algorithm].append(exchange)
+
+    def wire_bytes(self, algorithm: str) -> int:
+        """Return the bytes that this rank receives from others."""
+        known = self._wire_bytes.get(algorithm)
+        if known is None:
+            module = ALGORITHMS[algorithm]
+            known = self._wire_bytes[algorithm] = module.wire_bytes(self.plan.problem, self._rank)
+        return known
+
+    def time(self, algorithm: str, worked: float, waited: float) -> None:
+        """Record the seconds of a call of a trial; collective at the end of a round."""
+        trial = self.plan.trial
+        assert trial is not None
+        if trial.record(algorithm, worked, waited):
+            self.plan.end_round(self._most(trial.times()))
+
+
+class PendingCall:
+    """A call under way on this rank.
+
+    Attributes:
+        call: The user's call.
+        factors: What the user passed.
+        recvbuf: What the user passed.
+        algorithm: As the user named it.
+        blocking: Whether no other call is under way.
+        began: The clock when this rank came to the call.
+        cached: The cached receiver; None if the arguments are wrong.
+        receiver: What takes the sum.
+        signature: What has to be equal on all ranks; None if the arguments are wrong.
+        prepared: The plan, where it is known before the ranks agree.
+        exchange: The exchange that has been started; None if only a header has been posted.
+        proposal: What has been proposed by that header.
+    """
+
+    __slots__ = (
+        "algorithm",
+        "began",
+        "blocking",
+        "cached",
+        "call",
+        "exchange",
+        "factors",
+        "prepared",
+        "proposal",
+        "receiver",
+        "recvbuf",
+        "signature",
+    )
+
+    def __init__(self, call: str, factors: Any, recvbuf: Any, algorithm: str, *, blocking: bool) -> None:
+        self.began = perf_counter()
+        self.call = call
+        self.factors = factors
+        self.recvbuf = recvbuf
+        self.algorithm = algorithm
+        self.blocking = blocking
+        self.cached: CachedReceiver | None = None
+        self.receiver: Any = recvbuf
+        self.signature: Signature | None = None
+        self.prepared: Prepared | None = None
+        self.exchange: PersistentExchange | None = None
+        self.proposal: Proposal | None = None
+
+    @property
+    def describe(self) -> Callable[[], str]:
+        """What returns a description of what this rank passed."""
+        return partial(describe_call, self.factors, self.recvbuf, self.algorithm)
+
+
+class Engine:
+    """Exchanges of factors by the ranks of a team.
+
+    A call proposes an exchange, by `begin`, and completes it, by `complete`. Where the receiver and the plan are
+    cached, a persistent exchange proposes itself, with its data; otherwise the ranks agree first, then plan.
 
     Args:
         team: The ranks.
-        options: What their `sfb.Comm` was made with.
-        profile: What returns their profile; collective, and may measure.
-        profile_at_hand: What returns it if this rank has it.
+        options: The options of their `sfb.Comm`.
+        profile: Returns their profile; collective, and may measure.
+        profile_at_hand: Returns their profile if this rank has it.
     """
 
     def __init__(
@@ -81,214 +180,232 @@ class Exchanges:
         self._options = options
         self._profile = profile
         self._profile_at_hand = profile_at_hand
-        self._plans: dict[object, Plan] = {}
-        self._seen: dict[int, Seen] = {}
-        self._timed: Timed | None = None
+        self._receivers = Receivers(options, team.owns)
+        self._plans = _Plans()
+        self._buffers: list[EagerBuffers] = []
 
-    def reduce(
-        self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
-    ) -> tuple[str, int, float, float]:
-        """Do one exchange, waiting; what `steps` does, with less ado. Return the values of an `Exchange`.
+    def allreduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
+        """Do one exchange.
 
         Args:
-            call: The user's.
-            factors: What the user passed; it may be wrong.
-            recvbuf: Likewise.
-            op: Likewise.
-            algorithm: Likewise.
+            call: The user's call, for messages.
+            factors: What the user passed; it may be wrong, as may the others.
+            recvbuf: What the user passed.
+            op: What the user passed.
+            algorithm: What the user passed.
 
         Raises:
             MismatchError, TypeError, ValueError: As `sfb.Comm.Allreduce` does.
         """
-        seen = self._seen.get(id(recvbuf))
-        opened: Opened | None = None
-        if seen is not None and seen.repeatable:
-            done, opened = self._again(call, seen, factors, recvbuf, op, algorithm)
-            if done is not None:
-                return done
-        opened = opened or self._open(call, factors, recvbuf, op, algorithm, carry=True)
-        return self._reduce_opened(opened, factors)
+        pending = self.begin(call, factors, recvbuf, op, algorithm, blocking=True)
+        exchange = pending.exchange
+        if exchange is not None and exchange.wait() == status.DONE:
+            return self._end(pending, exchange)
+        return run(self.complete(pending))
 
-    def steps(
-        self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
-    ) -> Generator[Any, None, Exchange]:
-        """Do one exchange in steps; the first of them shows the other ranks what is to come.
+    def begin(
+        self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str, *, blocking: bool, alone: bool = True
+    ) -> PendingCall:
+        """Check the arguments on this rank, and propose the exchange to the others.
 
-        Arguments and errors as of `reduce`.
+        Arguments as of `allreduce`; and ``blocking``, whether the caller is about to wait with no other call under way;
+        ``alone``, whether no other call is under way.
         """
-        opened = self._open(call, factors, recvbuf, op, algorithm, wait=False)
-        yield None
-        plan, _ = yield from self._settle(opened)
-        return (yield from self._run(plan, opened.meeting, factors, opened.receiver))
+        pending = PendingCall(call, factors, recvbuf, algorithm, blocking=blocking)
+        if not self._start_cached(pending, op, alone):
+            self._propose(pending, op)
+        return pending
 
-    def make(
-        self, call: str, factors: Any, receiver: Any, op: MPI.Op, algorithm: str
-    ) -> tuple[Plan, Receiver, Meeting]:
-        """Check the arguments on all ranks, and return the plan with everything it needs in place; collective.
+    def complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
+        """Complete a call in steps (`sfb.runtime.steps`)."""
+        exchange = pending.exchange
+        if exchange is not None:
+            if exchange.code == status.PENDING:
+                yield from exchange.steps()
+            if exchange.code == status.DONE:
+                return self._end(pending, exchange)
+            pending.proposal = exchange.proposal(pending.describe)
+            assert pending.prepared is not None
+            pending.prepared.release(exchange)
+        else:
+            yield None
+        proposal = pending.proposal
+        assert proposal is not None
+        posted = perf_counter()
+        if proposal.counts is None:
+            yield from self._team.agree.steps(proposal)
+        waited = perf_counter() - posted
+        prepared = yield from self._prepare(pending, proposal)
+        exchange = prepared.acquire(prepared.next_algorithm if pending.blocking else prepared.plan.algorithm)
+        began = perf_counter()
+        yield from exchange.run(proposal, pending.factors, pending.receiver)
+        pending.began = began - (posted - pending.began) - waited  # without the time for a plan
+        exchange.waited = waited
+        pending.prepared = prepared
+        return self._end(pending, exchange)
 
-        Arguments and errors as of `reduce`.
-        """
-        opened = self._open(call, factors, receiver, op, algorithm)
-        plan, _ = run(self._settle(opened))
-        return plan, opened.receiver, opened.meeting
+    def plan(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> PendingCall:
+        """Check the arguments on all ranks, and return the call with its plan prepared; collective, as `allreduce`."""
+        pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
+        self._propose(pending, op)
+        proposal = pending.proposal
+        assert proposal is not None
+        run(self._team.agree.steps(proposal))
+        pending.prepared = run(self._prepare(pending, proposal))
+        return pending
 
-    def repeat(
-        self, plan: Plan, number: int, samples: int, factors: Factors, recvbuf: Any, receiver: Receiver
-    ) -> Generator[Any, None, Exchange]:
-        """Do the exchange of a persistent plan, the one prepared by call ``number``, in steps."""
-        agree = self._team.agree
+    def start(self, planned: PendingCall, samples: int, *, alone: bool) -> PendingCall:
+        """Propose the exchange that `plan` has prepared, of ``samples`` samples of this rank, as `begin` does."""
+        pending = PendingCall("Start", planned.factors, planned.recvbuf, planned.algorithm, blocking=False)
+        pending.prepared = planned.prepared
+        assert planned.prepared is not None
+        assert planned.proposal is not None
+        problem = planned.prepared.plan.problem
+        # The samples of ranks may differ, but not from those planned.
+        size = samples if problem.uniform else 0
         error: Exception | None = None
-        signature: tuple[object, ...] = ()
+        digest = 0
         try:
-            seen = self._see(recvbuf)
-            receiver = seen.receiver(recvbuf)
-            check_factors(factors, seen, receiver, MPI.SUM)
-            seen.signature(AUTO, receiver)
-            if factors.shape != plan.problem.shape or len(factors) != samples:
-                raise ValueError(f"factors were {plan.problem.shape} with S={samples} when the plan was made")
-            signature = (number, normal(receiver.settings))
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            cached = planned.cached
+            if cached is None or not cached.same(pending.recvbuf):
+                cached = planned.cached = self._receivers.checked(pending.recvbuf)
+            pending.receiver = receiver = cached.receiver(pending.recvbuf)
+            settings = receiver.settings
+            if planned.signature is None or planned.signature.key != settings:
+                receiver.check()
+                planned.signature = Signature(settings, (planned.proposal.number, normal(settings)))
+            digest = planned.signature.digest("Start")
+            if planned.factors.shape != problem.shape or len(planned.factors) != samples:
+                raise ValueError(f"factors were {problem.shape} with S={samples} when the plan was made")
+            exchange = planned.prepared.acquire(planned.prepared.plan.algorithm)
+            if (alone or exchange.concurrent) and exchange.start(
+                "Start", digest, size, planned.factors, receiver, pending.describe, blocking=False
+            ):
+                pending.exchange = exchange
+                return pending
+            planned.prepared.release(exchange)
+            cached = self._receivers.checked(pending.recvbuf)
+            check_factors(planned.factors, cached, receiver, MPI.SUM, self._options.wire)
+        except Exception as caught:  # the other ranks wait to hear of it
             error = caught
-        meeting = agree.open("Start", signature, lambda: describe_call(factors, receiver, plan.algorithm), error=error)
-        yield None
-        yield from agree.steps(meeting)
-        return (yield from self._run(plan, meeting, factors, receiver))
+        pending.proposal = self._team.agree.propose("Start", digest, pending.describe, size=size, error=error)
+        return pending
 
-    def _reduce_opened(self, opened: Opened, factors: Any) -> Exchange:
-        """Do an exchange that the others have been shown, waiting."""
-        call, number = opened.meeting.call, opened.meeting.number
-        plan, parcel = opened.plan, opened.parcel
-        if plan is None:
-            plan, name = run(self._settle(opened))
-        else:
-            name = _turn(plan, None)
-        began = perf_counter()
-        carried = opened.meeting.parcels if parcel.algorithm == name else None
-        doing = Call(self._team, number, call, blocking=True, wire=self._options.wire, parcels=carried)
-        factors = self._rounded(factors, number)
-        for step in ALGORITHMS[name].run(plan.problem, doing, factors, opened.receiver):
-            if step is not POSTED:
-                step.Wait()
-        doing.finish()
-        opened.receiver.end()
-        seconds = perf_counter() - began
-        waited = began - opened.shown
-        if plan.trial is not None:
-            if carried is not None:
-                spent = seconds + parcel.seconds, waited
-            elif doing.repetition is not None:
-                spent = seconds, 0.0
-            else:
-                spent = seconds + opened.shown - opened.began, waited
-            self._note_time(plan, name, *spent)
-        if carried is not None:
-            seconds += parcel.seconds + waited
-        self._note_repeatable(opened, plan, name, doing)
-        return self._report(plan, name, seconds, doing)
-
-    def _note_time(self, plan: Plan, name: str, worked: float, waited: float) -> None:
-        """Remember the time of a call of a trial; the next call tells the other ranks."""
-        self._timed = Timed(plan, name, (round(worked * 1e9), round(waited * 1e9)))
-
-    def _note_repeatable(self, opened: Opened, plan: Plan, name: str, doing: Call) -> None:
-        """Remember an exchange that the next one may repeat: its data went with the headers, or in one call."""
-        seen, signature, meeting = opened.seen, opened.signature, opened.meeting
-        assert seen is not None
-        assert signature is not None
-        if meeting.counts is not None or not seen.complete or self._options.wire is not None:
-            return
-        if doing.parcels is not None and brief(plan.problem, self._team.threads, opened.receiver):
-            parcel = opened.parcel._replace(seconds=0.0)
-            exchange: Carried | Repeated = Carried(plan.problem, self._team, parcel, products=ALGORITHMS[name] is dense)
-        elif doing.repetition is not None:
-            exchange = doing.repetition()
-        else:
-            return
-        wire_bytes = self._wire_bytes(plan, name)
-        seen.remember(signature, Again(name, exchange, plan, wire_bytes, meeting.size, meeting.digest))
-
-    def _again(
-        self, call: str, seen: Seen, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str
-    ) -> tuple[tuple[str, int, float, float] | None, Opened | None]:
-        """Do an exchange like the last one of its signature.
-
-        Returns:
-            What `reduce` does, if that was done; and what has been begun, where it is not like that on other ranks.
-        """
-        began, timed = perf_counter(), self._timed
+    def _start_cached(self, pending: PendingCall, op: MPI.Op, alone: bool) -> bool:
+        """Start the persistent exchange of a call whose receiver and plan are cached; return whether there is one."""
+        factors, recvbuf, algorithm = pending.factors, pending.recvbuf, pending.algorithm
+        cached = self._receivers.find(recvbuf)
         try:
-            if op is not MPI.SUM or type(factors) is not Factors or not seen.same(recvbuf):
-                return _NOT_DONE
-            receiver = seen.receiver(recvbuf)
-            last = seen.ready(algorithm, receiver) if timed is None else None
-            last = last or self._find_again(seen, receiver, algorithm)
-            if last is None or len(factors.u) != last.samples:
-                return _NOT_DONE
-        except Exception:  # whatever it is, the usual way comes upon it, too, and tells the other ranks
-            return _NOT_DONE
-        name, exchange, plan, wire_bytes, samples, digest = last
-        agree = self._team.agree
-        number = agree.number + 1
-        if timed is None:
-            agreed = exchange.trade(call, number, digest, factors, receiver)
+            if cached is None or op is not MPI.SUM or type(factors) is not Factors or not cached.same(recvbuf):
+                return False
+            receiver = cached.receiver(recvbuf)
+            signature = cached.known(algorithm, receiver) or cached.signature(algorithm, receiver)
+            samples = len(factors.u)
+            prepared = self._plans.find(signature.key, samples)
+        except Exception:  # `_propose` finds it, too, and tells the other ranks
+            return False
+        if prepared is None:
+            return False
+        exchange = prepared.acquire(prepared.next_algorithm if pending.blocking else prepared.plan.algorithm)
+        pending.cached, pending.receiver, pending.signature = cached, receiver, signature
+        digest = signature.digest(pending.call)
+        if (alone or exchange.concurrent) and exchange.start(
+            pending.call, digest, samples, factors, receiver, pending.describe, blocking=pending.blocking
+        ):
+            pending.prepared, pending.exchange = prepared, exchange
+            return True
+        prepared.release(exchange)
+        return False
+
+    def _propose(self, pending: PendingCall, op: MPI.Op) -> None:
+        """Check the arguments on this rank, and post a header."""
+        error: Exception | None = None
+        digest = size = 0
+        try:
+            cached = pending.cached = self._receivers.checked(pending.recvbuf)
+            receiver = pending.receiver = cached.receiver(pending.recvbuf)
+            check_factors(pending.factors, cached, receiver, op, self._options.wire)
+            signature = pending.signature = cached.signature(pending.algorithm, receiver)
+            digest = signature.digest(pending.call)
+            size = len(pending.factors)
+        except Exception as caught:  # the other ranks wait to hear of it
+            error = caught
+        pending.proposal = self._team.agree.propose(
+            pending.call, digest, pending.describe, size=size, error=error, blocking=pending.blocking
+        )
+
+    def _prepare(self, pending: PendingCall, proposal: Proposal) -> Generator[Any, None, Prepared]:
+        """Return the plan of a call on which the ranks agree, in steps, with everything that it needs in place."""
+        if pending.prepared is not None and pending.signature is None:  # of `start`
+            return pending.prepared
+        cached, signature = pending.cached, pending.signature
+        assert cached is not None
+        assert signature is not None
+        size = proposal.size if proposal.counts is None else proposal.counts.tobytes()
+        prepared = self._plans.find(signature.key, size)
+        if prepared is None:
+            yield ALONE
+            prepared = self._new_plan(pending, proposal)
+            self._plans.add(signature.key, size, prepared)
+        if not cached.complete:
+            yield ALONE
+            with on_all_ranks(self._team.world, proposal.call):
+                pending.receiver.prepare(np.zeros if cached.block is None else self._team.share)
+        return prepared
+
+    def _new_plan(self, pending: PendingCall, proposal: Proposal) -> Prepared:
+        """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
+        team, receiver, cached, call = self._team, pending.receiver, pending.cached, proposal.call
+        assert cached is not None
+        counts = np.full(team.size, proposal.size, np.int64) if proposal.counts is None else proposal.counts
+        problem = Problem(
+            shape=cached.shape,
+            dtype=cached.dtype,
+            counts=counts,
+            node_of=team.node_of,
+            passes=receiver.passes,
+            sharing=team.sharing,
+            shared=cached.block is not None,
+            assigns=isinstance(receiver, Assign),
+            max_bytes=self._options.max_bytes,
+            whole=receiver.whole,
+            wire=self._options.wire,
+        )
+        algorithm = pending.algorithm
+        # All ranks find the same here.
+        if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
+            raise ValueError(
+                f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
+                f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
+            )
+        with on_all_ranks(team.world, call):
+            team.load_kernels()
+        if algorithm == AUTO:
+            plan = choose(problem, AUTO, self._profile(), trials=not self._options.reproducible)
         else:
-            assert isinstance(exchange, Carried)
-            agreed = exchange.trade(call, number, digest, factors, receiver, timed.spent)
-        if agreed is None:
-            return _NOT_DONE
-        agree.number = number
-        if agreed:
-            rebuild = exchange.take(receiver)
-            receiver.end()
-            seconds = perf_counter() - began
-            if timed is not None or plan.trial is not None:
-                self._time_again(exchange, plan, name, seconds)
-            return (name, wire_bytes, seconds - rebuild, rebuild), None
+            plan = choose(problem, algorithm, self._profile_at_hand())
+        # Each step is collective and can fail on one rank: the ranks agree on it before the next.
+        for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
+            with on_all_ranks(team.world, call):
+                ALGORITHMS[name].prepare(problem, team)
+        # The kernels' memory too: during the exchange a rank that has none could not tell the others.
+        with on_all_ranks(team.world, call):
+            kernels.scratch_for(problem.depth, receiver.array)
+        return Prepared(plan, team.rank, partial(self._persistent, problem, receiver.plain), team.most)
 
-        self._timed = None
-        parcel = exchange.parcel or NO_PARCEL
-        describe = partial(describe_call, factors, recvbuf, algorithm)
-        meeting = Meeting(call, number, digest, samples, describe, None, (parcel.kind, parcel.nbytes))
-        exchange.show(agree, meeting)
-        signature = seen.known(algorithm, receiver)
-        return None, Opened(meeting, seen, receiver, algorithm, signature, timed, None, parcel, began, began)
+    def _persistent(self, problem: Problem, plain: bool, algorithm: str) -> PersistentExchange:
+        """Make the persistent exchange of an algorithm, for receivers that are ``plain`` or not."""
+        team = self._team
+        if plain and FusedExchange.serves(algorithm, problem, team):
+            return FusedExchange(algorithm, problem, team)
+        if plain and EagerExchange.serves(algorithm, problem, team):
+            return EagerExchange(algorithm, problem, team, self._buffers)
+        return StepwiseExchange(algorithm, problem, team, self._check, self._rounded)
 
-    def _find_again(self, seen: Seen, receiver: Receiver, algorithm: str) -> Again | None:
-        """Return the exchange that a call may repeat."""
-        timed = self._timed
-        signature = seen.known(algorithm, receiver)
-        plan = None if signature is None else signature.last
-        if signature is None or plan is None or not plan.kept:
-            return None
-        last = signature.again.get(_turn(plan, timed))
-        if last is None or last.plan is not plan:
-            return None
-        if timed is None and plan.trial is None:
-            seen.make_ready(algorithm, receiver, signature, last)
-        elif not isinstance(last.exchange, Carried):  # its header has no room for times
-            return None
-        return last
-
-    def _time_again(self, exchange: Carried | Repeated, plan: Plan, name: str, seconds: float) -> None:
-        """Note the time of the call before, and remember that of this one, which repeated one of a trial."""
-        timed, self._timed = self._timed, None
-        if timed is not None:
-            assert isinstance(exchange, Carried)
-            timed.plan.note(timed.algorithm, exchange.elapsed() * 1e-9)
-        if plan.trial is not None:
-            self._note_time(plan, name, seconds, 0.0)
-
-    def _run(
-        self, plan: Plan, meeting: Meeting, factors: Factors, receiver: Receiver
-    ) -> Generator[Any, None, Exchange]:
-        """Run the algorithm of a plan, in steps."""
-        began = perf_counter()
-        call = Call(self._team, meeting.number, meeting.call, blocking=False, wire=self._options.wire)
-        factors = self._rounded(factors, meeting.number)
-        yield from ALGORITHMS[plan.algorithm].run(plan.problem, call, factors, receiver)
-        call.finish()
-        receiver.end()
-        return self._report(plan, plan.algorithm, perf_counter() - began, call)
+    def _check(self, factors: Factors, receiver: Receiver) -> None:
+        """Raise TypeError or ValueError if a receiver cannot take these factors."""
+        recvbuf = receiver.array if type(receiver) is Assign else receiver
+        check_factors(factors, self._receivers.checked(recvbuf), receiver, MPI.SUM, self._options.wire)
 
     def _rounded(self, factors: Factors, number: int) -> Factors:
         """Return the factors as they travel in call ``number``."""
@@ -304,178 +421,31 @@ class Exchanges:
             arrays.append(rounded)
         return Factors(*arrays)
 
-    def _report(self, plan: Plan, name: str, seconds: float, call: Call) -> Exchange:
-        seconds -= call.rebuild_seconds
-        return Exchange(name, self._wire_bytes(plan, name), seconds, call.rebuild_seconds)
-
-    def _wire_bytes(self, plan: Plan, name: str) -> int:
-        wire = plan.problem.memo.get(name)
-        if wire is None:
-            wire = plan.problem.memo[name] = ALGORITHMS[name].wire_bytes(plan.problem, self._team.rank)
-        return wire
-
-    def _open(
-        self,
-        call: str,
-        factors: Any,
-        recvbuf: Any,
-        op: MPI.Op,
-        algorithm: str,
-        *,
-        wait: bool = True,
-        carry: bool = False,
-    ) -> Opened:
-        """Check the arguments on this rank, and show the others what is to come.
-
-        ``wait`` for them a moment; ``carry`` along what the algorithm will probably need, if it goes with the headers.
-        """
-        began = perf_counter()
-        error: Exception | None = None
-        seen: Seen | None = None
-        receiver = recvbuf
-        signature: Signature | None = None
-        digest = size = 0
-        parcel = NO_PARCEL
-        timed, self._timed = self._timed, None
-        agree = self._team.agree
-        try:
-            seen = self._see(recvbuf)
-            receiver = seen.receiver(recvbuf)
-            check_factors(factors, seen, receiver, op)
-            signature = seen.signature(algorithm, receiver)
-            digest = signature.digest(call)
-            size = len(factors.u)
-            if carry and agree.room.size:
-                parcel = self._pack(signature, factors, timed)
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
-            error = caught
-        shown = perf_counter()
-        meeting = agree.open(
-            call,
-            digest,
-            lambda: describe_call(factors, recvbuf, algorithm),
-            size=size,
-            spent=(0, 0) if timed is None else timed.spent,
-            error=error,
-            wait=wait,
-            parcel=(parcel.kind, parcel.nbytes),
-            values=parcel.values,
-        )
-        plan: Plan | None = None
-        if timed is None and signature is not None and agree.settled(meeting):
-            plan = signature.plans.get(size)
-            if plan is not None and not plan.kept:  # what is forgotten on one rank is forgotten on all
-                plan = None
-        return Opened(meeting, seen, receiver, algorithm, signature, timed, plan, parcel, began, shown)
-
-    def _pack(self, signature: Signature, factors: Factors, timed: Timed | None) -> Parcel:
-        """Write what the algorithm of the last such call would send into the agreement's room, if it goes there."""
-        size = len(factors.u)
-        plan = signature.plans.get(size) or signature.last or self._plans.get((signature.key, size))
-        if plan is None:
-            return NO_PARCEL
-        name = _turn(plan, timed)
-        if name not in PARCELS:
-            return NO_PARCEL
-        kind, pack = PARCELS[name]
-        began = perf_counter()
-        packed = pack(plan.problem, factors, self._team.agree, self._team.threads)
-        return NO_PARCEL if packed is None else Parcel(name, kind, *packed, perf_counter() - began)
-
-    def _settle(self, opened: Opened) -> Generator[Any, None, tuple[Plan, str]]:
-        """Agree with the other ranks, in steps; return the plan with all that it needs in place, and whose turn it is.
-
-        That is found before the time of the call before is noted: what ranks have sent along rests on it.
-        """
-        team, meeting, timed = self._team, opened.meeting, opened.timed
-        yield from team.agree.steps(meeting, timed=timed is not None)
-        assert opened.seen is not None
-        assert opened.signature is not None
-        size = meeting.size if meeting.counts is None else meeting.counts.tobytes()
-        key = opened.signature.key, size
-        plan = self._plans.get(key)
-        if plan is None:
-            yield ALONE
-            plan = self._new_plan(opened)
-            if len(self._plans) >= MOST:
-                self._plans.pop(next(iter(self._plans))).kept = False
-            self._plans[key] = plan
-        name = _turn(plan, timed)
-        if timed is not None:
-            timed.plan.note(timed.algorithm, meeting.elapsed * 1e-9)
-        opened.signature.last = plan
-        if opened.seen.complete and meeting.counts is None:
-            opened.signature.plans = {size: plan}
-        if not opened.seen.complete:
-            yield ALONE
-            with on_all_ranks(team.world, meeting.call):
-                opened.receiver.prepare(np.zeros if opened.seen.block is None else team.share)
-        return plan, name
-
-    def _see(self, recvbuf: Any) -> Seen:
-        """Return what is known of a receiver, after checking it if anything about it is new."""
-        seen = self._seen.get(id(recvbuf))
-        if seen is not None and seen.holds(recvbuf):
-            return seen
-        receiver = recvbuf if isinstance(recvbuf, Receiver) else Assign(recvbuf)
-        receiver.check()
-        block = find(receiver.array)
-        state = [array for array in receiver.state if array is not None]
-        if any(np.may_share_memory(array, receiver.array) for array in state):
-            raise ValueError("the receiver's state shares memory with its array")
-        for array in (receiver.array, *state):
-            its = find(array)
-            if its is not None and not self._team.owns(its):
-                raise ValueError("the receiver is shared by other ranks than this communicator's; use its `shared`")
-            if (its is None) != (block is None):
-                raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
-        if len(self._seen) >= MOST:
-            self._seen.pop(next(iter(self._seen)))
-        seen = self._seen[id(recvbuf)] = Seen(recvbuf, receiver, block, self._options)
-        return seen
-
-    def _new_plan(self, opened: Opened) -> Plan:
-        """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
-        team, receiver, meeting = self._team, opened.receiver, opened.meeting
-        assert opened.seen is not None
-        problem = Problem(
-            shape=opened.seen.shape,
-            dtype=opened.seen.dtype,
-            counts=np.full(team.size, meeting.size, np.int64) if meeting.counts is None else meeting.counts,
-            node_of=team.node_of,
-            passes=receiver.passes,
-            sharing=team.sharing,
-            shared=opened.seen.block is not None,
-            assigns=isinstance(receiver, Assign),
-            max_bytes=self._options.max_bytes,
-            whole=receiver.whole,
-            wire=self._options.wire,
-        )
-        call, algorithm = meeting.call, opened.algorithm
-        # All ranks find the same here.
-        if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
-            raise ValueError(
-                f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
-                f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
-            )
-        with on_all_ranks(team.world, call):
-            team.load_kernels()
-        if algorithm == AUTO:
-            plan = choose(problem, AUTO, self._profile(), trials=not self._options.reproducible)
-        else:
-            plan = choose(problem, algorithm, self._profile_at_hand())
-        # Each step is collective and can fail on one rank: agree on it before the next.
-        for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
-            with on_all_ranks(team.world, call):
-                ALGORITHMS[name].prepare(problem, team)
-        # The kernels' memory too: amid the exchange a rank that has none could not tell the others.
-        with on_all_ranks(team.world, call):
-            kernels.scratch_for(problem.depth, receiver.array)
-        return plan
+    def _end(self, pending: PendingCall, exchange: PersistentExchange) -> Exchange:
+        """Finish a call whose exchange has been done."""
+        prepared = pending.prepared
+        assert prepared is not None
+        pending.receiver.end()
+        seconds, rebuild = perf_counter() - pending.began, exchange.rebuild_seconds
+        algorithm, waited = exchange.algorithm, exchange.waited
+        prepared.release(exchange)
+        if pending.blocking and prepared.plan.trial is not None:
+            prepared.time(algorithm, seconds - waited, waited)
+        return Exchange(algorithm, prepared.wire_bytes(algorithm), seconds - rebuild, rebuild)
 
 
-def _turn(plan: Plan, timed: Timed | None) -> str:
-    """Return the algorithm of a call of a plan, of which another may be yet to be noted."""
-    if plan.trial is None:
-        return plan.algorithm
-    return plan.trial.after(timed.algorithm if timed is not None and timed.plan is plan else None)
+class _Plans:
+    """Plans by the keys of signatures and the samples of ranks, as many as are kept; the same on all ranks."""
+
+    def __init__(self) -> None:
+        self._plans: dict[object, Prepared] = {}
+
+    def find(self, key: tuple[object, ...], samples: object) -> Prepared | None:
+        """Return the plan for a key, and for S that is the same on all ranks, or S of all ranks as bytes."""
+        return self._plans.get((key, samples))
+
+    def add(self, key: tuple[object, ...], samples: object, prepared: Prepared) -> None:
+        """Keep a plan, in place of the oldest if there are too many."""
+        if len(self._plans) >= MOST:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[key, samples] = prepared

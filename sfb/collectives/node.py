@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfb.collectives import fused
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
 from sfb.collectives.update import Gathering, blocks, own_rows, posted, update
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["bind", "cost", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
 
 _ALIGN = 64  # v begins on a cache line
 
@@ -72,32 +71,38 @@ def prepare(problem: Problem, team: Team) -> None:
     width = max((high - low for low, high in problem.row_blocks), default=0)
     edges = problem.sample_edges
     depth = max(int((last - first).sum()) for first, last in pairwise(edges))
-    # Here, where a rank that has no room can tell the others: not amid the exchange.
-    team.grow_staging(_second(depth, width, problem)[1])
+    # A rank that has no room can tell the others now, but not during the exchange.
+    team.staging.grow(_second(depth, width, problem)[1])
+
+
+def staging_bytes(problem: Problem) -> int:
+    """Return the bytes of staging memory for the factors of all ranks."""
+    return _second(problem.depth, problem.shape[0], problem)[1]
+
+
+def bind(problem: Problem, team: Team, block: Block) -> tuple[np.ndarray, None]:
+    """Return what the kernel of a fused exchange takes as bound, in the staging memory; and no pieces."""
+    from sfb.kernels import fused
+
+    board, (rows, columns) = team.board, problem.shape
+    second, _ = _second(problem.depth, rows, problem)
+    u = block.array((problem.depth, rows), problem.dtype)
+    v = block.array((problem.depth, columns), problem.dtype, second)
+    samples, low = int(problem.counts[team.rank]), int(problem.offsets[team.rank])
+    start = board.ranks, board.me, board.patience, samples, problem.shared, board.words
+    return fused.bind_node(*start, u, v, low, *own_rows(problem, team, 0, rows)), None
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Write into the node's memory, exchange with the same slot of other nodes, update this rank's rows."""
     if problem.ranks == 1:
         update(problem, call, receiver, factors.u, factors.v, 0, problem.shape[0])
-    elif problem.fits and fused.serves(problem, call, receiver):
-        yield from _in_one_call(problem, call, factors, receiver)
-        return
     elif problem.fits:
         yield from _at_once(problem, call, factors, receiver)
     else:
         yield from _in_blocks(problem, call, factors, receiver)
     if problem.shared:
         yield from call.meet(last=True)
-
-
-def _in_one_call(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    team = call.team
-    second, nbytes = _second(problem.depth, problem.shape[0], problem)
-    block, user = team.staging(nbytes, call.number)
-    u, v, low = _everybodys(problem, call, block, second)
-    rows = low, *own_rows(problem, call, 0, problem.shape[0])
-    yield from fused.run("node", problem, call, user, factors, receiver, (u, v, rows))
 
 
 def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -135,7 +140,7 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
             first_block = False
         else:
             yield from call.meet()  # every rank has read what is now overwritten
-            block, _ = team.staging(nbytes)
+            block = team.staging.grow(nbytes)
         u = block.array((depth, width), problem.dtype)
         v = block.array((depth, problem.shape[1]), problem.dtype, second)
         mine = slice(int(first[team.rank]), int(last[team.rank]))

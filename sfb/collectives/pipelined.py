@@ -66,7 +66,7 @@ def prepare(problem: Problem, team: Team) -> None:
         return
     samples = int(problem.counts[team.rank])
     sizes = [problem.depth * problem.shape[1], *(rows * n for n in widths for rows in (problem.depth, samples))]
-    team.reserve(*(size * problem.itemsize for size in sizes))
+    team.pool.reserve(*(size * problem.itemsize for size in sizes))
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -89,7 +89,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
     for i, (low, high) in enumerate(bands):
         yield from steps[i + 1]
         rest = [request for later in steps[i + 2 :] for request in later]
-        start, stop = own_rows(problem, call, low, high)
+        start, stop = own_rows(problem, call.team, low, high)
         for begin in range(start, stop, _rows(problem)):
             end = min(begin + _rows(problem), stop)
             with call:

@@ -65,7 +65,7 @@ def prepare(problem: Problem, team: Team) -> None:
         raise ValueError("sharded takes factors of at most 2³¹ elements a rank; name another algorithm")
     if problem.shared:
         team.across()
-        team.grow_staging(problem.dense_bytes)
+        team.staging.grow(problem.dense_bytes)
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
@@ -136,7 +136,7 @@ def _by_columns(
     yield from posted(_gather(problem, call, blocks, sizes, firsts), True)
     if problem.shared:
         yield from call.meet()
-    low, high = own_rows(problem, call, 0, rows)
+    low, high = own_rows(problem, call.team, 0, rows)
     assigned = isinstance(receiver, Assign)
     total = receiver.array if assigned else call.buffer((high - low, problem.shape[1]), problem.dtype)
     part = total[low:high] if assigned else total
@@ -166,7 +166,9 @@ def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, 
         yield from call.meet()
     if not assigned:
         with call:
-            receiver.update_dense(total, *own_rows(problem, call, 0, problem.shape[0]), 0, threads=call.team.threads)
+            receiver.update_dense(
+                total, *own_rows(problem, call.team, 0, problem.shape[0]), 0, threads=call.team.threads
+            )
     if problem.shared:
         yield from call.meet(last=True)
 

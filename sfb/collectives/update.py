@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,19 +13,22 @@ from sfb.collectives.problem import Problem
 from sfb.receiver import Receiver
 from sfb.runtime.steps import POSTED
 
+if TYPE_CHECKING:
+    from sfb.runtime.team import Team
+
 __all__ = ["Gathering", "blocks", "own_rows", "posted", "update"]
 
 Gathering = Generator[Any, None, tuple[np.ndarray, np.ndarray]]
 Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Gathering]
 
 
-def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, int]:
+def own_rows(problem: Problem, team: Team, low: int, high: int) -> tuple[int, int]:
     """Return the rows from ``low`` to ``high`` that this rank works: all, or its share of the node's copy."""
     if not problem.shared:
         return low, high
     rows = problem.memo.get((low, high))
     if rows is None:
-        board = call.team.board
+        board = team.board
         start, stop = kernels.partition(high - low, board.ranks, board.me)
         rows = problem.memo[low, high] = low + start, low + stop
     return rows
@@ -33,7 +36,7 @@ def own_rows(problem: Problem, call: Call, low: int, high: int) -> tuple[int, in
 
 def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, low: int, high: int) -> None:
     """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in those that this rank works."""
-    start, stop = own_rows(problem, call, low, high)
+    start, stop = own_rows(problem, call.team, low, high)
     with call:
         receiver.update(u, v, start, stop, low, threads=call.team.threads)
 
@@ -55,7 +58,7 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
             u, v = yield from gather(slice(low, high), edges[0], edges[1], i == last)
             update(problem, call, receiver, u, v, low, high)
             continue
-        start, stop = own_rows(problem, call, low, high)
+        start, stop = own_rows(problem, call.team, low, high)
         total = call.buffer((stop - start, problem.shape[1]), problem.dtype, "total")
         for part in range(parts):
             final = i == last and part == parts - 1

@@ -1,4 +1,4 @@
-"""The board of a node: shared memory by which its ranks agree and wait for each other."""
+"""The board of a node: the page of shared memory on which its ranks post headers and wait for each other."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from mpi4py import MPI
 from sfb.kernels import header
 from sfb.runtime.windows import Block
 
-__all__ = ["Board", "Phase", "Watch"]
+__all__ = ["SPINS", "Board", "Event", "Watch"]
 
-# Looks at a word before MPI is given a chance to make progress; a look takes some nanoseconds.
-_SPINS = 5000
-# Looks before the core is yielded, where every rank has a core of its own and where they share cores.
+# Looks at a word before a waiting rank lets MPI progress; a look takes some nanoseconds.
+SPINS = 5000
+# Looks before a rank yields its core, where every rank has a core of its own and where ranks share cores.
 _PATIENT, _POLITE = 4000, 50
 
 _log = logging.getLogger("sfb")
 
 
 class Board:
-    """What the ranks of a node show each other (`sfb.kernels.sync`), and how they wait for it; collective.
-
-    Attributes:
-        words: The memory.
-        window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
-        place: Ranks of the node, this one's number, looks to wait for others, and looks before the core is yielded.
-        glance: The same with no waiting.
-        last_phase: Of a call.
-        members: Ranks in the world.
-        me: This one's number in the node.
-        ranks: How many there are.
-        stall: Seconds after which a waiting rank says whom it waits for.
+    """The board of a node (`sfb.kernels.header`, `sfb.kernels.sync`), and how its ranks wait; collective.
 
     Args:
         world: The library's communicator, by which MPI progresses while a rank waits.
-        node: The ranks of it that share memory.
-        members: Their ranks in the world.
+        node: The ranks of the world that share memory.
+        members: Their numbers in the world.
         crowded: Whether ranks share cores.
-        stall: Seconds after which a waiting rank says whom it waits for.
+        stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
+
+    Attributes:
+        words: The memory of the board.
+        window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
+        place: Ranks of the node, this rank's number, looks for others before a call returns, and looks before the
+            rank yields its core.
+        patience: Looks before the rank yields its core.
+        last_phase: The last phase of a call.
+        members: The numbers of the node's ranks in the world.
+        me: This rank's number on the node.
+        ranks: Ranks of the node.
+        stall: Seconds after which a waiting rank warns.
     """
 
     def __init__(
@@ -59,9 +60,8 @@ class Board:
         self.me = node.rank
         self.ranks = node.size
         self.stall = stall
-        self._patience = _POLITE if crowded else _PATIENT
-        self.place = self.ranks, self.me, _SPINS, self._patience
-        self.glance = self.ranks, self.me, 0, self._patience
+        self.patience = _POLITE if crowded else _PATIENT
+        self.place = self.ranks, self.me, SPINS, self.patience
         slots = self.ranks + 1  # one for what the first rank announces to the others
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
         words = header.slot(slots, 0)
@@ -72,54 +72,57 @@ class Board:
             self.words[:] = 0
         node.Barrier()
 
-    def meet(self, call: int, digest: int, size: int, spent: int, *, wait: bool) -> int:
-        """Show this rank's header for a call and compare those of all, as far as they have come."""
-        spins = _SPINS if wait else 0
-        return self._sync.meet(self.words, self.ranks, self.me, call, digest, size, spent, spins, self._patience)
+    def meet(self, call: int, digest: int, size: int, *, wait: bool) -> int:
+        """Post this rank's header for a call, and return the verdict on those of all ranks, or `PENDING`."""
+        spins = SPINS if wait else 0
+        return self._sync.meet(self.words, self.ranks, self.me, call, digest, size, 0, spins, self.patience)
 
     def look(self, call: int, *, wait: bool) -> int:
-        """Compare the headers of a call again."""
-        return self._sync.look(self.words, self.ranks, self.me, call, _SPINS if wait else 0, self._patience)
+        """Return the verdict on the headers of a call, or `PENDING`."""
+        return self._sync.look(self.words, self.ranks, self.me, call, SPINS if wait else 0, self.patience)
 
     def headers(self, call: int) -> np.ndarray:
-        """Return the digests, sizes and times of a call that all ranks have arrived at, one row per rank."""
+        """Return the headers of a call that all ranks have arrived at, one row per rank."""
         table = self.words.reshape(self.ranks + 1, header.RING, header.BOARD_WORDS)
         return table[: self.ranks, call % header.RING, : header.WORDS]
 
     def announce(self, call: int, words: Sequence[int]) -> None:
-        """Show the node three words as its first rank."""
+        """Announce three words to the node, as its leader."""
         at = header.slot(self.ranks, call)
         self.words[at : at + header.WORDS] = words
         self._sync.reach(self.words, self.ranks, call, self._sync.ARRIVED)
 
     def announced(self, call: int) -> list[int]:
-        """Return what the first rank has announced."""
+        """Return what the leader has announced."""
         at = header.slot(self.ranks, call)
         return self.words[at : at + header.WORDS].tolist()
 
     def reach(self, call: int, phase: int) -> None:
-        """Let the others see that this rank has reached a phase, and whatever it wrote before."""
+        """Announce that this rank has reached a phase; the others then see what it wrote before."""
         self._sync.reach(self.words, self.me, call, phase)
 
     def reached(self, call: int, phase: int, *, wait: bool = False) -> bool:
         """Return whether every rank of the node has reached a phase."""
-        spins = _SPINS if wait else 0
-        return self._sync.reached(self.words, 0, self.ranks, call, phase, spins, self._patience)
+        spins = SPINS if wait else 0
+        return self._sync.reached(self.words, 0, self.ranks, call, phase, spins, self.patience)
 
     def join(self, call: int, phase: int, *, wait: bool) -> bool:
-        """Let the others see that this rank has reached a phase, and return whether all have."""
-        spins = _SPINS if wait else 0
-        return self._sync.join(self.words, self.ranks, self.me, call, phase, spins, self._patience)
+        """Announce that this rank has reached a phase, and return whether all ranks have."""
+        spins = SPINS if wait else 0
+        return self._sync.join(self.words, self.ranks, self.me, call, phase, spins, self.patience)
 
     def was_announced(self, call: int, *, wait: bool) -> bool:
-        """Return whether the first rank has announced something for a call."""
-        spins = _SPINS if wait else 0
+        """Return whether the leader has announced something for a call."""
+        spins = SPINS if wait else 0
         me, phase = self.ranks, self._sync.ARRIVED
-        return self._sync.reached(self.words, me, me + 1, call, phase, spins, self._patience)
+        return self._sync.reached(self.words, me, me + 1, call, phase, spins, self.patience)
 
-    def phase(self, call: int, phase: int, name: str) -> Phase:
-        """Return the moment when every rank of the node has reached a phase, to wait for."""
-        return Phase(self, call, phase, name)
+    def phase(self, call: int, phase: int, name: str) -> Event:
+        """Return the event that every rank of the node has reached a phase of a call.
+
+        ``name`` is the user's call, for messages.
+        """
+        return Event(self, lambda wait: self.reached(call, phase, wait=wait), lambda: self.missing(call, phase), name)
 
     def missing(self, call: int, phase: int) -> list[int]:
         """Return the ranks of the world that have not reached a phase."""
@@ -127,12 +130,18 @@ class Board:
         return [rank for rank, there in zip(self.members, found, strict=True) if not there]
 
     def progress(self) -> None:
-        """Let MPI work on what other ranks may be waiting for, such as a user's message, and other processes run."""
+        """Let MPI progress, as other ranks may wait for a message from this one, and other processes run."""
         self._world.Iprobe()
         os.sched_yield()
 
     def wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
-        """Wait until ``condition``, which does some waiting itself, holds."""
+        """Wait until ``condition``, which looks a while itself, holds.
+
+        Args:
+            condition: What is waited for.
+            missing: Returns the ranks of the world that this rank waits for.
+            what: The user's call, for messages.
+        """
         watch: Watch | None = None
         while not condition():
             self.progress()
@@ -145,7 +154,7 @@ class Board:
         return self._node.allgather(item)
 
     def watch(self) -> Watch:
-        """Return what says whom this rank waits for, from now on."""
+        """Return a watch that warns when this rank waits long from now on."""
         return Watch(self.stall, self._world.rank)
 
     def free(self) -> None:
@@ -156,22 +165,24 @@ class Board:
 
 
 class Watch:
-    """Says whom a rank waits for, when that takes long.
+    """Warns when a rank waits long, naming the ranks that it waits for.
 
     Args:
-        stall: Seconds before it speaks, and between repetitions.
+        stall: Seconds before the first warning, and between warnings.
         rank: This rank.
+        clock: Returns seconds.
     """
 
-    def __init__(self, stall: float, rank: int) -> None:
+    def __init__(self, stall: float, rank: int, clock: Callable[[], float] = monotonic) -> None:
         self._stall = stall
         self._rank = rank
-        self._next = monotonic() + stall
-        self._began = monotonic()
+        self._clock = clock
+        self._began = clock()
+        self._next = self._began + stall
 
     def look(self, missing: Callable[[], list[int]], what: str) -> None:
         """Warn, by the logger "sfb", if it is time."""
-        now = monotonic()
+        now = self._clock()
         if now < self._next:
             return
         self._next = now + self._stall
@@ -180,21 +191,30 @@ class Watch:
         _log.warning("rank %d has waited %.0f s in %s for %s", self._rank, now - self._began, what, whom)
 
 
-class Phase:
-    """The moment when every rank of the node has reached a phase of a call; waited for like an MPI request."""
+class Event:
+    """What a rank of a node waits for, as for an MPI request.
 
-    def __init__(self, board: Board, call: int, phase: int, name: str) -> None:
+    Args:
+        board: The board of the node.
+        happened: Returns whether it has happened; looks a while if its argument is true.
+        missing: Returns the ranks of the world that have yet to do their part.
+        name: The user's call, for messages.
+    """
+
+    __slots__ = ("_board", "_happened", "_missing", "_name")
+
+    def __init__(
+        self, board: Board, happened: Callable[[bool], bool], missing: Callable[[], list[int]], name: str
+    ) -> None:
         self._board = board
-        self._call = call
-        self._phase = phase
+        self._happened = happened
+        self._missing = missing
         self._name = name
 
     def Test(self) -> bool:
-        """Return whether it has come."""
-        return self._board.reached(self._call, self._phase)
+        """Return whether it has happened."""
+        return self._happened(False)
 
     def Wait(self) -> None:
         """Wait for it."""
-        board, call, phase = self._board, self._call, self._phase
-        if not board.reached(call, phase, wait=True):
-            board.wait(lambda: board.reached(call, phase, wait=True), lambda: board.missing(call, phase), self._name)
+        self._board.wait(lambda: self._happened(True), self._missing, self._name)

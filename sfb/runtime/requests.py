@@ -1,4 +1,4 @@
-"""Exchanges under way: the order in which they advance, and the requests by which users wait for them."""
+"""Exchanges under way: the queue in which they advance, a thread for it, and MPI-style requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from time import sleep
+from types import TracebackType
 from typing import Any, Protocol
 
 from mpi4py import MPI
@@ -14,64 +15,88 @@ from mpi4py import MPI
 from sfb.runtime.limits import PENDING_ARRAYS, PENDING_CALLS
 from sfb.runtime.steps import ALONE, POSTED
 
-__all__ = ["PolledRequest", "Queue", "Request", "Ticker"]
+__all__ = ["Persistent", "PolledRequest", "Queue", "QueuedExchange", "Request", "Ticker"]
 
 # Seconds to wait for a thread that may be inside MPI when the program ends.
 _PATIENCE = 5.0
 
 
-class Exchange:
-    """One exchange under way, a generator of things to wait for; its first step, None, is not waited for.
+class QueuedExchange:
+    """An exchange under way, in steps (`sfb.runtime.steps`).
+
+    Args:
+        steps: The exchange.
 
     Attributes:
+        pending: What the exchange waits for, None if it can go on.
+        posted: Whether it will post no more collectives.
         done: Whether it has ended.
-        error: What it ended with, if it failed.
+        error: The exception that ended it, if it failed.
         result: What it returned otherwise.
+        on_end: Called when it ends.
     """
 
-    __slots__ = ("alone", "done", "error", "on_end", "pending", "posted", "result", "steps")
+    __slots__ = ("_alone", "_steps", "done", "error", "on_end", "pending", "posted", "result")
 
     def __init__(self, steps: Iterator[Any]) -> None:
-        self.steps = steps
+        self._steps = steps
+        self._alone = False
         self.pending: Any = None
         self.posted = False
-        self.alone = False
         self.done = False
         self.error: Exception | None = None
         self.result: Any = None
         self.on_end: Callable[[], None] | None = None
 
     def end(self) -> None:
-        """Tell whoever waits for it by other means than this library."""
+        """Note that the exchange has ended, and tell who asked to be told."""
         self.done = True
         tell, self.on_end = self.on_end, None
         if tell is not None:
             tell()
 
+    def step(self) -> None:
+        """Take the next step."""
+        try:
+            step = next(self._steps)
+        except StopIteration as last:
+            self.result = last.value
+            self.end()
+        except Exception as error:
+            self._fail(error)
+        else:
+            self.posted = self.posted or step is POSTED
+            self._alone = step is ALONE
+            self.pending = None if step is ALONE or step is POSTED else step
+
     def advance(self, oldest: bool) -> None:
-        """Go on as far as possible without waiting."""
+        """Go on as far as possible without waiting; ``oldest`` if no older exchange is under way."""
         while not self.done:
-            if self.alone:
-                if not oldest:
+            if self._alone and not oldest:
+                return
+            if self.pending is not None:
+                try:
+                    if not self.pending.Test():
+                        return
+                except Exception as error:
+                    self._fail(error)
                     return
-                self.alone = False
-            elif self.pending is not None:
-                if not self.pending.Test():
-                    return
-                self.pending = None
-            try:
-                step = next(self.steps)
-            except StopIteration as last:
-                self.result = last.value
-                self.end()
-            except Exception as error:  # of this exchange, whoever advances it
-                self.error = error
-                self.end()
-            else:
-                self.posted = self.posted or step is POSTED
-                self.alone = step is ALONE
-                if step is not ALONE and step is not POSTED:
-                    self.pending = step
+            self.step()
+
+    def wait_for_step(self) -> None:
+        """Wait for what the exchange waits for."""
+        if self.pending is None:
+            return
+        try:
+            self.pending.Wait()
+        except Exception as error:
+            self._fail(error)
+        self.pending = None
+
+    def _fail(self, error: Exception) -> None:
+        """Note the exception that ended the exchange, for the caller of Wait or Test, whoever met it."""
+        self.error = error
+        self.end()
 
 
 class Queue:
@@ -82,8 +107,8 @@ class Queue:
     """
 
     def __init__(self) -> None:
-        self._exchanges: deque[Exchange] = deque()
-        self._plain = 0
+        self._exchanges: deque[QueuedExchange] = deque()
+        self._arrays = 0
         self.lock = threading.RLock()
 
     @property
@@ -91,47 +116,55 @@ class Queue:
         """Whether exchanges are under way."""
         return bool(self._exchanges)
 
-    def begin(self, steps: Iterator[Any]) -> Exchange:
-        """Add an exchange, which has run to its first step."""
-        exchange = Exchange(steps)
+    def begin(self, propose: Callable[[bool], Iterator[Any]]) -> QueuedExchange:
+        """Add an exchange.
+
+        Args:
+            propose: Proposes the exchange to the other ranks and returns its steps, the first of which posts no
+                collective; its argument tells whether no other exchange is under way.
+        """
         with self.lock:
             while len(self._exchanges) >= PENDING_CALLS:
                 self._wait_for_oldest()
-            if not self._exchanges:
-                self._plain = 0
+            alone = not self._exchanges
+            if alone:
+                self._arrays = 0
+            exchange = QueuedExchange(propose(alone))
             self._exchanges.append(exchange)
-            next(steps)  # shows the other ranks what is to come
-            self.advance()
+            exchange.step()
+            if exchange.pending is None:
+                self.advance()
         return exchange
 
     def advance(self) -> None:
         """Let every exchange go on as far as it can without waiting."""
         with self.lock:
-            while self._exchanges and self._step(self._exchanges[0], True).done:
+            while self._exchanges and self._advance(self._exchanges[0], True).done:
                 self._exchanges.popleft()
             ready = bool(self._exchanges) and self._exchanges[0].posted
             for exchange in list(self._exchanges)[1:]:
                 if not ready:
                     return
-                ready = self._step(exchange, False).posted
+                ready = self._advance(exchange, False).posted
 
     @staticmethod
-    def _step(exchange: Exchange, oldest: bool) -> Exchange:
+    def _advance(exchange: QueuedExchange, oldest: bool) -> QueuedExchange:
         exchange.advance(oldest)
         return exchange
 
-    def finish(self, exchange: Exchange) -> None:
+    def finish(self, exchange: QueuedExchange) -> None:
         """Wait for an exchange."""
         while not exchange.done:
             with self.lock:
-                self.advance()
-                if not exchange.done and self._exchanges and self._exchanges[0] is exchange:
+                if self._exchanges and self._exchanges[0] is exchange:
                     self._wait_for_oldest()
+                else:
+                    self.advance()
 
     def make_room(self) -> None:
         """Count a call of plain arrays beside the exchanges under way; wait for these if there are too many."""
-        self._plain += 1
-        if self._plain >= PENDING_ARRAYS:
+        self._arrays += 1
+        if self._arrays >= PENDING_ARRAYS:
             self.drain()
 
     def drain(self) -> None:
@@ -144,11 +177,12 @@ class Queue:
     def _wait_for_oldest(self) -> None:
         oldest = self._exchanges[0]
         while not oldest.done:
-            if oldest.pending is not None:
-                oldest.pending.Wait()
-                oldest.pending = None
+            oldest.wait_for_step()
             oldest.advance(True)
-        self.advance()
+        if len(self._exchanges) == 1:
+            self._exchanges.clear()
+        else:
+            self.advance()
 
 
 class Advancing(Protocol):
@@ -199,10 +233,10 @@ class Ticker:
 
 
 class _Waiting:
-    """What users do with an exchange under way, as with an MPI request."""
+    """The methods by which users wait for an exchange, as for an MPI request."""
 
     _queue: Queue
-    _exchange: Exchange | None
+    _queued: QueuedExchange | None
 
     def Wait(self, status: MPI.Status | None = None) -> bool:
         """Wait for the exchange; the receiver is whole then.
@@ -211,35 +245,35 @@ class _Waiting:
             RuntimeError: It has been waited for already.
             MismatchError, TypeError, ValueError: The call was wrong, on this or another rank.
         """
-        exchange = self._under_way()
-        self._queue.finish(exchange)
-        return self._end(exchange)
+        queued = self._under_way()
+        self._queue.finish(queued)
+        return self._end(queued)
 
     def Test(self, status: MPI.Status | None = None) -> bool:
         """Let the exchange go on without waiting, and return whether it is complete; raises as `Wait` does."""
-        exchange = self._under_way()
+        queued = self._under_way()
         self._queue.advance()
-        return exchange.done and self._end(exchange)
+        return queued.done and self._end(queued)
 
     wait, test = Wait, Test
 
     @property
     def exchange(self) -> Any:
-        """How the exchange went on this rank; None until it is complete."""
+        """How the exchange went on this rank, a `sfb.Exchange`; None until it is complete."""
         return self._result
 
     _result: Any = None
 
-    def _under_way(self) -> Exchange:
-        if self._exchange is None:
+    def _under_way(self) -> QueuedExchange:
+        if self._queued is None:
             raise RuntimeError("the request is not active: it has been waited for already")
-        return self._exchange
+        return self._queued
 
-    def _end(self, exchange: Exchange) -> bool:
-        self._exchange = None
-        self._result = exchange.result
-        if exchange.error is not None:
-            raise exchange.error
+    def _end(self, queued: QueuedExchange) -> bool:
+        self._queued = None
+        self._result = queued.result
+        if queued.error is not None:
+            raise queued.error
         return True
 
     @staticmethod
@@ -252,15 +286,15 @@ class _Waiting:
 
     @staticmethod
     def Testall(requests: Sequence[Any], statuses: Any = None) -> bool:
-        """Return whether all ``requests``, of this library and of mpi4py, are complete; none is given up before."""
+        """Return whether all ``requests``, of this library and of mpi4py, are complete; if so, complete them."""
         return all(
             request.is_complete() if isinstance(request, _Waiting) else request.Get_status() for request in requests
         ) and _Waiting.Waitall(requests)
 
     def is_complete(self) -> bool:
-        """Return whether the exchange is complete, without giving the request up."""
+        """Return whether the exchange is complete; `Wait` or `Test` still has to complete the request."""
         self._queue.advance()
-        return self._exchange is None or self._exchange.done
+        return self._queued is None or self._queued.done
 
 
 class PolledRequest(_Waiting):
@@ -269,32 +303,125 @@ class PolledRequest(_Waiting):
     mpi4py's own Waitall does not take it; `Request.Waitall` takes it beside requests of mpi4py.
     """
 
-    def __init__(self, queue: Queue, exchange: Exchange) -> None:
+    def __init__(self, queue: Queue, queued: QueuedExchange) -> None:
         self._queue = queue
-        self._exchange = exchange
+        self._queued = queued
 
 
 class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
     """An `Iallreduce` under way, which a thread takes forward; an `MPI.Request`."""
 
-    def __new__(cls, queue: Queue, exchange: Exchange) -> Request:
+    def __new__(cls, queue: Queue, queued: QueuedExchange) -> Request:
         """Make a generalized request of MPI that is complete when the exchange is."""
 
         def query(status: MPI.Status) -> None:
-            if exchange.error is not None:  # to whoever waits by MPI's own means
-                raise exchange.error
+            if queued.error is not None:  # raised to callers that wait by MPI's own functions
+                raise queued.error
 
         general = MPI.Grequest.Start(query, lambda: None, lambda complete: None)
         self = super().__new__(cls, general)
         self._queue = queue
-        self._exchange = exchange
+        self._queued = queued
         with queue.lock:  # the thread may be about to end it
-            exchange.on_end = general.Complete
-            if exchange.done:
-                exchange.end()
+            queued.on_end = general.Complete
+            if queued.done:
+                queued.end()
         return self
 
-    def _end(self, exchange: Exchange) -> bool:
-        if exchange.error is None:
+    def _end(self, queued: QueuedExchange) -> bool:
+        if queued.error is None:
             MPI.Grequest.Wait(self)
-        return super()._end(exchange)
+        return super()._end(queued)
+
+
+class Persistent:
+    """An Allreduce of the same arrays, done by `Start` and `Wait` as often as wanted; from `Comm.Allreduce_init`.
+
+    Args:
+        plan: The plan, with everything that it needs in place.
+        queue: The exchanges of the communicator that are under way.
+        begin: Begins one exchange in that queue.
+    """
+
+    def __init__(self, plan: Any, queue: Queue, begin: Callable[[], QueuedExchange]) -> None:
+        self._plan = plan
+        self._queue = queue
+        self._begin: Callable[[], QueuedExchange] | None = begin
+        self._queued: QueuedExchange | None = None
+        self._last: Any = None
+
+    def explain(self) -> str:
+        """Return a table of the algorithms, the one chosen and the reason."""
+        return self._plan.explain()
+
+    @property
+    def plan(self) -> Any:
+        """The `Plan`: the algorithm chosen, with the estimates that chose it."""
+        return self._plan
+
+    @property
+    def exchange(self) -> Any:
+        """How the last exchange went on this rank, a `sfb.Exchange`; None before the first."""
+        return self._last
+
+    def Start(self) -> None:
+        """Begin an exchange; collective, in the same order as other calls on all ranks.
+
+        Raises:
+            RuntimeError: The last one has not been waited for, or the plan is freed.
+        """
+        if self._begin is None:
+            raise RuntimeError("the plan is freed")
+        if self._queued is not None:
+            raise RuntimeError("the plan is active: Wait for the exchange that Start began")
+        self._queued = self._begin()
+
+    def Wait(self, status: MPI.Status | None = None) -> bool:
+        """Wait for the exchange.
+
+        Raises:
+            RuntimeError: None has been started, or the plan is freed.
+            MismatchError: Ranks started different plans; raised on every rank.
+        """
+        queued = self._active()
+        self._queue.finish(queued)
+        return self._end(queued)
+
+    def Test(self, status: MPI.Status | None = None) -> bool:
+        """Let the exchange go on without waiting, and return whether it is complete; raises as `Wait` does."""
+        queued = self._active()
+        self._queue.advance()
+        return queued.done and self._end(queued)
+
+    def Free(self) -> None:
+        """Give the plan up; harmless when repeated.
+
+        Raises:
+            RuntimeError: An exchange is under way.
+        """
+        if self._queued is not None:
+            raise RuntimeError("the plan is active: Wait before Free")
+        self._begin = None
+
+    def __enter__(self) -> Persistent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.Free()
+
+    def _active(self) -> QueuedExchange:
+        if self._begin is None:
+            raise RuntimeError("the plan is freed")
+        if self._queued is None:
+            raise RuntimeError("the plan is not active: Start it first")
+        return self._queued
+
+    def _end(self, queued: QueuedExchange) -> bool:
+        self._queued = None
+        if queued.error is not None:
+            raise queued.error
+        self._last = queued.result
+        return True

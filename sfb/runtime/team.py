@@ -1,4 +1,4 @@
-"""The ranks of a communicator as the algorithms see them: nodes, private communicators, buffers."""
+"""The ranks of a communicator: private communicators, nodes and their leaders."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mpi4py.util.dtlib import from_numpy_dtype
 import sfb.kernels as kernels
 from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
+from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load, warmup
 from sfb.runtime.limits import STALL
 from sfb.runtime.threads import cores, threads_of
@@ -23,27 +24,29 @@ __all__ = ["Team"]
 
 
 class Team:
-    """The library's own communicators over a user's ranks, and the buffers it keeps there; collective.
+    """The library's private communicators over a user's ranks, and the buffers that it keeps there; collective.
 
-    Nothing of the user's communicator is touched: `Split` copies the ranks, not the attributes.
+    `Split` copies the ranks of the user's communicator, not its attributes.
 
     Args:
         comm: The user's communicator.
         node: The user's communicator of the ranks that share memory; found by MPI if None.
-        stall: Seconds after which a waiting rank says whom it waits for.
+        stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
 
     Attributes:
         world: All ranks, in the user's order.
-        rank: This one.
+        rank: This rank's number in the world.
         size: Number of ranks.
         node: The ranks that share memory with this one.
         node_of: For each rank of the world, the number of its node.
         slot_of: For each rank of the world, its rank on its node.
         nodes: Number of nodes.
         sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
-        threads: Of the kernels, this rank's share of the cores.
-        board: What the ranks of the node show each other.
+        threads: Threads of this rank's kernels, its share of the cores.
+        board: The board of the node.
         agree: The agreement check over all ranks.
+        pool: This rank's buffers.
+        staging: Memory that the ranks of the node share for one exchange at a time.
         in_place: MPI.IN_PLACE.
     """
 
@@ -55,9 +58,8 @@ class Team:
         self.size = self.world.size
         host = MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
         self.node = self._split(host, node)
-        self._free: list[np.ndarray] = []
-        self._staging: Block | None = None
-        self._staged_by = 0
+        self.pool = Pool()
+        self.staging = Staging(self.node)
         self._loaded = False
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
@@ -117,10 +119,10 @@ class Team:
         return self._across
 
     def load_kernels(self) -> None:
-        """Compile the kernels, each on one rank of a node, and load them on the others; collective over the node.
+        """Compile the kernels, each on one rank of the node, and load them on the others; collective over the node.
 
         Raises:
-            Exception: Whatever kept this rank from it; only after the collective part.
+            Exception: The kernels could not be compiled or loaded on this rank; raised after the collective part.
         """
         if not self._loaded:
             warmup(self.node)
@@ -128,61 +130,14 @@ class Team:
 
     @staticmethod
     def datatype(dtype: np.dtype[Any]) -> MPI.Datatype:
-        """Return MPI's type of an element."""
+        """Return MPI's datatype of an element."""
         return from_numpy_dtype(dtype)
 
-    def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return an array, and the memory it lies in, to be given back; of what is free, the smallest that will do."""
-        nbytes = prod(shape) * dtype.itemsize
-        free = self._free
-        best = min(
-            (i for i, memory in enumerate(free) if memory.nbytes >= nbytes), key=lambda i: len(free[i]), default=-1
-        )
-        if best < 0:
-            if free:  # grow one rather than keep both
-                del free[max(range(len(free)), key=lambda i: len(free[i]))]
-            memory = np.empty(max(nbytes, 1), np.uint8)
-        else:
-            memory = free.pop(best)
-        return memory[:nbytes].view(dtype).reshape(shape), memory
-
-    def give_back(self, memory: np.ndarray) -> None:
-        """Let others lease ``memory``."""
-        self._free.append(memory)
-
-    def reserve(self, *sizes: int) -> None:
-        """Have room for leases of these numbers of bytes at once."""
-        for memory in [self.lease((nbytes,), np.dtype(np.uint8))[1] for nbytes in sizes]:
-            self.give_back(memory)
-
-    def staging(self, nbytes: int, user: int | None = None) -> tuple[Block, int]:
-        """Return memory that the node shares for one exchange, and the call that used it last; takes it for ``user``.
-
-        Collective over the node where it grows.
-        """
-        self.grow_staging(nbytes)
-        assert self._staging is not None
-        last = self._staged_by
-        if user is not None:
-            self._staged_by = user
-        return self._staging, last
-
-    def staged(self, block: Block) -> int | None:
-        """Return the call that used the staging memory last, 0 if none did; None if that is no longer ``block``."""
-        return self._staged_by if self._staging is block else None
-
-    def grow_staging(self, nbytes: int) -> None:
-        """Have at least ``nbytes`` of staging memory; nobody may be using it; collective over the node."""
-        if self._staging is None or self._staging.bytes.nbytes < nbytes:
-            self._drop_staging()
-            self._staging = Block(self.node, nbytes)
-            self._staged_by = 0
-
-    def _drop_staging(self) -> None:
-        staging, self._staging = self._staging, None
-        if staging is not None:
-            staging.release()
-            staging.free()
+    def most(self, values: np.ndarray) -> np.ndarray:
+        """Return the maximum over ranks of every element; collective."""
+        result = np.empty_like(values)
+        self.world.Allreduce(values, result, MPI.MAX)
+        return result
 
     def fence(self, *blocks: Block | None) -> None:
         """Let the ranks of the node see what was written into ``blocks``; collective over the node."""
@@ -218,8 +173,8 @@ class Team:
 
         Shared arrays that any rank of the node still holds stay valid.
         """
-        self._drop_staging()
-        self._free.clear()
+        self.staging.drop()
+        self.pool.clear()
         self.board.free()
         reap(self.node, self._blocks, abandon=True)
         for _, comm in self._across or ():

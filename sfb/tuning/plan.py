@@ -53,9 +53,12 @@ class Trial:
     Args:
         algorithms: The contenders, the one estimated best first.
         brief: Time each for so many seconds, with more calls than usual, as what is short varies more.
+        far: Whether the ranks lie on several nodes.
     """
 
-    def __init__(self, algorithms: Sequence[str], brief: float = 0.0) -> None:
+    def __init__(self, algorithms: Sequence[str], brief: float = 0.0, *, far: bool = False) -> None:
+        self._far = far
+        self._round: dict[str, tuple[float, float]] = {}
         self.seconds: dict[str, list[float]] = {name: [] for name in algorithms}
         self._left = list(algorithms)
         self._brief = brief
@@ -67,18 +70,34 @@ class Trial:
 
     @property
     def next(self) -> str:
-        """The algorithm whose turn it is."""
-        return self.after(None)
+        """The algorithm to be timed next. Every second round has the opposite order, so that neighbours change."""
+        rounds = len(self.seconds[self._left[0]])
+        order = self._left[::-1] if rounds % 2 else self._left
+        return next(name for name in order if name not in self._round)
 
-    def after(self, pending: str | None) -> str:
-        """Return whose turn it is once a call of ``pending`` is noted too, should all go on.
+    def record(self, algorithm: str, worked: float, waited: float) -> bool:
+        """Record the seconds of a call in which this rank worked, and waited for others.
 
-        Every second round has the opposite order, so that none comes after the same one always.
+        Returns:
+            Whether the round is over; all ranks then take the maximum of their `times`, for `end_round`.
         """
-        taken = {name: len(self.seconds[name]) + (name == pending) for name in self._left}
-        fewest = min(taken.values())
-        ready = [name for name in self._left if taken[name] == fewest]
-        return ready[-1 if fewest % 2 else 0]
+        self._round[algorithm] = worked, waited
+        return len(self._round) == len(self._left)
+
+    def times(self) -> np.ndarray:
+        """Return, of each algorithm of the round, seconds worked, seconds waited negated, and their sum."""
+        recorded = (self._round[name] for name in self._left)
+        return np.array([(worked, -waited, worked + waited) for worked, waited in recorded])
+
+    def end_round(self, most: np.ndarray) -> None:
+        """Note the round, of which ``most`` is the maximum of all ranks.
+
+        Within a node a call takes as long as the slowest rank works, and the shortest wait: a rank that waits longer
+        waits for another that is late. Between nodes data come while a rank waits, so both count, of the slowest.
+        """
+        for name, (worked, waited, both) in zip(list(self._left), most.tolist(), strict=True):
+            self.add(name, both if self._far else worked - waited)
+        self._round.clear()
 
     def add(self, algorithm: str, seconds: float) -> None:
         """Note the seconds of a call, and give up those that are far behind."""
@@ -124,7 +143,6 @@ class Plan:
         profile: What the estimates rest on.
         trial: The contenders, while calls are timed to decide among them.
         measured: Seconds of a call of those that were timed.
-        kept: Whether it may still be taken for another call.
     """
 
     algorithm: str
@@ -134,13 +152,17 @@ class Plan:
     profile: Profile
     trial: Trial | None = None
     measured: dict[str, float] = field(default_factory=dict)
-    kept: bool = True
 
-    def note(self, algorithm: str, seconds: float) -> None:
-        """Note the time of a call of the trial, and end it if that was the last."""
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the algorithm taken."""
+        return next(estimate.total for estimate in self.estimates if estimate.algorithm == self.algorithm)
+
+    def end_round(self, most: np.ndarray) -> None:
+        """End a round of the trial (`Trial.end_round`), and the trial if that was the last."""
         if self.trial is None:
             return
-        self.trial.add(algorithm, seconds)
+        self.trial.end_round(most)
         if self.trial.over:
             self.algorithm = self._winner(self.trial)
             self.measured = self.trial.measured
@@ -265,5 +287,5 @@ def choose(problem: Problem, algorithm: str = AUTO, profile: Profile | None = No
     close = sum(e.total <= _CLOSE * estimates[0].total for e in estimates)
     contenders = [e.algorithm for e in estimates[: max(_CONTENDERS, close)] if e.total <= limit]
     if trials and problem.ranks > 1 and len(contenders) > 1:
-        plan.trial = Trial(contenders, _BRIEF)
+        plan.trial = Trial(contenders, _BRIEF, far=problem.place.nodes > 1)
     return plan

@@ -5,7 +5,7 @@ import oracle
 import pytest
 
 import sfb
-from sfb.collectives import call
+from sfb.runtime import limits
 
 pytestmark = pytest.mark.mpi
 
@@ -63,7 +63,7 @@ def test_options_that_differ(world, option):
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("algorithm", ["node", "broadcast", "dense", "sharded"])
 def test_messages_of_more_elements_than_mpi_counts(any_comm, world, rng, monkeypatch, algorithm, blocking):
-    monkeypatch.setattr(call, "LIMIT", 500)
+    monkeypatch.setattr(limits, "MAX_COUNT", 500)
     shape = (60, 50)
     parts = oracle.draw(rng, [400 + r for r in range(world.size)], shape, np.float64)
     g = np.empty(shape)

@@ -51,15 +51,3 @@ def test_phases(board):
     assert not sync.reached(board, 0, 2, 7, sync.LAST, 10, 2)
     meet(board, THERE, 7 + header.RING)  # a later call in the same slot is beyond every phase of an earlier one
     assert sync.reached(board, 0, 2, 7, sync.LAST, 10, 2)
-
-
-@pytest.mark.parametrize("late", [0, 10**8, 10**11])
-def test_who_waits_for_one_that_is_late_does_not_count_its_wait(late):
-    times = [sync.times(5_000, 90_000 + late), sync.times(7_000, 1_600)]
-    for both in (times, times[::-1]):
-        assert sync.elapsed(np.array(both)) == pytest.approx(8_600, abs=32)
-
-
-def test_between_nodes_what_the_slowest_worked_and_waited_counts():
-    times = [sync.times(5_000, 95_000), sync.times(30_000, 0), sync.times(0, 20_000)]
-    assert sync.slowest(np.array(times)) == pytest.approx(100_000, abs=64)

@@ -7,7 +7,7 @@ import pytest
 
 import sfb
 from sfb.collectives.call import Call
-from sfb.collectives.engine import Exchanges
+from sfb.collectives.engine import Engine
 
 pytestmark = pytest.mark.mpi
 
@@ -55,20 +55,20 @@ def test_messages_of_the_user_arrive_while_ranks_wait(world, algorithm):
 
 # A product of the last is as much as several messages of the rounds in which ranks agree.
 SMALL, LARGER = (4, 3), (31, 97)
-ALONE = [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)]
-CARRIED = pytest.mark.parametrize(("algorithm", "shape"), ALONE, ids=str)
+EAGERLY = [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)]
+EAGER = pytest.mark.parametrize(("algorithm", "shape"), EAGERLY, ids=str)
 # Inside a node a product of the last shape is summed in two pieces.
-NEAR = [("node", SMALL), ("dense", SMALL), ("dense", (260, 1100))]
+FUSED = [("node", SMALL), ("dense", SMALL), ("dense", (260, 1100))]
 
 
-@pytest.fixture(params=[("lone_comm", *way) for way in ALONE] + [("comm", *way) for way in NEAR], ids=str)
+@pytest.fixture(params=[("lone_comm", *way) for way in EAGERLY] + [("comm", *way) for way in FUSED], ids=str)
 def repeated(request):
     """A Comm, an algorithm and a shape whose exchange, repeated, takes a shorter way."""
     fixture, algorithm, shape = request.param
     return request.getfixturevalue(fixture), algorithm, shape
 
 
-@CARRIED
+@EAGER
 def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, monkeypatch, algorithm, shape):
     factors = sfb.Factors(*(np.ones((2, n)) for n in shape))
     optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
@@ -245,7 +245,7 @@ def test_what_is_wrong_with_a_repetition(repeated, world):
     assert (w != before).all()
 
 
-@pytest.mark.parametrize(("algorithm", "shape"), NEAR, ids=str)
+@pytest.mark.parametrize(("algorithm", "shape"), FUSED, ids=str)
 @pytest.mark.parametrize("kind", ["shared", "private"])
 def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, monkeypatch, algorithm, shape, kind):
     if comm.node.size < world.size:
@@ -260,10 +260,10 @@ def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, mo
         np.testing.assert_array_equal(w, alone.array)
         if world.size > 1 and step == 1:  # the first has created its state
             monkeypatch.delattr(Call, "meet")
-            monkeypatch.delattr(Exchanges, "_open")
+            monkeypatch.delattr(Engine, "_propose")
 
 
-@pytest.mark.parametrize(("algorithm", "shape"), NEAR, ids=str)
+@pytest.mark.parametrize(("algorithm", "shape"), FUSED, ids=str)
 def test_other_exchanges_between_repetitions(comm, world, algorithm, shape):
     """They use the same memory of the node, and may need more of it than there is."""
     factors, g = sfb.Factors(*(np.ones((2, n)) for n in shape)), np.empty(shape)
