@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from operator import index
@@ -15,9 +16,11 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.dispatch import Arrays, gathers, scatters
+from sfb.arrays.probe import own_allreduce
 from sfb.collectives.cache import Options
 from sfb.collectives.engine import Exchange, Exchanges
 from sfb.collectives.persistent import Persistent
+from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.receiver import Receiver
@@ -25,7 +28,8 @@ from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.requests import PolledRequest, Queue, Request, Ticker
 from sfb.runtime.team import Team
 from sfb.runtime.windows import Block, find_named
-from sfb.tuning.calibrate import find_profile, first_profile
+from sfb.tuning.calibrate import Probes
+from sfb.tuning.lookup import Profiles
 from sfb.tuning.plan import AUTO, Plan
 from sfb.tuning.profile import Profile
 
@@ -108,7 +112,8 @@ class Comm(MPI.Intracomm):
         self._team_or_none = None
         self._arrays = None
         self._left_to_mpi = 0
-        self._profile_or_none = None
+        given = Profile() if profile is None and reproducible else profile
+        self._profiles = Profiles(given, Probes(own_allreduce, empty_exchanges))
         self._exchanges_or_none = None
         self._helpless = False
         self._last = None
@@ -129,7 +134,7 @@ class Comm(MPI.Intracomm):
     _team_or_none: Team | None
     _arrays: Arrays | None
     _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
-    _profile_or_none: Profile | None
+    _profiles: Profiles
     _exchanges_or_none: Exchanges | None
     _helpless: bool
     _last: tuple[str, int, float, float] | None
@@ -296,22 +301,16 @@ class Comm(MPI.Intracomm):
     def profile(self) -> Profile:
         """What the choice of algorithms rests on; the first use is collective and may measure."""
         self._queue.drain()
-        return self._known_profile()
+        return self._profiles.require(self._team)
 
-    def _known_profile(self) -> Profile:
-        found = self._found_profile()
-        if found is None:
-            found = self._profile_or_none = first_profile(self._team)
-        return found
+    def tune(self, seconds: float = 10.0) -> Profile:
+        """Return a profile of these ranks, measured now in about ``seconds``; collective.
 
-    def _found_profile(self) -> Profile | None:
-        """Return the profile if it need not be measured; collective."""
-        if self._profile_or_none is None:
-            given = self._options.profile
-            if given is None and self._options.reproducible:
-                given = Profile()
-            self._profile_or_none = find_profile(self._team, given)
-        return self._profile_or_none
+        This communicator keeps the profile that it has: pass the new one to `Comm`, or write its `Profile.to_json`
+        to a file.
+        """
+        self._queue.drain()
+        return self._profiles.measure(self._team, seconds)
 
     def free(self) -> None:
         """Give back what this object owns; collective, and harmless when repeated.
@@ -354,7 +353,7 @@ class Comm(MPI.Intracomm):
 
     def _like(self, copy: Comm) -> Comm:
         copy._options = self._options
-        copy._profile_or_none = self._profile_or_none
+        copy._profiles = replace(self._profiles)
         copy._placed = self._placed
         if self._placed and self._team_or_none is not None:
             copy._team_or_none = Team(copy, self.node, stall=self._options.stall)
@@ -394,8 +393,9 @@ class Comm(MPI.Intracomm):
     @property
     def _exchanges(self) -> Exchanges:
         if self._exchanges_or_none is None:
-            profiles = self._known_profile, lambda: self._profile_or_none or self._options.profile
-            self._exchanges_or_none = Exchanges(self._team, self._options, *profiles)
+            profiles, team = self._profiles, self._team
+            require = partial(profiles.require, team)
+            self._exchanges_or_none = Exchanges(team, self._options, require, lambda: profiles.at_hand)
         return self._exchanges_or_none
 
     def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
@@ -443,7 +443,7 @@ class Comm(MPI.Intracomm):
         """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
         if not self._helpless:
             try:
-                self._arrays = Arrays(self._team, self._found_profile)
+                self._arrays = Arrays(self._team, partial(self._profiles.find, self._team))
                 self._left_to_mpi = self._arrays.left
             except ImportError as error:
                 self._helpless = True

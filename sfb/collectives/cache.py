@@ -11,6 +11,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.checks import is_receiver
+from sfb.collectives.algorithms import check_algorithm
 from sfb.collectives.eager import Carried
 from sfb.collectives.fused import Repeated
 from sfb.factors import Factors
@@ -18,7 +19,7 @@ from sfb.receiver import Assign, Receiver
 from sfb.runtime.agreement import Agreement, Meeting
 from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.windows import Block, find
-from sfb.tuning.plan import Plan, check_algorithm
+from sfb.tuning.plan import Plan
 from sfb.tuning.profile import Profile
 
 __all__ = [

@@ -461,9 +461,9 @@ class Exchanges:
         with on_all_ranks(team.world, call):
             team.load_kernels()
         if algorithm == AUTO:
-            plan = choose(problem, AUTO, self._profile(), trials=not self._options.reproducible)
+            plan = choose(problem, ALGORITHMS, AUTO, self._profile(), trials=not self._options.reproducible)
         else:
-            plan = choose(problem, algorithm, self._profile_at_hand())
+            plan = choose(problem, ALGORITHMS, algorithm, self._profile_at_hand())
         # Each step is collective and can fail on one rank: agree on it before the next.
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             with on_all_ranks(team.world, call):
