@@ -31,8 +31,8 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     if problem.ranks == 1:
         gathers = []
-    elif problem.carried(problem.deepest * problem.sample_bytes):
-        gathers = problem.carried_cost(samples * problem.sample_bytes)
+    elif problem.eager(problem.deepest * problem.sample_bytes):
+        gathers = problem.eager_cost(samples * problem.sample_bytes)
     elif problem.packed:
         gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
     else:
@@ -55,7 +55,7 @@ def prepare(problem: Problem, team: Team) -> None:
 
 def parcel(problem: Problem, factors: Factors, agree: Agreement, threads: int) -> tuple[int, None] | None:
     """Pack u and v."""
-    if not problem.carried(factors.nbytes):
+    if not problem.eager(factors.nbytes):
         return None
     end = factors.u.nbytes
     agree.room[:end] = factors.u.reshape(-1).view(np.uint8)
