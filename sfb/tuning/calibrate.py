@@ -39,20 +39,20 @@ _EMPTY = 15
 # only afterwards.
 _FLOOD = 1 << 18
 
-Call = Callable[[], Any]
+Action = Callable[[], Any]
 
 
 class Probes(NamedTuple):
-    """The calls of higher layers that a profile times.
+    """What a profile times of higher layers.
 
     Attributes:
-        arrays: Takes a team, and returns what makes this library's allreduce of so many bytes between the nodes of the
-            team; None if it leaves those to MPI.
-        exchanges: Takes a team, and returns the exchange of next to nothing by each algorithm, and its cost.
+        arrays: For a team, what makes this library's allreduce of so many bytes between nodes; None if the library
+            leaves those to MPI.
+        exchanges: For a team, the smallest exchange by each algorithm, and its cost.
     """
 
-    arrays: Callable[[Team], Callable[[int], Call] | None]
-    exchanges: Callable[[Team], Mapping[str, tuple[Call, Sequence[Use]]]]
+    arrays: Callable[[Team], Callable[[int], Action] | None]
+    exchanges: Callable[[Team], Mapping[str, tuple[Action, Sequence[Use]]]]
 
 
 def identity(team: Team) -> dict[str, Any]:
@@ -101,12 +101,12 @@ def measure(team: Team, seconds: float, probes: Probes) -> Profile:
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
-def _median(team: Team, call: Call, repetitions: int, *, inner: int = 0) -> float:
+def _median(team: Team, call: Action, repetitions: int, *, inner: int = 0) -> float:
     """Return the median seconds of one call, otherwise as `_medians`."""
     return _medians(team, [call], repetitions, inner=inner)[0]
 
 
-def _medians(team: Team, calls: Sequence[Call], repetitions: int, *, inner: int = 0) -> list[float]:
+def _medians(team: Team, calls: Sequence[Action], repetitions: int, *, inner: int = 0) -> list[float]:
     """Return the median seconds that each of ``calls`` takes the slowest rank.
 
     Every round times each call once, so that no call finds more of its data in cache than it would in a program. The
@@ -139,20 +139,20 @@ def _sync(team: Team) -> float:
     board, number = team.board, team.agree.begin()
     phase = 1
 
-    def meet() -> None:
+    def phases() -> None:
         nonlocal phase
         for _ in range(_PHASES):
             phase += 1
             if not board.join(number, phase, wait=True):
                 board.phase(number, phase, "calibrate").Wait()
 
-    seconds = _median(team, meet, 3) / _PHASES
+    seconds = _median(team, phases, 3) / _PHASES
     board.reach(number, board.last_phase)
     return seconds
 
 
 def _by_size(
-    team: Team, calls: Mapping[str, Callable[[int], Call]], left: Callable[[], float], repetitions: int
+    team: Team, calls: Mapping[str, Callable[[int], Action]], left: Callable[[], float], repetitions: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Return seconds by bytes of each collective, and seconds of products by depth.
 
@@ -190,28 +190,28 @@ def _products(team: Team) -> dict[str, list[tuple[float, float]]]:
     return tables
 
 
-def _collectives(team: Team) -> dict[str, Callable[[int], Call]]:
+def _collectives(team: Team) -> dict[str, Callable[[int], Action]]:
     """Return, by kind, what makes a copy or a collective of MPI of so many bytes."""
     world, ranks = team.world, team.size
 
-    def across(nbytes: int) -> Call:
+    def across(nbytes: int) -> Action:
         calls = [_gather(comm, nbytes) for _, comm in team.across()]
         return lambda: [call() for call in calls]
 
-    def alltoall(nbytes: int) -> Call:
+    def alltoall(nbytes: int) -> Action:
         mine = np.zeros((ranks, max(1, nbytes // 4 // ranks)), np.float32)
         theirs = np.empty_like(mine)
         return lambda: world.Alltoall(mine, theirs)
 
-    def allreduce(nbytes: int) -> Call:
+    def allreduce(nbytes: int) -> Action:
         array = np.zeros(nbytes // 4, np.float32)
         return lambda: world.Allreduce(MPI.IN_PLACE, array)
 
-    def copy(nbytes: int) -> Call:
+    def copy(nbytes: int) -> Action:
         source, target = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
         return lambda: np.copyto(target, source)
 
-    found: dict[str, Callable[[int], Call]] = {"copy": copy}
+    found: dict[str, Callable[[int], Action]] = {"copy": copy}
     if ranks > 1:
         found["allgather"] = partial(_gather, world)
     if team.nodes > 1:
@@ -221,7 +221,7 @@ def _collectives(team: Team) -> dict[str, Callable[[int], Call]]:
     return found
 
 
-def _gather(comm: MPI.Intracomm, nbytes: int) -> Call:
+def _gather(comm: MPI.Intracomm, nbytes: int) -> Action:
     mine, everybody = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4 * comm.size, np.float32)
     return lambda: comm.Allgather(mine, everybody)
 
