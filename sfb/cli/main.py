@@ -31,7 +31,7 @@ def run() -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except ProfileError as error:  # every rank raises it
+    except ProfileError as error:  # every rank has come to it
         Failure(str(error)).show()
         return 1
     except OSError as error:
@@ -93,13 +93,13 @@ def warmup() -> None:
 
 
 @cli.command()
-@click.option("-o", "--output", type=Output(), help="Also write the profile to FILE, for SFB_PROFILE=FILE.")
-@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="About how long to measure.")
+@click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE uses it.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, about.")
 def tune(output: Path | None, seconds: float) -> None:
     """Measure what these ranks can do, once, for the choice of algorithms.
 
-    The command writes the profile into the user's cache, where every later program finds it that starts as many ranks
-    per node on the same hosts, with the same MPI and threads.
+    The profile is kept in the user's cache, by hosts, ranks per node, MPI and threads, and found there by every
+    later program that starts the same ranks.
     """
     world = start()
     from sfb import Comm
@@ -123,18 +123,18 @@ def tune(output: Path | None, seconds: float) -> None:
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
 @click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")
 @click.option("--ranks", type=click.IntRange(1), default=4, help="Ranks in all.")
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes that the ranks fill.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes that they fill.")
 @click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
 @click.option("-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array",
-              help="What receives the sum.")  # fmt: skip
+              help="What takes the sum.")  # fmt: skip
 @click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
-              help="One copy of the receiver per node, or one per rank.")  # fmt: skip
+              help="Receivers with one copy per node or per rank.")  # fmt: skip
 @click.option("--profile", type=click.Path(exists=True, dir_okay=False), envvar="SFB_PROFILE",
-              help="File that sfb tune wrote; stated rates by default.")  # fmt: skip
+              help="File that sfb tune wrote; stated rates without one.")  # fmt: skip
 def explain(**options: Any) -> None:
     """Say which algorithm "auto" would take for an exchange, and why; needs no MPI.
 
-    The cost model scales times that were measured on other numbers of ranks and nodes.
+    Times measured on other numbers of ranks and nodes are scaled by the cost model.
     """
     from sfb.collectives import what_if
     from sfb.tuning.profile import Profile
