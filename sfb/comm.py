@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from operator import index
@@ -15,8 +16,11 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.dispatch import Arrays, gathers, scatters
+from sfb.arrays.probe import own_allreduce
 from sfb.collectives.engine import Engine, Exchange
 from sfb.collectives.options import Options
+from sfb.collectives.persistent import PendingCall
+from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.receiver import Receiver
@@ -24,7 +28,8 @@ from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.requests import Persistent, PolledRequest, Queue, QueuedExchange, Request, Ticker
 from sfb.runtime.team import Team
 from sfb.runtime.windows import Block, find_named
-from sfb.tuning.calibrate import find_profile, first_profile
+from sfb.tuning.calibrate import Probes
+from sfb.tuning.lookup import Profiles
 from sfb.tuning.plan import AUTO, Plan
 from sfb.tuning.profile import Profile
 
@@ -107,7 +112,8 @@ class Comm(MPI.Intracomm):
         self._team_or_none = None
         self._arrays = None
         self._left_to_mpi = 0
-        self._profile_or_none = None
+        given = Profile() if profile is None and reproducible else profile
+        self._profiles = Profiles(given, Probes(own_allreduce, empty_exchanges))
         self._engine_or_none = None
         self._helpless = False
         self._last = None
@@ -128,7 +134,7 @@ class Comm(MPI.Intracomm):
     _team_or_none: Team | None
     _arrays: Arrays | None
     _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
-    _profile_or_none: Profile | None
+    _profiles: Profiles
     _engine_or_none: Engine | None
     _helpless: bool
     _last: Exchange | None
@@ -209,8 +215,8 @@ class Comm(MPI.Intracomm):
         engine = self._engine
 
         def propose(alone: bool) -> Iterator[Any]:
-            args = "Iallreduce", sendbuf, recvbuf, op, algorithm
-            return engine.complete(engine.begin(*args, blocking=False, alone=alone))
+            pending = PendingCall("Iallreduce", sendbuf, recvbuf, algorithm, blocking=False)
+            return engine.complete(engine.begin(pending, op, alone=alone))
 
         queued = self._queue.begin(propose)
         if lacks_state:
@@ -280,9 +286,8 @@ class Comm(MPI.Intracomm):
                 raise ValueError(f"an array of shape {sizes} and {kind} does not fit into memory")
         except Exception as caught:  # whatever it is, the other ranks wait to hear of it
             error = caught
-        wanted = f"{sizes} of {kind.str}"
         self._queue.drain()
-        self._team.agree.check("shared", wanted, lambda: wanted, error=error)
+        self._team.agree.check("shared", f"{sizes} of {kind.str}", error)
         return self._team.share(sizes, kind)
 
     @property
@@ -313,22 +318,16 @@ class Comm(MPI.Intracomm):
     def profile(self) -> Profile:
         """What the choice of algorithms rests on; the first use is collective and may measure."""
         self._queue.drain()
-        return self._known_profile()
+        return self._profiles.require(self._team)
 
-    def _known_profile(self) -> Profile:
-        found = self._found_profile()
-        if found is None:
-            found = self._profile_or_none = first_profile(self._team)
-        return found
+    def tune(self, seconds: float = 10.0) -> Profile:
+        """Return a profile of these ranks, measured now in about ``seconds``; collective.
 
-    def _found_profile(self) -> Profile | None:
-        """Return the profile if it need not be measured; collective."""
-        if self._profile_or_none is None:
-            given = self._options.profile
-            if given is None and self._options.reproducible:
-                given = Profile()
-            self._profile_or_none = find_profile(self._team, given)
-        return self._profile_or_none
+        This communicator keeps the profile that it has: pass the new one to `Comm`, or write its `Profile.to_json`
+        to a file.
+        """
+        self._queue.drain()
+        return self._profiles.measure(self._team, seconds)
 
     def free(self) -> None:
         """Give back what this object owns; collective, and harmless when repeated.
@@ -371,7 +370,7 @@ class Comm(MPI.Intracomm):
 
     def _like(self, copy: Comm) -> Comm:
         copy._options = self._options
-        copy._profile_or_none = self._profile_or_none
+        copy._profiles = replace(self._profiles)
         copy._placed = self._placed
         if self._placed and self._team_or_none is not None:
             copy._team_or_none = Team(copy, self.node, stall=self._options.stall)
@@ -411,8 +410,7 @@ class Comm(MPI.Intracomm):
     @property
     def _engine(self) -> Engine:
         if self._engine_or_none is None:
-            profiles = self._known_profile, lambda: self._profile_or_none or self._options.profile
-            self._engine_or_none = Engine(self._team, self._options, *profiles)
+            self._engine_or_none = Engine(self._team, self._options, self._profiles)
         return self._engine_or_none
 
     def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
@@ -460,7 +458,7 @@ class Comm(MPI.Intracomm):
         """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
         if not self._helpless:
             try:
-                self._arrays = Arrays(self._team, self._found_profile)
+                self._arrays = Arrays(self._team, partial(self._profiles.find, self._team))
                 self._left_to_mpi = self._arrays.left
             except ImportError as error:
                 self._helpless = True

@@ -15,8 +15,8 @@ from sfb.arrays.internode import Network
 from sfb.kernels import status
 from sfb.kernels.header import PLAIN
 from sfb.runtime.windows import find_named
-from sfb.tuning.plan import TIMED, Trial
 from sfb.tuning.profile import Profile, Use
+from sfb.tuning.trial import TIMED, Trial
 
 if TYPE_CHECKING:
     from sfb.runtime.team import Team

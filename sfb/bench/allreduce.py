@@ -20,7 +20,8 @@ from sfb.collectives import ALGORITHMS
 from sfb.environment import describe, header
 from sfb.runtime.compile import warmup
 from sfb.runtime.threads import limit_process
-from sfb.tuning.plan import AUTO, TIMED
+from sfb.tuning.plan import AUTO
+from sfb.tuning.trial import TIMED
 
 __all__ = ["COLUMNS", "Config", "run"]
 

@@ -104,20 +104,17 @@ def tune(output: Path | None, seconds: float) -> None:
     world = start()
     from sfb import Comm
     from sfb.runtime.threads import limit_process
-    from sfb.tuning.calibrate import cache_file, describe
-    from sfb.tuning.calibrate import tune as measure
+    from sfb.tuning.lookup import keep
 
     limit_process(world)
     with Comm(world) as comm:
-        profile = measure(comm, seconds)
+        profile = comm.tune(seconds)
     if world.rank == 0:
-        kept = cache_file(profile.identity)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for path in (kept, output):
-            if path is not None:
-                path.write_text(profile.to_json())
-                click.echo(f"written: {path}")
-        for line in describe(profile):
+        click.echo(f"written: {keep(profile)}")
+        if output is not None:
+            output.write_text(profile.to_json())
+            click.echo(f"written: {output}")
+        for line in profile.describe():
             click.echo(line)
 
 
@@ -139,7 +136,7 @@ def explain(**options: Any) -> None:
 
     Times measured on other numbers of ranks and nodes are scaled by the cost model.
     """
-    from sfb.tuning.plan import what_if
+    from sfb.collectives import what_if
     from sfb.tuning.profile import Profile
 
     path = options.pop("profile")

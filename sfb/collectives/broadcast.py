@@ -30,8 +30,8 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     if problem.ranks == 1:
         gathers = []
-    elif problem.carried(problem.deepest * problem.sample_bytes):
-        gathers = problem.carried_cost(samples * problem.sample_bytes)
+    elif problem.eager(problem.deepest * problem.sample_bytes):
+        gathers = problem.eager_cost(samples * problem.sample_bytes)
     elif problem.packed:
         gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
     else:
@@ -57,7 +57,7 @@ def payload(problem: Problem) -> tuple[int, int] | None:
     from sfb.kernels.eager import FACTORS
 
     nbytes = problem.deepest * problem.sample_bytes
-    return (FACTORS, nbytes) if problem.carried(nbytes) else None
+    return (FACTORS, nbytes) if problem.eager(nbytes) else None
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

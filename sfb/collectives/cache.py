@@ -11,12 +11,12 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.checks import is_receiver
+from sfb.collectives.algorithms import check_algorithm
 from sfb.collectives.options import Options
 from sfb.factors import Factors
 from sfb.receiver import Assign, Receiver
 from sfb.runtime.agreement import Agreement
 from sfb.runtime.windows import Block, find
-from sfb.tuning.plan import check_algorithm
 
 __all__ = ["MOST", "CachedReceiver", "Receivers", "Signature", "check_factors", "describe_call", "normal"]
 

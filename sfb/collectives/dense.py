@@ -47,10 +47,10 @@ def cost(problem: Problem) -> list[Use]:
     if _summed(problem):
         share = _share(problem)
         summed = Use("pass", _CACHED * share * (problem.ranks - 1) + problem.passes * problem.dense_bytes)
-        return [*product, *problem.carried_cost(share), Use("allgather", times=_halved(problem)), summed]
+        return [*product, *problem.eager_cost(share), Use("allgather", times=_halved(problem)), summed]
     if _gathered(problem):
         summed = Use("pass", (_CACHED * problem.ranks + problem.passes) * problem.dense_bytes)
-        return [*product, *problem.carried_cost(problem.dense_bytes), summed]
+        return [*product, *problem.eager_cost(problem.dense_bytes), summed]
     if problem.place.nodes > 1 or problem.ranks == 1:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
         reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
@@ -180,7 +180,8 @@ def _message(problem: Problem, team: Team) -> int:
 def _summed(problem: Problem) -> bool:
     """Return whether the products are added up in the rounds of an agreement, as they are small."""
     power = problem.ranks & (problem.ranks - 1) == 0
-    return problem.alone and power and problem.dense_bytes <= min(problem.room, problem.max_bytes // 3)
+    small = problem.dense_bytes <= min(problem.eager_limit, problem.max_bytes // 3)
+    return problem.one_rank_per_node and power and small
 
 
 def _rounds(problem: Problem) -> int:
@@ -201,7 +202,7 @@ def _halved(problem: Problem) -> bool:
 
 def _gathered(problem: Problem) -> bool:
     """Return whether the products of all ranks are gathered, as they are few and small."""
-    small = problem.carried(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
+    small = problem.eager(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
     return small and not _summed(problem)
 
 

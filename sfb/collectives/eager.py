@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +9,9 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives import broadcast, dense
-from sfb.collectives.persistent import PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
-from sfb.factors import Factors
 from sfb.kernels import status
-from sfb.receiver import Receiver
-from sfb.runtime.agreement import Proposal
 from sfb.runtime.limits import EAGER_LIMIT, SPINS, tag
 from sfb.runtime.rounds import RoundsRequest
 from sfb.runtime.team import Team
@@ -71,44 +67,34 @@ class EagerExchange(PersistentExchange):
         self._room = kernels.room_for(problem.depth, problem.shape[1], problem.itemsize)
         self._idle = buffers
         self._buffers: EagerBuffers | None = None
+        self._name, self._number = "", 0
         self._bound = np.empty(0, np.int64)
         self._arguments: tuple[Any, ...] = ()
 
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
         """Return whether an exchange can be eager."""
-        if not (problem.alone and problem.uniform and is_brief(problem, team.threads)):
+        if not (problem.one_rank_per_node and problem.uniform and is_brief(problem, team.threads)):
             return False
         return _payload(algorithm, problem) is not None
 
-    def start(
-        self,
-        call: str,
-        digest: int,
-        size: int,
-        factors: Factors,
-        receiver: Receiver,
-        describe: Callable[[], str],
-        *,
-        blocking: bool,
-    ) -> bool:
+    def start(self, pending: PendingCall) -> bool:
         """Send header and payload, and go on as far as possible."""
         agree = self._team.agree
         buffers = self._idle.pop() if self._idle else EagerBuffers.allocate(self._team)
         if buffers is not self._buffers:
             self._bind(buffers)
-        self._call, self._number = call, agree.number + 1
+        self._name, self._number = pending.call, agree.number + 1
         try:
-            if type(factors.u) is not np.ndarray or type(factors.v) is not np.ndarray:  # a masked array, say
-                raise TypeError("factors are not plain arrays")
-            self._arguments = tag(self._number), digest, *kernel_arguments(factors, receiver, self.problem)
-            self._advance(SPINS if blocking else 0)
+            arguments = kernel_arguments(pending, self.problem.dtype)
+            self._arguments = tag(self._number), pending.digest, *arguments
+            self._advance(SPINS if pending.blocking else 0)
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
         if self.code == status.UNFIT:
             self._idle.append(buffers)
             return False
-        agree.number = self._number
+        pending.number = agree.number = self._number
         if self.code == status.PENDING:
             agree.rounds.under_way[self._number] = self._state, self._bound, buffers
         return True
@@ -122,24 +108,21 @@ class EagerExchange(PersistentExchange):
         if self.code == status.PENDING:
             rounds, number = self._team.agree.rounds, self._number
             try:
-                RoundsRequest(rounds, self._call, number, self._go, self._state, self._bound, self._buffers).Wait()
+                RoundsRequest(rounds, self._name, number, self._go, self._state, self._bound, self._buffers).Wait()
             except BaseException:
                 self._state, self._buffers = np.zeros_like(self._state), None  # MPI may still write to the others
                 raise
         return self.code
 
+    def hand_over(self, pending: PendingCall) -> None:
+        """Let the ranks go on from the messages that they have exchanged."""
+        assert self._buffers is not None
+        self._team.agree.resume(pending, (self._buffers.words.copy(), self._starts.tolist()))
+        self._idle.append(self._buffers)
+
     def forget(self) -> None:
         """Drop the arguments of the exchange that has ended."""
         self._arguments = ()
-
-    def proposal(self, describe: Callable[[], str]) -> Proposal:
-        """Return the proposal with the messages that the ranks have exchanged."""
-        assert self._buffers is not None
-        agree = self._team.agree
-        proposal = Proposal(self._call, self._number, self._arguments[1], self.problem.deepest, describe)
-        agree.resume(proposal, (self._buffers.words.copy(), self._starts.tolist()))
-        self._idle.append(self._buffers)
-        return proposal
 
     def _bind(self, buffers: EagerBuffers) -> None:
         """Bind what stays the same from call to call, in these buffers."""

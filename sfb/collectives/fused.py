@@ -9,12 +9,9 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import dense, node
-from sfb.collectives.persistent import PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
-from sfb.factors import Factors
 from sfb.kernels import status
-from sfb.receiver import Receiver
-from sfb.runtime.agreement import Proposal
 from sfb.runtime.board import SPINS
 from sfb.runtime.team import Team
 from sfb.runtime.windows import Block
@@ -41,7 +38,8 @@ class FusedExchange(PersistentExchange):
         self._block: Block | None = None
         self._bound = np.empty(0, np.int64)
         self._pieces: int | None = None
-        self._user = 0
+        self._name = ""
+        self._number = self._user = 0
         self._arguments: tuple[Any, ...] = ()
 
     @staticmethod
@@ -50,22 +48,13 @@ class FusedExchange(PersistentExchange):
         near = team.nodes == 1 and team.size > 1 and problem.wire is None
         return near and algorithm in ("node", "dense") and problem.fits and is_brief(problem, team.threads)
 
-    def start(
-        self,
-        call: str,
-        digest: int,
-        size: int,
-        factors: Factors,
-        receiver: Receiver,
-        describe: Callable[[], str],
-        *,
-        blocking: bool,
-    ) -> bool:
+    def start(self, pending: PendingCall) -> bool:
         """Write this rank's data, post the header, and go on as far as possible."""
         agree = self._team.agree
-        if not self._begin(call, agree.number + 1, digest, factors, receiver, blocking):
+        pending.number = agree.number + 1
+        if not self._begin(pending, pending.digest):
             return False
-        agree.number = self._number
+        agree.number += 1
         return True
 
     def test(self) -> bool:
@@ -75,43 +64,39 @@ class FusedExchange(PersistentExchange):
     def wait(self) -> int:
         """Go on to the end."""
         if self.code == status.PENDING:
-            self._team.board.wait(lambda: self._advance(SPINS), self._missing, self._call)
+            self._team.board.wait(lambda: self._advance(SPINS), self._missing, self._name)
         return self.code
+
+    def hand_over(self, pending: PendingCall) -> None:
+        """Let the ranks go on from the verdict on their headers."""
+        self._team.staging.disclaim(self._number)
+        pending.verdict = self.code
 
     def forget(self) -> None:
         """Drop the arguments of the exchange that has ended."""
         self._arguments = ()
 
-    def proposal(self, describe: Callable[[], str]) -> Proposal:
-        """Return the proposal with the verdict on the headers that the ranks have posted."""
-        self._team.staging.disclaim(self._number)
-        digest, size = self._arguments[1], int(self.problem.counts[self._team.rank])
-        proposal = Proposal(self._call, self._number, digest, size, describe)
-        proposal.verdict = self.code
-        return proposal
-
-    def run(self, proposal: Proposal, factors: Factors, receiver: Receiver) -> Generator[Any, None, None]:
-        """Do the exchange, as the ranks have agreed already."""
-        if not self._begin(proposal.call, proposal.number, 0, factors, receiver, proposal.blocking):
+    def run(self, pending: PendingCall) -> Generator[Any, None, None]:
+        """Do the exchange without a header, as the ranks have agreed already."""
+        if not self._begin(pending, 0):
             raise RuntimeError("a kernel refused arguments that were found to fit")
         if self.code == status.PENDING:
             yield self
 
-    def _begin(self, call: str, number: int, digest: int, factors: Factors, receiver: Receiver, blocking: bool) -> bool:
+    def _begin(self, pending: PendingCall, digest: int) -> bool:
         staging = self._team.staging
         if staging.block is not self._block or self._block is None:
             self._bind()
-        self._call, self._number = call, number
-        self._user = staging.claim(number)
+        self._name, self._number = pending.call, pending.number
+        self._user = staging.claim(self._number)
         try:
-            self._arguments = self._user, digest, *kernel_arguments(factors, receiver, self.problem)
-            self._advance(SPINS if blocking else 0)
+            self._arguments = self._user, digest, *kernel_arguments(pending, self.problem.dtype)
+            self._advance(SPINS if pending.blocking else 0)
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
         if self.code == status.UNFIT:
-            staging.disclaim(number)
-            return False
-        return True
+            staging.disclaim(self._number)
+        return self.code != status.UNFIT
 
     def _bind(self) -> None:
         """Bind what stays the same from call to call, in the staging memory as it is now."""
@@ -120,8 +105,8 @@ class FusedExchange(PersistentExchange):
         self._bound, self._pieces = module.bind(self.problem, team, self._block)
 
     def _advance(self, spins: int) -> bool:
-        scratch = kernels.scratch_for(self.problem.depth, self._arguments[4])
         user, digest, *rest = self._arguments
+        scratch = kernels.scratch_for(self.problem.depth, rest[2])
         self.code = self._kernel(self._bound, spins, self._number, user, digest, *rest, scratch)
         if self.code == status.PENDING:
             return False
@@ -132,5 +117,5 @@ class FusedExchange(PersistentExchange):
     def _missing(self) -> list[int]:
         """Return the ranks that have not reached the phase that this one waits for."""
         phase, board = self._phase(self._bound, self._pieces), self._team.board
-        waits_for_user = self._user and board.missing(self._user, board.last_phase)
-        return waits_for_user or board.missing(self._number, phase)
+        users = self._user and board.missing(self._user, board.last_phase)
+        return users or board.missing(self._number, phase)

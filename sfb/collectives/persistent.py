@@ -7,29 +7,63 @@ from collections.abc import Callable, Generator
 from time import perf_counter
 from typing import Any
 
-from sfb.collectives import ALGORITHMS
+import numpy as np
+
+from sfb.collectives.algorithms import ALGORITHMS
+from sfb.collectives.cache import CachedReceiver, Signature, describe_call
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
-from sfb.factors import Factors
 from sfb.kernels import status
-from sfb.receiver import Receiver
 from sfb.runtime.agreement import Proposal
-from sfb.runtime.requests import QueuedExchange
-from sfb.runtime.steps import run
 from sfb.runtime.team import Team
+from sfb.tuning.plan import Plan
 
-__all__ = ["PersistentExchange", "StepwiseExchange", "is_brief", "kernel_arguments"]
+__all__ = ["PendingCall", "PersistentExchange", "Prepared", "is_brief", "kernel_arguments"]
 
 # Multiplications from which the threads of a rank share them; a fused or eager exchange has one thread.
 _WORTH = 1 << 21
+
+
+class PendingCall(Proposal):
+    """A call under way on this rank, as the user made it, and what the rank proposes to the others.
+
+    Attributes:
+        began: The clock when this rank came to the call.
+        factors: What the user passed.
+        recvbuf: What the user passed.
+        algorithm: What the user passed.
+        cached: The cached receiver, if the arguments are right.
+        receiver: What takes the sum.
+        signature: What has to be equal on all ranks, if the arguments are right.
+        prepared: The plan, once it is known.
+        exchange: The exchange that has been started; None if only a header has been posted.
+    """
+
+    __slots__ = ("algorithm", "began", "cached", "exchange", "factors", "prepared", "receiver", "recvbuf", "signature")
+
+    def __init__(self, call: str, factors: Any, recvbuf: Any, algorithm: str, *, blocking: bool) -> None:
+        super().__init__(call, blocking=blocking)
+        self.began = perf_counter()
+        self.factors = factors
+        self.recvbuf = recvbuf
+        self.algorithm = algorithm
+        self.cached: CachedReceiver | None = None
+        self.receiver: Any = recvbuf
+        self.signature: Signature | None = None
+        self.prepared: Prepared | None = None
+        self.exchange: PersistentExchange | None = None
+
+    def describe(self) -> str:
+        """Describe what this rank passed."""
+        return describe_call(self.factors, self.recvbuf, self.algorithm)
 
 
 class PersistentExchange(ABC):
     """An exchange of factors by one algorithm, for one problem; `start`, then `test` or `wait`, as often as wanted.
 
     `start` proposes the exchange to the other ranks, and sends along what it can. The exchange ends with a status:
-    `DONE`; or another one, with nothing changed, if the ranks do not all start this exchange. The caller then takes
-    `proposal` to agree with them on another.
+    `DONE`; or another one, with nothing changed, if the ranks do not all start this exchange. `hand_over` then lets
+    them go on from what they have exchanged.
 
     Args:
         algorithm: The algorithm's name.
@@ -54,32 +88,10 @@ class PersistentExchange(ABC):
         self.waited = 0.0
         self.rebuild_seconds = 0.0
         self._team = team
-        self._number = 0
-        self._call = ""
 
     @abstractmethod
-    def start(
-        self,
-        call: str,
-        digest: int,
-        size: int,
-        factors: Factors,
-        receiver: Receiver,
-        describe: Callable[[], str],
-        *,
-        blocking: bool,
-    ) -> bool:
-        """Propose the exchange; return False, with nothing proposed, if it does not take these arguments.
-
-        Args:
-            call: The user's call, for messages.
-            digest: Stands for all that has to be equal on all ranks.
-            size: S, or what else ranks compare in its place.
-            factors: This rank's factors.
-            receiver: What takes the sum.
-            describe: Returns what this rank passed, for messages.
-            blocking: Look for the other ranks a while, as the caller is about to wait.
-        """
+    def start(self, pending: PendingCall) -> bool:
+        """Propose the exchange; return False, with nothing proposed, if it does not take the arguments of the call."""
 
     @abstractmethod
     def test(self) -> bool:
@@ -90,11 +102,12 @@ class PersistentExchange(ABC):
         """Wait for the end of the exchange, and return its status."""
 
     @abstractmethod
-    def proposal(self, describe: Callable[[], str]) -> Proposal:
-        """Return the proposal of an exchange that ended without being done, to go on from."""
+    def hand_over(self, pending: PendingCall) -> None:
+        """Make the call of an exchange that ended without being done a proposal on which ranks can still agree."""
 
+    @abstractmethod
     def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended: whoever owns the arrays decides how long they live."""
+        """Drop the arguments of the exchange that has ended: their owner decides how long they live."""
 
     def Test(self) -> bool:
         """Do what `test` does, as of an MPI request."""
@@ -104,114 +117,63 @@ class PersistentExchange(ABC):
         """Do what `wait` does, as of an MPI request."""
         self.wait()
 
-    def steps(self) -> Generator[Any, None, int]:
+    def steps(self) -> Generator[Any, None, Any]:
         """Do what `wait` does in steps (`sfb.runtime.steps`)."""
         yield self
-        return self.code
 
-    def run(self, proposal: Proposal, factors: Factors, receiver: Receiver) -> Generator[Any, None, None]:
+    def run(self, pending: PendingCall) -> Generator[Any, None, None]:
         """Do the exchange in steps, once the ranks have agreed on it otherwise."""
-        problem, blocking = self.problem, proposal.blocking
-        doing = Call(self._team, proposal.number, proposal.call, blocking=blocking, wire=problem.wire)
-        yield from ALGORITHMS[self.algorithm].run(problem, doing, factors, receiver)
+        problem = self.problem
+        doing = Call(self._team, pending.number, pending.call, blocking=pending.blocking, wire=problem.wire)
+        yield from ALGORITHMS[self.algorithm].run(problem, doing, pending.factors, pending.receiver)
         doing.finish()
         self.rebuild_seconds = doing.rebuild_seconds
 
 
-class StepwiseExchange(PersistentExchange):
-    """An exchange whose steps are calls of MPI and of kernels: every algorithm, any number of nodes and bytes.
+class Prepared:
+    """A plan, and the persistent exchanges by which its algorithms are done.
 
     Args:
-        algorithm: The algorithm's name.
-        problem: The exchange.
+        plan: The plan, with all in place that its algorithms need.
         team: The ranks.
-        check: Raises TypeError or ValueError if the receiver cannot take the factors.
-        rounded: Returns the factors as they travel in the call of a number.
+        make: Makes the persistent exchange of an algorithm.
+
+    Attributes:
+        plan: The plan.
     """
 
-    def __init__(
-        self,
-        algorithm: str,
-        problem: Problem,
-        team: Team,
-        check: Callable[[Factors, Receiver], None],
-        rounded: Callable[[Factors, int], Factors],
-    ) -> None:
-        super().__init__(algorithm, problem, team)
-        self._check = check
-        self._rounded = rounded
-        self._proposal: Proposal | None = None
-        self._queued: QueuedExchange | None = None
-        self._steps: Generator[Any, None, int] | None = None
+    def __init__(self, plan: Plan[Problem], team: Team, make: Callable[[str], PersistentExchange]) -> None:
+        self.plan = plan
+        self._team = team
+        self._make = make
+        self._idle: dict[str, list[PersistentExchange]] = {}
+        self._wire_bytes: dict[str, int] = {}
 
-    def start(
-        self,
-        call: str,
-        digest: int,
-        size: int,
-        factors: Factors,
-        receiver: Receiver,
-        describe: Callable[[], str],
-        *,
-        blocking: bool,
-    ) -> bool:
-        """Check the factors and post a header."""
-        try:
-            self._check(factors, receiver)
-        except (TypeError, ValueError):
-            return False
-        self.code = status.PENDING
-        self._proposal = self._team.agree.propose(call, digest, describe, size=size, blocking=blocking)
-        self._steps = self._work(self._proposal, factors, receiver)
-        self._queued = None
-        return True
+    def acquire(self, *, blocking: bool) -> PersistentExchange:
+        """Return an exchange for the next call: during a trial, for a blocking call, the one that is to be timed."""
+        trial = self.plan.trial
+        algorithm = self.plan.algorithm if trial is None or not blocking else trial.next
+        idle = self._idle.setdefault(algorithm, [])
+        return idle.pop() if idle else self._make(algorithm)
 
-    def steps(self) -> Generator[Any, None, int]:
-        """Agree, then take the steps of the algorithm."""
-        assert self._steps is not None
-        return self._steps
+    def release(self, exchange: PersistentExchange) -> None:
+        """Take back an exchange that has ended."""
+        exchange.forget()
+        self._idle[exchange.algorithm].append(exchange)
 
-    def test(self) -> bool:
-        """Go on without waiting, as the oldest exchange under way."""
-        if self._queued is None:
-            self._queued = QueuedExchange(self.steps())
-        self._queued.advance(oldest=True)
-        if self._queued.error is not None:
-            raise self._queued.error
-        return self._queued.done
+    def wire_bytes(self, algorithm: str) -> int:
+        """Return the bytes that this rank receives from others."""
+        known = self._wire_bytes.get(algorithm)
+        if known is None:
+            module = ALGORITHMS[algorithm]
+            known = self._wire_bytes[algorithm] = module.wire_bytes(self.plan.problem, self._team.rank)
+        return known
 
-    def wait(self) -> int:
-        """Take all steps."""
-        if self._queued is None:
-            return run(self.steps())
-        while not self.test():
-            self._queued.wait_for_step()
-        return self.code
-
-    def proposal(self, describe: Callable[[], str]) -> Proposal:
-        """Return the proposal, on which the ranks have agreed but for their samples."""
-        assert self._proposal is not None
-        return self._proposal
-
-    def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended."""
-        self._proposal = self._queued = self._steps = None
-
-    def run(self, proposal: Proposal, factors: Factors, receiver: Receiver) -> Generator[Any, None, None]:
-        """Round the factors if they travel in 16 bits, and exchange them."""
-        return super().run(proposal, self._rounded(factors, proposal.number), receiver)
-
-    def _work(self, proposal: Proposal, factors: Factors, receiver: Receiver) -> Generator[Any, None, int]:
-        yield None
-        posted = perf_counter()
-        yield from self._team.agree.steps(proposal)
-        self.waited = perf_counter() - posted
-        if proposal.counts is not None:
-            self.code = status.UNEVEN
-        else:
-            yield from self.run(proposal, factors, receiver)
-            self.code = status.DONE
-        return self.code
+    def time(self, algorithm: str, worked: float, waited: float) -> None:
+        """Record the seconds of a blocking call during a trial; collective at the end of a round."""
+        trial = self.plan.trial
+        if trial is not None and trial.record(algorithm, worked, waited):
+            self.plan.end_round(self._team.most(trial.times()))
 
 
 def is_brief(problem: Problem, threads: int) -> bool:
@@ -219,11 +181,16 @@ def is_brief(problem: Problem, threads: int) -> bool:
     return threads == 1 or problem.depth * problem.shape[0] * problem.shape[1] * problem.share < _WORTH
 
 
-def kernel_arguments(factors: Factors, receiver: Receiver, problem: Problem) -> tuple[Any, ...]:
-    """Return what the kernels of fused and eager exchanges take of factors, receiver and rule."""
-    array, state, rule = receiver.array, receiver.state, receiver.rule()
+def kernel_arguments(pending: PendingCall, dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return what the kernels of fused and eager exchanges take of factors, receiver and rule.
+
+    Raises:
+        TypeError: The factors are not plain arrays.
+    """
+    factors, receiver = pending.factors, pending.receiver
+    u, v, array, state, rule = factors.u, factors.v, receiver.array, receiver.state, receiver.rule()
+    if type(u) is not np.ndarray or type(v) is not np.ndarray:  # a masked array, say
+        raise TypeError("factors must be plain arrays")
     first = state[0] if state else array
     second = state[1] if len(state) > 1 else array
-    alpha, beta = rule.linear
-    numbers = rule.kind, alpha, beta, rule.numbers(problem.dtype), 1 + rule.states
-    return factors.u, factors.v, array, first, second, *numbers
+    return u, v, array, first, second, rule.kind, *rule.linear, rule.numbers(dtype), 1 + rule.states

@@ -14,22 +14,26 @@ from sfb.tuning.profile import Place, Use
 
 __all__ = ["Problem", "spread"]
 
-# Bytes of a rank's factors up to which they are packed into one message.
+# Bytes of a rank's factors up to which u and v travel as one message.
 _PACKED = 1 << 15
 
 
 def spread(ranks: int, nodes: int) -> list[int]:
-    """Return the node of each of ``ranks`` ranks that fill ``nodes`` nodes in turn, as evenly as can be."""
+    """Return the node of each rank, where ranks in their order fill nodes as evenly as possible.
+
+    >>> spread(5, 2)
+    [0, 0, 0, 1, 1]
+    """
     return [rank * nodes // ranks for rank in range(ranks)]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Shapes and places of one exchange of factors; equal on all ranks.
+    """The shapes of one exchange of factors and the layout of its ranks; equal on all ranks.
 
     Attributes:
         shape: (K, D).
-        dtype: Of factors and receiver.
+        dtype: The dtype of factors and receiver.
         counts: S of each rank, int64.
         node_of: The node of each rank.
         passes: Reads and writes of a K×D array by the receiver.
@@ -38,8 +42,8 @@ class Problem:
         assigns: Whether the receiver is an array that is set to the sum.
         max_bytes: Ceiling of a rank's buffers.
         whole: Whether the receiver must see the factors of all ranks at once.
-        wire: Format of 16 bits in which factors travel, if not their own.
-        memo: Where algorithms keep what they would compute again in every call.
+        wire: The 16-bit format in which factors travel; None for their own dtype.
+        memo: Values that algorithms compute once and use in every call.
     """
 
     shape: tuple[int, int]
@@ -57,10 +61,8 @@ class Problem:
 
     @cached_property
     def place(self) -> Place:
-        """How the ranks lie."""
-        nodes = max(self.node_of) + 1
-        fullest = int(np.bincount(self.node_of).max())
-        return Place(len(self.node_of), fullest, nodes, self.sharing)
+        """How the ranks lie on nodes and cores."""
+        return Place.of(self.node_of, self.sharing)
 
     @property
     def ranks(self) -> int:
@@ -74,12 +76,12 @@ class Problem:
 
     @cached_property
     def deepest(self) -> int:
-        """Samples of the rank that has most."""
+        """Samples of the rank that has the most."""
         return int(self.counts.max(initial=0))
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Where each rank's samples begin in the order of ranks."""
+        """The number of samples before those of each rank, in the order of ranks."""
         return np.concatenate(([0], np.cumsum(self.counts)[:-1]))
 
     @cached_property
@@ -89,12 +91,12 @@ class Problem:
 
     @cached_property
     def spans(self) -> tuple[np.ndarray, ...]:
-        """How many samples come from each rank, and where they begin; nothing where all have as many."""
+        """`counts` and `offsets`; empty where all ranks have the same S."""
         return () if self.uniform else (self.counts, self.offsets)
 
     @cached_property
     def by_columns(self) -> bool:
-        """Whether `sharded` divides columns rather than rows: the longer side."""
+        """Whether `sharded` divides columns rather than rows; it divides the longer side."""
         return self.shape[1] > self.shape[0]
 
     @property
@@ -114,36 +116,36 @@ class Problem:
 
     @property
     def sent_itemsize(self) -> int:
-        """Bytes of an element of gathered factors on their way between ranks."""
+        """Bytes of an element of factors that travel between ranks."""
         return self.itemsize if self.wire is None else 2
 
     @cached_property
     def packed(self) -> bool:
-        """Whether u and v of a rank travel as one message: latency is dearer than copying."""
+        """Whether u and v of a rank travel as one message, as a copy costs less than a latency."""
         return self.uniform and self.fits and int(self.counts[0]) * self.sample_bytes <= _PACKED
 
     @property
-    def alone(self) -> bool:
-        """Whether ranks, several of them, are nodes, so that the agreement may take along what they send."""
+    def one_rank_per_node(self) -> bool:
+        """Whether there are several nodes of one rank each, whose payloads may travel beside their headers."""
         return 1 < self.ranks == self.place.nodes and self.wire is None
 
     @property
-    def room(self) -> int:
-        """Bytes that a rank may send with its header: whatever others send, the messages of all have room then."""
+    def eager_limit(self) -> int:
+        """Bytes that each rank may send beside its header, whatever the other ranks send."""
         return EAGER_LIMIT // self.ranks // 8 * 8
 
-    def carried(self, nbytes: int) -> bool:
-        """Return whether so many bytes of each rank go with the headers of the agreement."""
-        return self.alone and self.fits and nbytes <= self.room
+    def eager(self, nbytes: int) -> bool:
+        """Return whether a payload of at most ``nbytes`` a rank travels beside the headers of the agreement."""
+        return self.one_rank_per_node and self.fits and nbytes <= self.eager_limit
 
     @staticmethod
-    def carried_cost(nbytes: float) -> list[Use]:
-        """Return the price of what is `carried`: its bytes, but no message beside the agreement's."""
+    def eager_cost(nbytes: float) -> list[Use]:
+        """Return the cost of an eager payload: its bytes, but no message beyond the agreement's."""
         return [Use("allgather", nbytes), Use("allgather", times=-1)]
 
     @cached_property
     def share(self) -> float:
-        """Part of the receiver's rows that the busiest rank works: all, or its share of a node's copy."""
+        """The part of the receiver's rows that the busiest rank updates: all, or its share of a node's copy."""
         rows, parts = self.shape[0], self.place.ranks_per_node
         if not self.shared or rows == 0:
             return 1.0
@@ -151,7 +153,7 @@ class Problem:
 
     @cached_property
     def row_blocks(self) -> list[tuple[int, int]]:
-        """Rows whose factors travel and are applied together: all, unless the ceiling is in the way."""
+        """Ranges of rows whose factors travel together: one of all rows, unless `max_bytes` requires more."""
         rows = self.shape[0]
         if self.fits:
             return [(0, rows)]
@@ -165,12 +167,12 @@ class Problem:
 
     @cached_property
     def sample_edges(self) -> list[np.ndarray]:
-        """Where the parts of each rank's samples begin and end."""
+        """The samples of each rank at which its parts begin, and at the end its S."""
         return [self.counts * part // self.sample_blocks for part in range(self.sample_blocks + 1)]
 
     @cached_property
     def sample_blocks(self) -> int:
-        """Parts into which each rank's samples are cut: 1, unless v of all ranks is beyond half the ceiling."""
+        """The number of parts of each rank's samples: 1, unless v of all ranks exceeds half of `max_bytes`."""
         gathered = self.depth * self.shape[1] * self.itemsize
         if self.fits or gathered <= self.max_bytes // 2:
             return 1
@@ -179,22 +181,22 @@ class Problem:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether the factors of all ranks stay below the ceiling; those of a single rank are not copied."""
+        """Whether the factors of all ranks stay within `max_bytes`; a single rank copies none."""
         return self.ranks == 1 or self.depth * self.sample_bytes <= self.max_bytes
 
     @property
     def _panel_rows(self) -> int:
-        """Rows of a sum that is put together from several parts of the samples."""
+        """Rows of a sum that several parts of the samples are added to."""
         return min(self.shape[0], max(1, self.max_bytes // 4 // max(1, self.shape[1] * self.itemsize)))
 
     def product_cost(self, depth: float, rows: float = 1.0, columns: float = 1.0, times: float = 1.0) -> list[Use]:
-        """Return the work of a product of a part of the rows and of the columns, which reads both factors once."""
+        """Return the cost of a product of a part of the rows and columns, which reads both factors once."""
         elements = self.shape[0] * self.shape[1] * rows * columns * self.itemsize / 4
         read = depth * (self.shape[0] * rows + self.shape[1] * columns) * self.itemsize
         return [Use("rebuild", elements, depth, times), Use("pass", read, times=times)]
 
     def rebuild_cost(self, depth: float, part: float = 1.0) -> list[Use]:
-        """Return the work of rebuilding ``part`` of the receiver's rows at a depth, and updating them."""
-        # What is only written costs as much as what is read, too: caches fetch it first.
+        """Return the cost of rebuilding ``part`` of the receiver's rows at a depth, and updating them."""
+        # Memory that is only written costs a read, too: caches fetch it first.
         more = max(0, self.passes - 2)
         return [*self.product_cost(depth, part), Use("pass", more * self.dense_bytes * part)]

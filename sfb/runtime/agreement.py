@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
@@ -28,42 +28,34 @@ class Proposal:
 
     Args:
         call: The user's call, for messages.
+        text: What this rank passed, for messages.
+        blocking: Whether the caller is about to wait, and no other call is under way.
+
+    Attributes:
         number: The number of the call on its communicator, the same on all ranks.
         digest: Stands for all that has to be equal on all ranks.
         size: A number ≥ 0 that may differ, the samples of this rank.
-        describe: Returns what this rank passed, for messages.
         error: What is wrong with this rank's own arguments, if anything.
-        blocking: Whether no other call is under way.
-
-    Attributes:
         verdict: A code of `sfb.kernels.status`; `PENDING` until the ranks are known to agree or not.
         counts: Once the ranks agree, the sizes of all ranks if they differ, else None.
         messages: The messages of all nodes and where each begins, if an eager exchange has brought them already.
     """
 
-    __slots__ = ("blocking", "call", "counts", "describe", "digest", "error", "messages", "number", "size", "verdict")
+    __slots__ = ("blocking", "call", "counts", "digest", "error", "messages", "number", "size", "text", "verdict")
 
-    def __init__(
-        self,
-        call: str,
-        number: int,
-        digest: int,
-        size: int,
-        describe: Callable[[], str],
-        error: Exception | None = None,
-        *,
-        blocking: bool = True,
-    ) -> None:
+    def __init__(self, call: str, text: str = "", *, blocking: bool = True) -> None:
         self.call = call
-        self.number = number
-        self.digest = digest
-        self.size = size
-        self.describe = describe
-        self.error = error
+        self.text = text
         self.blocking = blocking
+        self.number = self.digest = self.size = 0
+        self.error: Exception | None = None
         self.verdict: int = status.PENDING
         self.counts: np.ndarray | None = None
         self.messages: tuple[np.ndarray, list[int]] | None = None
+
+    def describe(self) -> str:
+        """Return what this rank passed, for messages."""
+        return self.text
 
 
 class Agreement:
@@ -101,19 +93,12 @@ class Agreement:
         payload = EAGER_LIMIT // nodes // 8 if nodes > 1 and self._largest == 1 else 0
         self._words = np.empty(nodes * (self.head + payload), np.int64)
 
-    def check(
-        self,
-        call: str,
-        signature: object,
-        describe: Callable[[], str],
-        *,
-        size: int = 0,
-        error: Exception | None = None,
-    ) -> Proposal:
-        """Compare ``signature`` with every other rank's; collective. `propose` describes the arguments."""
-        proposal = self.propose(call, signature, describe, size=size, error=error, blocking=True)
+    def check(self, call: str, text: str, error: Exception | None = None) -> None:
+        """Raise on every rank if one has an error, or if their texts differ, as `steps` does; collective."""
+        proposal = Proposal(call, text)
+        proposal.digest, proposal.error = self.digest(call, text), error
+        self.propose(proposal)
         run(self.steps(proposal))
-        return proposal
 
     def begin(self) -> int:
         """Return the number of the next call."""
@@ -158,39 +143,20 @@ class Agreement:
             digest = header.FAILED
         if verdict is None:
             verdict = self._board.meet(number, digest, size, wait=True)
-        proposal = Proposal(call, number, digest, size, _describe_plain, error)
-        proposal.verdict = verdict
+        proposal = Proposal(call, "a plain buffer, not Factors")
+        proposal.number, proposal.digest, proposal.size = number, digest, size
+        proposal.error, proposal.verdict = error, verdict
         if verdict == status.PENDING:
             run(self._on_node(proposal))
         return proposal
 
-    def propose(
-        self,
-        call: str,
-        signature: object,
-        describe: Callable[[], str],
-        *,
-        size: int = 0,
-        error: Exception | None = None,
-        blocking: bool = False,
-    ) -> Proposal:
-        """Post what this rank is about to do, without waiting for the other ranks.
-
-        Args:
-            call: The user's call, for messages.
-            signature: What has to be equal on all ranks; its repr is compared. Or the `digest` of that.
-            describe: Returns what this rank passed; called only when something is wrong.
-            size: A number ≥ 0 that may differ, the samples of this rank.
-            error: What is wrong with this rank's own arguments, if anything.
-            blocking: Look for the other ranks a while, as the caller is about to run `steps` to its end.
-        """
-        number = self.begin()
-        digest = signature if type(signature) is int else self.digest(call, signature)
-        if error is not None:
-            digest = header.FAILED
-        proposal = Proposal(call, number, digest, size, describe, error, blocking=blocking)
-        proposal.verdict = self._board.meet(number, digest, size, wait=blocking)
-        return proposal
+    def propose(self, proposal: Proposal) -> None:
+        """Number a call and post its header, without waiting for the other ranks, but for a look if it is blocking."""
+        if proposal.error is not None:
+            proposal.digest = header.FAILED
+        proposal.number = self.begin()
+        wait = proposal.blocking
+        proposal.verdict = self._board.meet(proposal.number, proposal.digest, proposal.size, wait=wait)
 
     def resume(self, proposal: Proposal, messages: tuple[np.ndarray, list[int]]) -> None:
         """Let `steps` go on from the messages of an eager exchange, whose header is not on the board yet."""
@@ -307,10 +273,6 @@ class Agreement:
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
         members = range(self._world.size) if everybody else self._board.members
         raise_reported(proposal.call, list(zip(members, reports, strict=True)), error)
-
-
-def _describe_plain() -> str:
-    return "a plain buffer, not Factors"
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:

@@ -1,196 +1,140 @@
-"""Measuring a profile on the ranks it is for, and finding one that was measured before."""
+"""Measuring a profile on the ranks that use it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb._version import __version__
-from sfb.arrays.dispatch import Arrays
-from sfb.collectives import ALGORITHMS, Problem
-from sfb.collectives.call import Call
-from sfb.factors import Factors
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.team import Team
-from sfb.tuning.profile import LARGE, SMALL, Profile, ProfileError
+from sfb.tuning.profile import LARGE, SMALL, Place, Profile, Use
 
-if TYPE_CHECKING:
-    from sfb.comm import Comm
-
-__all__ = ["cache_file", "describe", "find_profile", "first_profile", "identity", "measure", "tune"]
+__all__ = ["FIRST_USE", "Probes", "identity", "measure"]
 
 # Seconds that the first choice of an algorithm may measure for.
-_FIRST_USE = 0.25
+FIRST_USE = 0.25
 _DEPTHS = (1, 4, 16, 64, 256)
-# Bytes up to which every collective is measured, however long it takes.
-_FIRST_SIZES = 1 << 17
+# Sizes in bytes, and the size up to which every collective is measured however long it takes.
 _SIZES = tuple(1 << bits for bits in (8, 12, 15, 17, 20, 22, 24, 26))
-# Rows of the matrices that work is measured on, of SMALL and of LARGE elements, and their columns: as many for both,
-# since of deep products it is these that decide whether v stays in cache.
+_FIRST_SIZES = 1 << 17
+# Rows of the matrices that products are measured on, of SMALL and of LARGE elements, and their columns. The columns of
+# a deep product decide whether v stays in cache, so both have as many.
 _ROWS, _COLUMNS = {"small": SMALL // 1000, "large": LARGE // 1000}, 1000
-# From this depth, work is bound by arithmetic, and a part of the large matrix will do.
+# From this depth arithmetic bounds a product, and a part of the large matrix has the same rate as the whole.
 _DEEP = 64
-# How often an exchange of next to nothing is timed.
+# Phases of the board in one measurement.
+_PHASES = 50
+# Timed rounds of empty exchanges.
 _EMPTY = 15
-# Bytes that ranks gather before collectives are timed: what a network takes at once, before its rate counts.
+# Bytes that ranks gather before they time a collective. A network at rest takes that much at once, and shows its rate
+# only afterwards.
 _FLOOD = 1 << 18
-_log = logging.getLogger("sfb")
-_measured: dict[str, str] = {}  # in this process, by identity
+
+Action = Callable[[], Any]
 
 
-def find_profile(team: Team, given: Profile | None) -> Profile | None:
-    """Return the profile given, or that of SFB_PROFILE or the user's cache, or None; collective.
+def _no_arrays(team: Team) -> None:
+    return None
 
-    Raises:
-        ProfileError: The file of SFB_PROFILE is no profile; raised on every rank.
+
+def _no_exchanges(team: Team) -> dict[str, tuple[Action, Sequence[Use]]]:
+    return {}
+
+
+class Probes(NamedTuple):
+    """What a profile times of higher layers.
+
+    Attributes:
+        arrays: For a team, what makes this library's allreduce of so many bytes between nodes; None if the library
+            leaves those to MPI.
+        exchanges: For a team, the smallest exchange by each algorithm, and its cost.
     """
-    who = identity(team)
-    text: str | None = None
-    with on_all_ranks(team.world, "Comm"):
-        if team.rank == 0:
-            text = _find(given, who)
-    text = team.world.bcast(text)
-    return None if text is None else Profile.from_json(text)
 
-
-def first_profile(team: Team) -> Profile:
-    """Measure a profile, and keep it for this process; collective."""
-    profile = measure(team, _FIRST_USE)
-    who = identity(team)
-    if team.rank == 0:
-        _measured[_key(who)] = profile.to_json()
-    return profile
+    arrays: Callable[[Team], Callable[[int], Action] | None] = _no_arrays
+    exchanges: Callable[[Team], Mapping[str, tuple[Action, Sequence[Use]]]] = _no_exchanges
 
 
 def identity(team: Team) -> dict[str, Any]:
     """Return what a profile depends on; collective."""
-    hosts = team.world.allgather(MPI.Get_processor_name())
-    by_node = np.bincount(team.node_of).tolist()
     return {
-        "hosts": sorted(set(hosts)),
-        "ranks_per_node": by_node,
+        "hosts": sorted(set(team.world.allgather(MPI.Get_processor_name()))),
+        "ranks_per_node": np.bincount(team.node_of).tolist(),
         "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].strip().rstrip("\0"),
         "threads": team.threads,
         "sfb": __version__,
     }
 
 
-def cache_file(who: Mapping[str, Any]) -> Path:
-    """Return where the profile of ranks with this identity is kept for the user."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("sfb")) / f"profile-{_key(who)}.json"
-
-
-def _key(who: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(who, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
-    named = os.environ.get("SFB_PROFILE")
-    if given is not None:
-        profile, name = given, "the profile"
-    elif named:
-        profile, name = Profile.load(named), named
-    elif (text := _measured.get(_key(who))) is not None:
-        return text
-    else:
-        path = cache_file(who)
-        if not path.is_file():
-            return None
-        try:
-            return Profile.load(path).to_json()
-        except ProfileError as error:
-            _log.warning("ignoring a damaged profile: %s; measure it again with sfb tune", error)
-            return None
-    foreign = [key for key, value in who.items() if profile.identity and profile.identity.get(key) != value]
-    if foreign:
-        said = "; ".join(f"{key} {profile.identity.get(key)}, here {who[key]}" for key in foreign)
-        _log.warning("%s was measured elsewhere (%s); sfb tune measures here", name, said)
-    return profile.to_json()
-
-
-def tune(comm: Comm, seconds: float) -> Profile:
-    """Measure a profile of the ranks of ``comm`` in about ``seconds``, whatever is known already; collective."""
-    return measure(comm._team, seconds)
-
-
-def measure(team: Team, seconds: float) -> Profile:
+def measure(team: Team, seconds: float, probes: Probes) -> Profile:
     """Measure a profile on the ranks of ``team`` in about ``seconds``; collective."""
-    with on_all_ranks(team.world, "Comm"):
-        team.load_kernels()
+    own = Team(team.world, team.node)  # calls may be under way on the other
+    with on_all_ranks(own.world, "Comm"):
+        own.load_kernels()
     began = perf_counter()
 
     def left() -> float:
-        return team.world.bcast(seconds - (perf_counter() - began))
+        return own.world.bcast(seconds - (perf_counter() - began))
 
-    place = Problem((1, 1), np.dtype("f4"), np.ones(team.size, np.int64), team.node_of, 1, team.sharing).place
-    tables: dict[str, list[tuple[float, float]]] = {}
     source, target = np.ones((2, LARGE // 2), np.float32)
-    memory_rate = 2 * source.nbytes / _time(team, lambda: np.copyto(target, source), 1, inner=1) * team.sharing
-    probe = Team(team.world, team.node)  # calls may be under way on the other
-    if place.ranks_per_node > 1:
-        tables["sync"] = [(0.0, _sync(probe))]
-    candidates = _exchanges(team, probe)
-    if seconds <= _FIRST_USE:
-        candidates.pop("arrays", None)  # that takes longer; who is faster shows in the first calls
-    few = 3 if seconds <= _FIRST_USE else 5  # of two the median would be the mean
-    flood = _gather(team.world, _FLOOD // team.size)
-    # One size of every collective at a time, so that all are known to the same size when time is up.
-    for last, size in pairwise((0, *_SIZES)):
-        if size > _FIRST_SIZES:
-            if "rebuild/large" not in tables:
-                tables |= _work(team)
-            expected = (few + 1) * size / last * sum(tables[kind][-1][1] for kind in candidates)
-            if expected > left():
-                break
-        for kind, make in candidates.items():
-            flood()
-            taken = _time(team, make(size), 9 if size <= 1 << 15 else few)
-            tables.setdefault(kind, []).append((float(size), taken))
-    probe.free()
-    profile = Profile(memory_rate=memory_rate, place=place, tables=tables, identity=identity(team))
-    gemm = 2 / max(1e-15, (tables["rebuild/large"][-1][1] / tables["rebuild/large"][-1][0])) * team.sharing
-    profile = replace(profile, gemm_rate=gemm, overheads=_overheads(team, profile))
+    memory_seconds = _median(own, lambda: np.copyto(target, source), 1, inner=1)
+    tables: dict[str, list[tuple[float, float]]] = {}
+    if max(own.slot_of) > 0:
+        tables["sync"] = [(0.0, _sync(own))]
+    first_use = seconds <= FIRST_USE
+    calls = _collectives(own)
+    # This takes longer than a first use has; the first calls of arrays are timed instead.
+    arrays = None if first_use else probes.arrays(own)
+    if arrays is not None:
+        calls["arrays"] = arrays
+    tables |= _by_size(own, calls, left, 3 if first_use else 5)
+    profile = Profile(
+        memory_rate=2 * source.nbytes / memory_seconds * own.sharing,
+        place=Place.of(own.node_of, own.sharing),
+        tables=tables,
+        identity=identity(own),
+    )
+    depth, element_seconds = tables["rebuild/large"][-1]
+    gemm_rate = 2 / max(1e-15, element_seconds / depth) * own.sharing
+    profile = replace(profile, gemm_rate=gemm_rate, overheads=_overheads(own, profile, probes))
+    own.free()
     return Profile.from_json(team.world.bcast(profile.to_json()))
 
 
-def _time(team: Team, once: Callable[[], Any], repetitions: int, *, inner: int = 0) -> float:
-    """Return the median seconds of `_in_turn` for a single function."""
-    return _in_turn(team, [once], repetitions, inner=inner)[0]
+def _median(team: Team, call: Action, repetitions: int, *, inner: int = 0) -> float:
+    """Return the median seconds of one call, otherwise as `_medians`."""
+    return _medians(team, [call], repetitions, inner=inner)[0]
 
 
-def _in_turn(team: Team, calls: Sequence[Callable[[], Any]], repetitions: int, *, inner: int = 0) -> list[float]:
-    """Return the median seconds that each of ``calls`` takes the slowest rank; the first round is not counted.
+def _medians(team: Team, calls: Sequence[Action], repetitions: int, *, inner: int = 0) -> list[float]:
+    """Return the median seconds that each of ``calls`` takes the slowest rank.
+
+    Every round times each call once, so that no call finds more of its data in cache than it would in a program. The
+    first round does not count.
 
     Args:
-        team: The ranks, which begin together.
-        calls: To be timed in turn, none with more of the caches than it would find elsewhere.
-        repetitions: How often.
-        inner: For what ranks do without waiting for each other: calls in a row, to the end of the last rank.
+        team: The ranks, which begin each call together.
+        calls: What to time.
+        repetitions: The rounds that count.
+        inner: Calls in a row, if the calls do not wait for other ranks; the time then ends with the last rank's.
     """
-    for once in calls:
-        once()
+    for call in calls:
+        call()
     taken = np.empty((repetitions, len(calls)))
     for row in taken:
-        for i, once in enumerate(calls):
+        for i, call in enumerate(calls):
             team.world.Barrier()
             began = perf_counter()
             for _ in range(max(1, inner)):
-                once()
+                call()
             if inner:
                 team.world.Barrier()
             row[i] = (perf_counter() - began) / max(1, inner)
@@ -198,23 +142,49 @@ def _in_turn(team: Team, calls: Sequence[Callable[[], Any]], repetitions: int, *
     return np.maximum(np.median(taken, axis=0), 1e-9).tolist()
 
 
-def _sync(probe: Team) -> float:
+def _sync(team: Team) -> float:
     """Return the seconds of a phase of a node's board."""
-    call = Call(probe, probe.agree.begin(), "calibrate", blocking=True)
-    repetitions = 50
+    board, number = team.board, team.agree.begin()
+    phase = 1
 
-    def meet() -> None:
-        for _ in range(repetitions):
-            for step in call.meet():
-                step.Wait()
+    def phases() -> None:
+        nonlocal phase
+        for _ in range(_PHASES):
+            phase += 1
+            if not board.join(number, phase, wait=True):
+                board.phase(number, phase, "calibrate").Wait()
 
-    seconds = _time(probe, meet, 3) / repetitions
-    call.finish()
+    seconds = _median(team, phases, 3) / _PHASES
+    board.reach(number, board.last_phase)
     return seconds
 
 
-def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
-    """Return seconds of an element by depth, of products added to a matrix, all ranks working at once."""
+def _by_size(
+    team: Team, calls: Mapping[str, Callable[[int], Action]], left: Callable[[], float], repetitions: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return seconds by bytes of each collective, and seconds of products by depth.
+
+    Every collective is measured at one size before any at the next, so that all tables end at the same size when no
+    time is ``left``.
+    """
+    tables: dict[str, list[tuple[float, float]]] = {}
+    flood = _gather(team.world, _FLOOD // team.size)
+    for last, size in pairwise((0, *_SIZES)):
+        if size > _FIRST_SIZES:
+            if "rebuild/large" not in tables:
+                tables |= _products(team)
+            expected = (repetitions + 1) * size / last * sum(tables[kind][-1][1] for kind in calls)
+            if expected > left():
+                break
+        for kind, make in calls.items():
+            flood()
+            taken = _median(team, make(size), 9 if size <= 1 << 15 else repetitions)
+            tables.setdefault(kind, []).append((float(size), taken))
+    return tables
+
+
+def _products(team: Team) -> dict[str, list[tuple[float, float]]]:
+    """Return seconds of an element by depth, of products added to a matrix while all ranks work."""
     tables: dict[str, list[tuple[float, float]]] = {}
     for size, rows in _ROWS.items():
         whole = np.zeros((rows, _COLUMNS), np.float32)
@@ -223,94 +193,50 @@ def _work(team: Team) -> dict[str, list[tuple[float, float]]]:
             u, v = np.ones((depth, len(out)), np.float32), np.ones((depth, _COLUMNS), np.float32)
             add = partial(kernels.accumulate, u, v, out, threads=team.threads)
             inner = max(1, 32 // depth) if size == "small" else 1
-            seconds = _time(team, add, 3, inner=inner)
+            seconds = _median(team, add, 3, inner=inner)
             tables.setdefault(f"rebuild/{size}", []).append((float(depth), seconds / out.size))
     return tables
 
 
-def _exchanges(team: Team, probe: Team) -> dict[str, Callable[[int], Callable[[], Any]]]:
-    """Return, by kind, what makes a collective of a number of bytes; ``probe`` is of the same ranks, and idle."""
+def _collectives(team: Team) -> dict[str, Callable[[int], Action]]:
+    """Return, by kind, what makes a copy or a collective of MPI of so many bytes."""
     world, ranks = team.world, team.size
 
-    def across(nbytes: int) -> Callable[[], Any]:
+    def across(nbytes: int) -> Action:
         calls = [_gather(comm, nbytes) for _, comm in team.across()]
         return lambda: [call() for call in calls]
 
-    def alltoall(nbytes: int) -> Callable[[], Any]:
+    def alltoall(nbytes: int) -> Action:
         mine = np.zeros((ranks, max(1, nbytes // 4 // ranks)), np.float32)
         theirs = np.empty_like(mine)
         return lambda: world.Alltoall(mine, theirs)
 
-    def allreduce(nbytes: int) -> Callable[[], Any]:
+    def allreduce(nbytes: int) -> Action:
         array = np.zeros(nbytes // 4, np.float32)
         return lambda: world.Allreduce(MPI.IN_PLACE, array)
 
-    def arrays(nbytes: int) -> Callable[[], Any]:
-        array = np.zeros(nbytes // 4, np.float32)
-        return lambda: own.allreduce_everywhere(MPI.IN_PLACE, array, MPI.SUM, lambda: None, always=True)
-
-    def copy(nbytes: int) -> Callable[[], Any]:
+    def copy(nbytes: int) -> Action:
         source, target = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
         return lambda: np.copyto(target, source)
 
-    found: dict[str, Callable[[int], Callable[[], Any]]] = {"copy": copy}
+    found: dict[str, Callable[[int], Action]] = {"copy": copy}
     if ranks > 1:
-        found["allgather"] = lambda nbytes: _gather(world, nbytes)
+        found["allgather"] = partial(_gather, world)
     if team.nodes > 1:
         found |= {"allreduce": allreduce, "alltoall": alltoall}
         if team.nodes < ranks:
             found["across"] = across
-        own = Arrays(probe, lambda: None)
-        if own.far:
-            found["arrays"] = arrays
     return found
 
 
-def _gather(comm: MPI.Intracomm, nbytes: int) -> Callable[[], Any]:
+def _gather(comm: MPI.Intracomm, nbytes: int) -> Action:
     mine, everybody = np.zeros(nbytes // 4, np.float32), np.empty(nbytes // 4 * comm.size, np.float32)
     return lambda: comm.Allgather(mine, everybody)
 
 
-def _overheads(team: Team, profile: Profile) -> dict[str, float]:
-    """Return what an exchange of next to nothing takes beyond its price."""
-    rows, columns = 8, 8
-    factors = Factors(np.ones((1, rows), np.float32), np.ones((1, columns), np.float32))
-    g = np.empty((rows, columns), np.float32)
-    problem = Problem(g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing)
-    from sfb.comm import Comm  # it imports this module
-
-    with Comm(team.world, node=team.node, reproducible=True) as probe:
-        calls = [partial(probe.Allreduce, factors, g, algorithm=name) for name in ALGORITHMS]
-        taken = _in_turn(team, calls, _EMPTY)
-    found = {}
-    for (name, module), seconds in zip(ALGORITHMS.items(), taken, strict=True):
-        priced = sum(profile.seconds(use, problem.place) for use in module.cost(problem))
-        found[name] = max(0.0, seconds - priced)
-    return found
-
-
-def describe(profile: Profile) -> list[str]:
-    """Return a profile in words and tables, line by line."""
-    p = profile.place
-    lines = [
-        f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, {p.sharing:g} to a core",
-        f"a core: memory {profile.memory_rate / 1e9:.1f} GB/s, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s",
-    ]
-    for kind, table in profile.tables.items():
-        if "/" in kind:
-            cells = [f"{depth:g}: {1e9 * seconds:.3f}" for depth, seconds in table]
-            lines.append(f"{kind:<14} ns an element by depth   " + "  ".join(cells))
-        else:
-            cells = [f"{_bytes(n)}: {1e6 * seconds:.1f}" for n, seconds in table]
-            lines.append(f"{kind:<14} µs by bytes             " + "  ".join(cells))
-    cells = [f"{name}: {1e6 * seconds:.1f}" for name, seconds in profile.overheads.items()]
-    lines.append(f"{'overhead':<14} µs of an empty exchange " + "  ".join(cells))
-    return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("", "K", "M"):
-        if number < 1024:
-            return f"{number:g}{unit}"
-        number /= 1024
-    return f"{number:g}G"
+def _overheads(team: Team, profile: Profile, probes: Probes) -> dict[str, float]:
+    """Return the seconds that an exchange of next to nothing takes beyond its price, by algorithm."""
+    exchanges = probes.exchanges(team)
+    taken = _medians(team, [call for call, _ in exchanges.values()], _EMPTY)
+    priced = [sum(profile.seconds(use, profile.place) for use in cost) for _, cost in exchanges.values()]
+    return {name: max(0.0, t - p) for name, t, p in zip(exchanges, taken, priced, strict=True)}

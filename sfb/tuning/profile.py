@@ -1,10 +1,11 @@
-"""What a machine can do, in seconds: stated rates, or times measured on the ranks they are for."""
+"""What a machine can do: stated rates, or times measured on the ranks that use them."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
@@ -13,32 +14,37 @@ from typing import Any, NamedTuple
 
 from sfb.runtime.errors import as_reported
 
-__all__ = ["EXCHANGES", "Place", "Profile", "ProfileError", "Use"]
+__all__ = ["EXCHANGES", "LARGE", "SMALL", "Place", "Profile", "ProfileError", "Use"]
 
 EXCHANGES = ("sync", "copy", "allgather", "across", "alltoall", "allreduce", "arrays")
 Table = Sequence[tuple[float, float]]
 
-# What the tables of work were measured on: elements of a matrix that stays in cache, and of one that does not.
+# Elements of the matrices that the tables of work are measured on: one stays in cache, the other does not.
 SMALL, LARGE = 128_000, 8_000_000
 
 
 @as_reported
 class ProfileError(ValueError):
-    """A file that is no profile."""
+    """A file holds no profile."""
 
 
 class Use(NamedTuple):
-    """One thing that an algorithm does with a machine.
+    """One use that an algorithm makes of a machine.
 
     Attributes:
-        kind: "sync", the ranks of a node waiting for each other; "copy" into a node's memory; a collective,
-            "allgather", "alltoall" or "allreduce" of all ranks, "arrays", this library's own allreduce, or "across",
-            an allgather among the ranks that have the same place on their nodes; "rebuild", uᵀv formed by the kernels;
-            "pass", reading or writing what is neither.
-        amount: Bytes that the busiest rank copies, gives to an allgather, sends, reduces or touches; for work the
-            elements formed, those of float64 counted twice.
-        depth: Samples, for work.
-        times: How often.
+        kind: What the busiest rank does.
+
+            - "sync": the ranks of a node wait for each other.
+            - "copy": a copy into a node's memory.
+            - "allgather", "alltoall", "allreduce": MPI's collective of all ranks.
+            - "across": an allgather among the ranks that have the same rank on their nodes.
+            - "arrays": this library's own allreduce.
+            - "rebuild": the kernels form uᵀv.
+            - "pass": other reads and writes of memory.
+        amount: The bytes that the rank copies, gives to an allgather, sends, reduces or touches. For "rebuild" the
+            elements that it forms; an element of float64 counts twice.
+        depth: The number of samples, for "rebuild".
+        times: The number of times.
     """
 
     kind: str
@@ -56,26 +62,34 @@ class Place:
     nodes: int = 1
     sharing: float = 1.0
 
+    @staticmethod
+    def of(node_of: Sequence[int], sharing: float) -> Place:
+        """Return the place of ranks, given the node of each.
+
+        >>> Place.of([0, 0, 1], 1.0)
+        Place(ranks=3, ranks_per_node=2, nodes=2, sharing=1.0)
+        """
+        return Place(len(node_of), max(Counter(node_of).values()), max(node_of) + 1, sharing)
+
 
 @dataclass(frozen=True)
 class Profile:
-    """Rates by which a cost is priced, and measured times that stand in for them.
+    """Rates that price a cost, and measured times that replace them.
 
-    Rates are seconds, bytes per second (memory, links) and float32 flop per second (one core); the
-    defaults are round figures of a server core and a 10 Gbit/s network.
+    The defaults are round figures of a server core and a 10 Gbit/s network.
 
     Attributes:
-        latency: Of a message inside a node.
-        bandwidth: Of messages inside a node.
-        far_latency: Of a message between nodes.
-        far_bandwidth: Of a node's link.
-        gemm_rate: Of a deep product.
-        memory_rate: Of a core reading or writing memory.
-        place: Where the tables were measured.
-        tables: Seconds by bytes, a rising list of (bytes, seconds) for each of `EXCHANGES`; for "rebuild/small"
-            and "rebuild/large" seconds of an element by depth. May lack some or all.
-        overheads: Seconds that an exchange takes beside what its cost names, by algorithm.
-        identity: What the profile was measured on: hosts, MPI, threads, versions.
+        latency: Seconds of a message inside a node.
+        bandwidth: Bytes per second of messages inside a node.
+        far_latency: Seconds of a message between nodes.
+        far_bandwidth: Bytes per second of a node's link.
+        gemm_rate: Float32 flop per second of a deep product on one core.
+        memory_rate: Bytes per second that a core reads or writes in memory.
+        place: The ranks, nodes and cores that the tables were measured on.
+        tables: A rising list of (bytes, seconds) for each of `EXCHANGES`, and a rising list of (depth, seconds of an
+            element) for "rebuild/small" and "rebuild/large". Some or all may be missing.
+        overheads: Seconds that an exchange takes beyond its cost, by algorithm.
+        identity: What the profile was measured on: hosts, ranks per node, MPI, threads and version.
     """
 
     latency: float = 2e-6
@@ -91,13 +105,13 @@ class Profile:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything measured in it."""
+        """Whether the profile holds measured times."""
         return bool(self.tables)
 
     def seconds(self, use: Use, place: Place) -> float:
-        """Return the seconds of ``use`` by ranks that lie as ``place`` says."""
+        """Return the seconds of ``use`` on ranks that lie as ``place`` says."""
         if use.kind == "across" and place.ranks_per_node == 1:
-            use = use._replace(kind="allgather")  # of the same ranks then
+            use = use._replace(kind="allgather")  # the same ranks take part
         if use.kind == "pass":
             one = place.sharing * use.amount / self.memory_rate
         elif use.kind == "rebuild":
@@ -112,11 +126,11 @@ class Profile:
         return use.times * one
 
     def overhead(self, algorithm: str) -> float:
-        """Return the seconds of an exchange of nothing."""
+        """Return the seconds that an exchange takes beyond its cost."""
         return self.overheads.get(algorithm, 0.0)
 
     def _per_element(self, use: Use) -> float:
-        """Return the seconds of an element of work, between those of small and of large matrices."""
+        """Return the seconds of an element, interpolated between small and large matrices."""
         small, large = (self.tables.get(f"rebuild/{size}") for size in ("small", "large"))
         if small is None or large is None:
             return 2 * use.depth / self.gemm_rate + 4 / self.memory_rate
@@ -148,6 +162,25 @@ class Profile:
             + far / self.far_bandwidth
         )
 
+    def describe(self) -> list[str]:
+        """Return the lines of a report: what was measured, where, and how long it took."""
+        p = self.place
+        lines = [
+            f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, "
+            f"{p.sharing:g} to a core",
+            f"a core: memory {self.memory_rate / 1e9:.1f} GB/s, deep products {self.gemm_rate / 1e9:.0f} Gflop/s",
+        ]
+        for kind, table in self.tables.items():
+            if "/" in kind:
+                cells = [f"{depth:g}: {1e9 * seconds:.3f}" for depth, seconds in table]
+                lines.append(f"{kind:<14} ns an element by depth   " + "  ".join(cells))
+            else:
+                cells = [f"{_bytes(n)}: {1e6 * seconds:.1f}" for n, seconds in table]
+                lines.append(f"{kind:<14} µs by bytes             " + "  ".join(cells))
+        cells = [f"{name}: {1e6 * seconds:.1f}" for name, seconds in self.overheads.items()]
+        lines.append(f"{'overhead':<14} µs of an empty exchange " + "  ".join(cells))
+        return lines
+
     def to_json(self) -> str:
         """Return the profile as a JSON object."""
         return json.dumps({"format": 1, **asdict(self)}, indent=1) + "\n"
@@ -157,7 +190,7 @@ class Profile:
         """Return the profile that ``text`` holds.
 
         Raises:
-            ProfileError: It is not JSON, of another format, or has absent or impossible numbers.
+            ProfileError: The text is not JSON, has another format, or lacks numbers or has impossible ones.
         """
         from jsonschema import Draft202012Validator
 
@@ -228,8 +261,16 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
+def _bytes(number: float) -> str:
+    for unit in ("", "K", "M"):
+        if number < 1024:
+            return f"{number:g}{unit}"
+        number /= 1024
+    return f"{number:g}G"
+
+
 def _interpolate(table: Table, x: float) -> float:
-    """Return the value at ``x``: constant below the table, between its points a power law, beyond it a line."""
+    """Return the value at ``x``: constant below the table, a power law between its points, a line beyond it."""
     if x <= table[0][0] or len(table) == 1:
         return table[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(table):
@@ -241,7 +282,7 @@ def _interpolate(table: Table, x: float) -> float:
 
 
 def _linear(table: Table, x: float) -> float:
-    """Return the value at ``x``, by the line through the nearest two points."""
+    """Return the value at ``x`` on the line through the nearest two points."""
     if len(table) == 1:
         return table[0][1]
     pairs = list(itertools.pairwise(table))

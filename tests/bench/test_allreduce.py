@@ -4,7 +4,7 @@ import pytest
 
 from sfb.bench import allreduce
 from sfb.bench.engine import _orders, measure
-from sfb.tuning import calibrate
+from sfb.tuning import lookup
 
 pytestmark = pytest.mark.mpi
 
@@ -52,8 +52,8 @@ def test_the_oracle_sees_an_element_that_is_off(world):
 
 
 def test_all_estimates_rest_on_what_has_been_measured(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(calibrate, "_measured", {})
-    monkeypatch.setattr(calibrate, "cache_file", lambda who: tmp_path / "none.json")
+    monkeypatch.setattr(lookup, "_measured", {})
+    monkeypatch.setattr(lookup, "cache_file", lambda who: tmp_path / "none.json")
     rows = allreduce.run(world, allreduce.Config(shapes=[(40, 30)] * 2, samples=[2], iterations=1))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     for one, other in zip(first, second, strict=True):

@@ -4,6 +4,7 @@ from time import sleep
 import numpy as np
 import oracle
 import pytest
+from conftest import split_hosts
 
 import sfb
 from sfb.collectives.call import Call
@@ -160,20 +161,23 @@ def test_ranks_that_know_the_receiver_and_ranks_that_do_not(repeated, world):
         np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
 
 
-@pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
-def test_a_trial_in_which_some_ranks_repeat_calls(request, fixture, world):
-    """And others, to which the receiver is new, do not: all take the same algorithms, and come to the same end."""
-    comm = request.getfixturevalue(fixture)
-    factors, g = sfb.Factors(*(np.ones((2, n)) for n in SMALL)), np.empty(SMALL)
-    for turn in range(340):
-        target = g if (turn + world.rank) % 3 else np.empty_like(g)
-        comm.Allreduce(factors, target)
-        np.testing.assert_array_equal(target, 2 * world.size)
-        assert len(set(world.allgather(comm.last_exchange.algorithm))) == 1
-    plan = comm.plan(factors, g)
-    assert plan.trial is None
-    assert len(plan.measured) > 1 or world.size == 1
-    assert len(set(world.allgather(repr((plan.algorithm, plan.measured))))) == 1
+@pytest.mark.parametrize("together", [True, False], ids=["one node", "nodes of one"])
+def test_a_trial_in_which_receivers_are_new_to_some_ranks(world, together):
+    """All ranks take the same algorithms, and end the trial with the same."""
+    node = split_hosts(world, lambda slot: 0 if together else slot)
+    # Stated rates: whether there is a trial does not depend on what this machine can do now.
+    with sfb.Comm(world, node=node, profile=sfb.Profile()) as comm:
+        factors, g = sfb.Factors(*(np.ones((2, n)) for n in SMALL)), np.empty(SMALL)
+        for call in range(340):
+            target = g if (call + world.rank) % 3 else np.empty_like(g)
+            comm.Allreduce(factors, target)
+            np.testing.assert_array_equal(target, 2 * world.size)
+            assert len(set(world.allgather(comm.last_exchange.algorithm))) == 1
+        plan = comm.plan(factors, g)
+        assert plan.trial is None
+        assert len(plan.measured) > 1 or world.size == 1
+        assert len(set(world.allgather(repr((plan.algorithm, plan.measured))))) == 1
+    node.Free()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,18 @@ def test_a_profile_survives_json():
     assert not Profile.from_json(Profile().to_json()).measured
 
 
+def test_a_profile_is_described():
+    lines = MEASURED.describe()
+    assert lines[0] == "measured on 4 ranks, up to 1 on each of 4 nodes, 1 to a core"
+    assert any(line.startswith("allreduce") and line.endswith("10000.0") for line in lines)
+    assert any(line.startswith("rebuild/large") and line.endswith("1: 2.000") for line in lines)
+    assert lines[-1].endswith("dense: 30.0")
+
+
+def test_the_place_of_ranks():
+    assert Place.of([0, 0, 1, 0, 2], 1.5) == Place(5, 3, 3, 1.5)
+
+
 def changed(**changes):
     data = json.loads(MEASURED.to_json())
     for key, value in changes.items():

@@ -1,0 +1,39 @@
+import numpy as np
+from problems import even
+
+from sfb.collectives import Problem, spread
+from sfb.tuning.profile import Place
+
+
+def test_counts():
+    problem = even((4, 3), 2, 3)
+    assert problem.uniform
+    assert problem.spans == ()
+    assert problem.depth == 6
+    np.testing.assert_array_equal(problem.offsets, [0, 2, 4])
+
+
+def test_uneven_counts():
+    counts = np.array([3, 0, 2], np.int64)
+    problem = Problem((4, 3), np.dtype("f4"), counts, spread(3, 1), passes=1)
+    assert not problem.uniform
+    assert (problem.depth, problem.deepest) == (5, 3)
+    np.testing.assert_array_equal(problem.spans, [[3, 0, 2], [0, 3, 3]])
+
+
+def test_ranks_fill_nodes_as_evenly_as_possible():
+    assert spread(8, 3) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert even((4, 3), 1, 8, nodes=3, sharing=2.0).place == Place(8, 3, 3, 2.0)
+
+
+def test_blocks_stay_below_the_ceiling():
+    assert even((100, 50), 10, 4).row_blocks == [(0, 100)]
+    tight = even((400, 50), 10, 4, max_bytes=40 * 50 * 4 * 2)
+    assert tight.sample_blocks == 1
+    assert len(tight.row_blocks) > 1
+    assert tight.row_blocks[0][0] == 0
+    assert tight.row_blocks[-1][1] == 400
+    tighter = even((400, 50), 100, 4, max_bytes=1000)
+    assert tighter.sample_blocks > 1
+    assert tighter.sample_edges[0].sum() == 0
+    assert tighter.sample_edges[-1].sum() == 400
