@@ -22,7 +22,6 @@ from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall
 from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
-from sfb.kernels import half
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.requests import Persistent, PolledRequest, Queue, QueuedExchange, Request, Ticker
@@ -94,21 +93,12 @@ class Comm(MPI.Intracomm):
         if comm is not None and not isinstance(comm, MPI.Intracomm):
             what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
             raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
-        if progress not in ("thread", "poll"):
-            raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
-        if not max_bytes > 0:
-            raise ValueError(f"max_bytes must be > 0, got {max_bytes!r}")
-        if not stall > 0:
-            raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
-        if wire is not None and wire not in half.FORMATS:
-            raise ValueError(f"wire must be None, {' or '.join(map(repr, half.FORMATS))}, got {wire!r}")
-        if seed is not None and (wire is None or isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ValueError(f"seed must be an integer, and goes with wire, got {seed!r} and {wire!r}")
+        options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
         self._owner = comm is None
-        self._options = Options(check, profile, reproducible, max_bytes, progress, wire, seed, stall)
+        self._options = options
         self._team_or_none = None
         self._arrays = None
         self._left_to_mpi = 0

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sfb.kernels.half import FORMATS
 from sfb.runtime.limits import MAX_BYTES, STALL
-from sfb.tuning.profile import Profile
 
 __all__ = ["Options"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options that a `sfb.Comm` was made with; its docstring describes them."""
+    """The options that a `sfb.Comm` was made with; its docstring describes them.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
 
     check: bool = True
-    profile: Profile | None = None
     reproducible: bool = False
     max_bytes: int = MAX_BYTES
     progress: str = "thread"
     wire: str | None = None
     seed: int | None = None
     stall: float = STALL
+
+    def __post_init__(self) -> None:
+        if self.progress not in ("thread", "poll"):
+            raise ValueError(f'progress must be "thread" or "poll", got {self.progress!r}')
+        if not self.max_bytes > 0:
+            raise ValueError(f"max_bytes must be > 0, got {self.max_bytes!r}")
+        if not self.stall > 0:
+            raise ValueError(f"stall must be a number of seconds > 0, got {self.stall!r}")
+        wire, seed = self.wire, self.seed
+        if wire is not None and wire not in FORMATS:
+            raise ValueError(f"wire must be None, {' or '.join(map(repr, FORMATS))}, got {wire!r}")
+        if seed is not None and (wire is None or isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ValueError(f"seed must be an integer, and goes with wire, got {seed!r} and {wire!r}")

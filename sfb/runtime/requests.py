@@ -237,21 +237,22 @@ class _Waiting:
 
     _queue: Queue
     _queued: QueuedExchange | None
+    _result: Any = None
 
     def Wait(self, status: MPI.Status | None = None) -> bool:
         """Wait for the exchange; the receiver is whole then.
 
         Raises:
-            RuntimeError: It has been waited for already.
+            RuntimeError: The request is not active: it has been waited for already.
             MismatchError, TypeError, ValueError: The call was wrong, on this or another rank.
         """
-        queued = self._under_way()
+        queued = self._active()
         self._queue.finish(queued)
         return self._end(queued)
 
     def Test(self, status: MPI.Status | None = None) -> bool:
         """Let the exchange go on without waiting, and return whether it is complete; raises as `Wait` does."""
-        queued = self._under_way()
+        queued = self._active()
         self._queue.advance()
         return queued.done and self._end(queued)
 
@@ -259,21 +260,19 @@ class _Waiting:
 
     @property
     def exchange(self) -> Any:
-        """How the exchange went on this rank, a `sfb.Exchange`; None until it is complete."""
+        """How the last exchange went on this rank, a `sfb.Exchange`; None before the first is complete."""
         return self._result
 
-    _result: Any = None
-
-    def _under_way(self) -> QueuedExchange:
+    def _active(self) -> QueuedExchange:
         if self._queued is None:
             raise RuntimeError("the request is not active: it has been waited for already")
         return self._queued
 
     def _end(self, queued: QueuedExchange) -> bool:
         self._queued = None
-        self._result = queued.result
         if queued.error is not None:
             raise queued.error
+        self._result = queued.result
         return True
 
     @staticmethod
@@ -283,18 +282,6 @@ class _Waiting:
         while pending:
             pending = [request for request in pending if not request.Test()]
         return True
-
-    @staticmethod
-    def Testall(requests: Sequence[Any], statuses: Any = None) -> bool:
-        """Return whether all ``requests``, of this library and of mpi4py, are complete; if so, complete them."""
-        return all(
-            request.is_complete() if isinstance(request, _Waiting) else request.Get_status() for request in requests
-        ) and _Waiting.Waitall(requests)
-
-    def is_complete(self) -> bool:
-        """Return whether the exchange is complete; `Wait` or `Test` still has to complete the request."""
-        self._queue.advance()
-        return self._queued is None or self._queued.done
 
 
 class PolledRequest(_Waiting):
@@ -334,38 +321,33 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
         return super()._end(queued)
 
 
-class Persistent:
+class Persistent(_Waiting):
     """An Allreduce of the same arrays, done by `Start` and `Wait` as often as wanted; from `Comm.Allreduce_init`.
 
     Args:
         plan: The plan, with everything that it needs in place.
         queue: The exchanges of the communicator that are under way.
         begin: Begins one exchange in that queue.
+
+    Attributes:
+        plan: The `Plan`: the algorithm chosen, with the estimates that chose it.
     """
 
     def __init__(self, plan: Any, queue: Queue, begin: Callable[[], QueuedExchange]) -> None:
-        self._plan = plan
+        self.plan = plan
         self._queue = queue
         self._begin: Callable[[], QueuedExchange] | None = begin
-        self._queued: QueuedExchange | None = None
-        self._last: Any = None
+        self._queued = None
 
     def explain(self) -> str:
         """Return a table of the algorithms, the one chosen and the reason."""
-        return self._plan.explain()
-
-    @property
-    def plan(self) -> Any:
-        """The `Plan`: the algorithm chosen, with the estimates that chose it."""
-        return self._plan
-
-    @property
-    def exchange(self) -> Any:
-        """How the last exchange went on this rank, a `sfb.Exchange`; None before the first."""
-        return self._last
+        return self.plan.explain()
 
     def Start(self) -> None:
         """Begin an exchange; collective, in the same order as other calls on all ranks.
+
+        What is wrong, on this or another rank, is raised by Wait or Test; so is MismatchError if ranks start different
+        plans.
 
         Raises:
             RuntimeError: The last one has not been waited for, or the plan is freed.
@@ -375,23 +357,6 @@ class Persistent:
         if self._queued is not None:
             raise RuntimeError("the plan is active: Wait for the exchange that Start began")
         self._queued = self._begin()
-
-    def Wait(self, status: MPI.Status | None = None) -> bool:
-        """Wait for the exchange.
-
-        Raises:
-            RuntimeError: None has been started, or the plan is freed.
-            MismatchError: Ranks started different plans; raised on every rank.
-        """
-        queued = self._active()
-        self._queue.finish(queued)
-        return self._end(queued)
-
-    def Test(self, status: MPI.Status | None = None) -> bool:
-        """Let the exchange go on without waiting, and return whether it is complete; raises as `Wait` does."""
-        queued = self._active()
-        self._queue.advance()
-        return queued.done and self._end(queued)
 
     def Free(self) -> None:
         """Give the plan up; harmless when repeated.
@@ -418,10 +383,3 @@ class Persistent:
         if self._queued is None:
             raise RuntimeError("the plan is not active: Start it first")
         return self._queued
-
-    def _end(self, queued: QueuedExchange) -> bool:
-        self._queued = None
-        if queued.error is not None:
-            raise queued.error
-        self._last = queued.result
-        return True
