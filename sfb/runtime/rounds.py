@@ -14,7 +14,7 @@ from sfb.kernels import status
 from sfb.runtime.board import Board
 from sfb.runtime.limits import HALVING_LIMIT, SPINS, tag
 
-__all__ = ["Rounds", "RoundsRequest"]
+__all__ = ["Rounds", "RoundsRequest", "order", "schedule"]
 
 
 class Rounds:
@@ -49,18 +49,13 @@ class Rounds:
         self._head = head
         nodes = len(members)
         self.sums = nodes & (nodes - 1) == 0
-        self.order = [home ^ i if self.sums else (home + i) % nodes for i in range(nodes)]
+        self.order = order(nodes, home)
+        self.plan = schedule(members, home)
         self._heads = list(range(0, nodes * head + 1, head))
-        plan = []
-        self._learnt: list[list[int]] = []
-        known = 1
-        while known < nodes:
-            learnt = [members[node] for node in self.order[known : 2 * known]]
-            target = members[self.order[known if self.sums else -known]][0]
-            plan.append((known, len(learnt), learnt[0][0], target))
-            self._learnt.append([rank for ranks in learnt for rank in ranks])
-            known += len(learnt)
-        self.plan = np.array([*plan, (nodes, home, HALVING_LIMIT, 0)], np.int64)
+        self._learnt = [
+            [rank for node in self.order[known : known + learnt] for rank in members[node]]
+            for known, learnt, *_ in self.plan[:-1].tolist()
+        ]
         self.mpi = _describe(world) if nodes > 1 else np.empty(0, np.int64)
         # Memory of the calls under way, which MPI may write to.
         self.under_way: dict[int, tuple[Any, ...]] = {}
@@ -123,6 +118,29 @@ class Rounds:
             return kernel(self.mpi, self.plan, state, spins, tag(number), self._head, *arrays)
 
         return RoundsRequest(self, call, number, advance, state, *arrays)
+
+
+def order(nodes: int, home: int) -> list[int]:
+    """Return the nodes in the order in which ``home`` learns of them, itself first."""
+    power_of_two = nodes & (nodes - 1) == 0
+    return [home ^ i if power_of_two else (home + i) % nodes for i in range(nodes)]
+
+
+def schedule(members: Sequence[Sequence[int]], home: int) -> np.ndarray:
+    """Return the rounds of a node as `sfb.kernels.rounds` takes them.
+
+    Args:
+        members: The ranks of each node, the leader first.
+        home: The node.
+    """
+    nodes, nearest = len(members), order(len(members), home)
+    rounds, known = [], 1
+    while known < nodes:
+        learnt = min(known, nodes - known)
+        source, target = nearest[known], nearest[known if nodes & (nodes - 1) == 0 else -known]
+        rounds.append((known, learnt, members[source][0], members[target][0]))
+        known += learnt
+    return np.array([*rounds, (nodes, home, HALVING_LIMIT, 0)], np.int64)
 
 
 class RoundsRequest:
