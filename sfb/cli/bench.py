@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sfb.cli.common import Bytes, Failure, Finite, Names, Shapes, Sizes, json_option, plot_option, start
+from sfb.units import parse_rate
 
 __all__ = ["bench"]
 
@@ -98,10 +99,8 @@ def _bench_arrays(
     sizes = [begin]
     while sizes[-1] * factor <= end:
         sizes.append(sizes[-1] * factor)
-    from sfb.store.throttle import parse
-
     try:
-        rate = None if link is None else parse(link)
+        rate = None if link is None else parse_rate(link, "--link")
     except ValueError as error:
         raise Failure(str(error)) from error
     world = start()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sfb.launch import LaunchError, check_launcher, foreign_launcher
+from sfb.units import parse_size
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -106,12 +107,10 @@ class Bytes(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the value of the text."""
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        number = text.rstrip("KMG")
-        unit = text[len(number) :]
-        if not number.isascii() or not number.isdecimal() or len(unit) > 1 or int(number) < 1:
-            self.fail(f"{value!r} is not a number of bytes like 8, 64K or 128M", param, ctx)
-        return int(number) << 10 * " KMG".index(unit or " ")
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Shapes(click.ParamType):

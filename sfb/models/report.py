@@ -19,6 +19,7 @@ from rich.table import Table
 
 from sfb.environment import header
 from sfb.models.train import Config, Epoch
+from sfb.units import format_bytes, milliseconds
 
 __all__ = ["Progress", "ReportError", "compare_runs", "summary"]
 
@@ -69,7 +70,7 @@ class Progress(AbstractContextManager["Progress"]):
             return
         line = (
             f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:.2%}  "
-            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {_bytes(epoch.wire_bytes)}"
+            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {format_bytes(epoch.wire_bytes)}"
             f"{f', overlap {epoch.overlap:.0%}' if self._config.overlap else ''})"
         )
         if self._bar is not None:
@@ -82,7 +83,7 @@ class Progress(AbstractContextManager["Progress"]):
         for layer in result["layers"]:
             print(
                 f"{layer['name']}  {layer['K']}×{layer['D']}  {layer['algorithm']}  "
-                f"{_bytes(layer['wire_bytes_per_step'])} per step"
+                f"{format_bytes(layer['wire_bytes_per_step'])} per step"
             )
         print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
         for line in header(result["environment"]):
@@ -152,23 +153,11 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
         table.add_row(label, *cells)
 
     line("test accuracy", "accuracy", "{:.2%}".format, ratios=False)
-    line("time per step", "seconds_per_step", _milliseconds)
-    line("exchange per step", "exchange_seconds_per_step", _milliseconds)
-    line("bytes per step and rank", "wire_bytes_per_step", _bytes)
+    line("time per step", "seconds_per_step", lambda seconds: f"{milliseconds(seconds, 1)} ms")
+    line("exchange per step", "exchange_seconds_per_step", lambda seconds: f"{milliseconds(seconds, 1)} ms")
+    line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
     line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
     Console(highlight=False).print(table)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
 
 
 def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
@@ -198,7 +187,7 @@ def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequen
         f"{environment['cores_per_node']} cores per node"
     )
     bars = right.bar(labels, [row["wire_bytes_per_step"] for row in rows], color=colours)
-    right.bar_label(bars, [_bytes(row["wire_bytes_per_step"]) for row in rows])
+    right.bar_label(bars, [format_bytes(row["wire_bytes_per_step"]) for row in rows])
     if all(row["wire_bytes_per_step"] > 0 for row in rows):
         right.set_yscale("log")
     right.set_ylabel("bytes received per rank and step")

@@ -26,6 +26,7 @@ from sfb.factors import Factors
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.team import Team
 from sfb.tuning.profile import LARGE, SMALL, Profile, ProfileError
+from sfb.units import format_rate, format_size, microseconds
 
 if TYPE_CHECKING:
     from sfb.comm import Comm
@@ -294,23 +295,15 @@ def describe(profile: Profile) -> list[str]:
     p = profile.place
     lines = [
         f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, {p.sharing:g} to a core",
-        f"a core: memory {profile.memory_rate / 1e9:.1f} GB/s, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s",
+        f"a core: memory {format_rate(profile.memory_rate)}, deep products {profile.gemm_rate / 1e9:.0f} Gflop/s",
     ]
     for kind, table in profile.tables.items():
         if "/" in kind:
             cells = [f"{depth:g}: {1e9 * seconds:.3f}" for depth, seconds in table]
             lines.append(f"{kind:<14} ns an element by depth   " + "  ".join(cells))
         else:
-            cells = [f"{_bytes(n)}: {1e6 * seconds:.1f}" for n, seconds in table]
+            cells = [f"{format_size(n)}: {microseconds(seconds)}" for n, seconds in table]
             lines.append(f"{kind:<14} µs by bytes             " + "  ".join(cells))
-    cells = [f"{name}: {1e6 * seconds:.1f}" for name, seconds in profile.overheads.items()]
+    cells = [f"{name}: {microseconds(seconds)}" for name, seconds in profile.overheads.items()]
     lines.append(f"{'overhead':<14} µs of an empty exchange " + "  ".join(cells))
     return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("", "K", "M"):
-        if number < 1024:
-            return f"{number:g}{unit}"
-        number /= 1024
-    return f"{number:g}G"
