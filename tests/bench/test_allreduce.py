@@ -3,7 +3,8 @@ import json
 import pytest
 
 from sfb.bench import allreduce
-from sfb.bench.engine import _orders, measure
+from sfb.bench.engine import Timing, _orders, measure
+from sfb.collectives import ALGORITHMS
 from sfb.tuning import calibrate
 
 pytestmark = pytest.mark.mpi
@@ -56,9 +57,12 @@ def test_all_estimates_rest_on_what_has_been_measured(world, monkeypatch, tmp_pa
     monkeypatch.setattr(calibrate, "cache_file", lambda who: tmp_path / "none.json")
     rows = allreduce.run(world, allreduce.Config(shapes=[(40, 30)] * 2, samples=[2], iterations=1))
     first, second = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    for one, other in zip(first, second, strict=True):
-        if one["taken"] == other["taken"]:
-            assert one["predicted"] == other["predicted"]
+    estimates = [{row["algorithm"]: row["predicted"] for row in half} for half in (first, second)]
+    for name in ALGORITHMS:
+        assert estimates[0][name] == estimates[1][name] > 0
+    for half, estimate in zip((first, second), estimates, strict=True):
+        taken = {row["algorithm"]: row["taken"] for row in half}["auto"]
+        assert estimate["auto"] == estimate[taken]
 
 
 def test_json(world, capfd, tmp_path):
@@ -122,7 +126,7 @@ def test_candidates_take_turns_and_time_is_bounded(world, clock):
 
         return call
 
-    times = measure(world, {n: candidate(n) for n in "ab"}, iterations=1000, warmups=1, seconds=0.2)
+    times = measure(world, {n: candidate(n) for n in "ab"}, Timing(iterations=1000, warmups=1, seconds=0.2))
     assert sorted(calls[:2]) == sorted(calls[2:4]) == ["a", "b"]
     assert 1 <= times["a"].iterations < 1000
     assert times["a"].iterations == times["b"].iterations
@@ -136,7 +140,8 @@ def test_what_is_far_slower_is_timed_less_often(world, clock):
         return lambda: clock.sleep(milliseconds * 1e-3)
 
     calls = {"close": candidate(1), "closest": candidate(1), "far": candidate(30)}
-    times = measure(world, calls, iterations=1000, warmups=1, seconds=0.4)
+    times = measure(world, calls, Timing(iterations=1000, warmups=1, seconds=0.4))
     assert 1 <= times["far"].iterations < times["close"].iterations == times["closest"].iterations < 1000
     calls = {"a": candidate(0), "far": candidate(5)}
-    assert [t.iterations for t in measure(world, calls, iterations=3, warmups=1, seconds=20).values()] == [3, 3]
+    times = measure(world, calls, Timing(iterations=3, warmups=1, seconds=20))
+    assert [t.iterations for t in times.values()] == [3, 3]
