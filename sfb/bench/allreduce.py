@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Benchmark, Column, Heading, Row, Times, Timing, measure, settle
+from sfb.bench.engine import Benchmark, Column, Exchanges, Heading, Row, Times, columns, measure, settle
 from sfb.collectives import ALGORITHMS
 from sfb.tuning.plan import AUTO
 from sfb.units import microseconds
@@ -28,12 +28,10 @@ _LR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Timing):
+class Config(Exchanges):
     """What to measure.
 
     Attributes:
-        shapes: (K, D) of each gradient.
-        samples: Each S, the same on every rank.
         dtype: "float32" or "float64".
         receiver: "array", set to the sum; "sgd", W ← W − lr·G; or "momentum", SGD with momentum 0.9.
         memory: "shared" for receivers with one copy per node, "private" for one per rank. MPI's own
@@ -42,8 +40,6 @@ class Config(Timing):
         check: Compare with an oracle.
     """
 
-    shapes: Sequence[tuple[int, int]]
-    samples: Sequence[int]
     dtype: str = "float32"
     receiver: str = "array"
     memory: str = "shared"
@@ -52,21 +48,12 @@ class Config(Timing):
 
 
 COLUMNS = [
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("S", "S", width=6),
-    Column("algorithm", "algorithm", width=11),
-    Column("taken", "taken", width=11),
-    Column("seconds", "time(us)", microseconds, 12),
-    Column("min", "min", microseconds, 12),
-    Column("avg", "avg", microseconds, 12),
-    Column("p99", "p99", microseconds, 12),
-    Column("exchange", "exch(us)", microseconds, 12),
-    Column("rebuild", "rebuild(us)", microseconds, 12),
-    Column("predicted", "pred(us)", microseconds, 12),
+    *columns(str, 7, K="K", D="D", S="S"),
+    *columns(str, 11, algorithm="algorithm", taken="taken"),
+    *columns(microseconds, 12, seconds="time(us)", min="min", avg="avg", p99="p99"),
+    *columns(microseconds, 12, exchange="exch(us)", rebuild="rebuild(us)", predicted="pred(us)"),
     Column("wire_bytes", "wire(B)", width=12),
-    Column("algbw", "algbw(GB/s)", "{:.2f}".format, 12),
-    Column("busbw", "busbw(GB/s)", "{:.2f}".format, 12),
+    *columns("{:.2f}".format, 12, algbw="algbw(GB/s)", busbw="busbw(GB/s)"),
     Column("speedup", "mpi/this", "{:.2f}".format, 9),
     Column("wrong", "#wrong", width=7),
 ]

@@ -56,7 +56,7 @@ class Config(Timing):
 
     @property
     def whole(self) -> bool:
-        """Whether every rank gives and takes whole arrays, so that data crosses the wire twice."""
+        """Whether every rank gives and takes a whole array, so that twice the bytes travel."""
         return self.collective == "allreduce"
 
 

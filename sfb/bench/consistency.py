@@ -11,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Benchmark, Column, Heading, Row
+from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
 from sfb.models import Network, mlr
 from sfb.models.data import Dataset, load
 
@@ -66,9 +66,7 @@ COLUMNS = [
     Column("seconds", "time(s)", _number, 10),
     Column("steps_per_second", "steps/s", "{:.1f}".format, 10),
     Column("speedup", "over first", "{:.2f}".format, 11),
-    Column("objective", "objective", _number, 10),
-    Column("reached", "reached(s)", _number, 11),
-    Column("reached_mb", "reached(MB)", _number, 12),
+    *columns(_number, 12, objective="objective", reached="reached(s)", reached_mb="reached(MB)"),
     Column("wait", "waited(%)", "{:.0f}".format, 10),
     Column("staleness", "stale", "{:.2f}".format, 7),
     Column("differ", "differ", "{:.1e}".format, 9),

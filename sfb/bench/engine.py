@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from sfb.environment import describe, header
 from sfb.runtime.threads import limit_process
 from sfb.tuning.plan import AUTO, Plan
 
-__all__ = ["Benchmark", "Column", "Heading", "Row", "Times", "Timing", "measure", "settle"]
+__all__ = ["Benchmark", "Column", "Exchanges", "Heading", "Row", "Times", "Timing", "columns", "measure", "settle"]
 
 Row = dict[str, Any]
 C = TypeVar("C")
@@ -34,15 +34,15 @@ _FAR, _PART = 2.0, 1 / 3
 
 
 class Heading(Protocol):
-    """Prints what precedes the rows; collective."""
+    """Function that prints the lines above the rows; collective."""
 
     def __call__(self, title: str, *notes: str, **facts: Any) -> None:
         """Print the title, the environment, notes on the columns, and their names.
 
         Args:
-            title: What is measured.
-            notes: A line each.
-            facts: What the JSON's environment holds besides the rest.
+            title: Text that names the measurement.
+            notes: Lines that explain columns.
+            facts: Further entries of the environment in JSON.
         """
 
 
@@ -51,11 +51,11 @@ class Column:
     """A printed column.
 
     Attributes:
-        key: Of a row.
-        heading: Name of the column.
-        show: Returns the text of a value.
-        width: Characters.
-        when: Returns whether a config calls for the column.
+        key: Key of the values in a row.
+        heading: Text above the values.
+        show: Function that returns the text of a value.
+        width: Number of characters.
+        when: Function that returns whether to print the column for a config.
     """
 
     key: str
@@ -65,15 +65,20 @@ class Column:
     when: Callable[[Any], bool] = lambda config: True
 
 
+def columns(show: Callable[[Any], str], width: int, /, **headings: str) -> list[Column]:
+    """Return columns of one form, by key and heading."""
+    return [Column(key, heading, show, width) for key, heading in headings.items()]
+
+
 @dataclass(frozen=True)
 class Benchmark(Generic[C]):
     """What one benchmark supplies to the engine; called, it runs.
 
     Attributes:
-        columns: What to print of a row.
+        columns: Columns to print.
         rows: Generator of rows; collective. It takes the ranks, a config, and a function to call before the first row.
             The key "wrong" of a row, if there is one, counts its wrong elements; it is None where none were checked.
-        draw: Draws rows to a file.
+        draw: Function that draws rows into a file.
     """
 
     columns: Iterable[Column]
@@ -129,14 +134,27 @@ class Timing:
     Attributes:
         iterations: Timed calls of each candidate.
         warmups: Calls of each before them, at least one.
-        seconds: Most time for all; fewer calls are timed where they would take longer.
-        pause: Seconds without messages before each timed call: the network has delivered earlier ones by then.
+        seconds: Most time for all candidates; it may end before all iterations are done.
+        pause: Seconds without messages before each timed call, in which the network delivers earlier ones.
     """
 
     iterations: int = 20
     warmups: int = 2
     seconds: float = 20.0
     pause: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanges(Timing):
+    """Exchanges of factors, each shape with each number of samples.
+
+    Attributes:
+        shapes: (K, D) of each gradient.
+        samples: Each S, the same on every rank.
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    samples: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -181,8 +199,8 @@ def measure(
     Args:
         comm: The ranks that call.
         candidates: Functions to time, by name.
-        timing: How often, and for how long.
-        parts: Returns the seconds of exchange and of rebuild of a candidate's last call.
+        timing: How often to time them, and for how long.
+        parts: Function that returns the seconds of exchange and of rebuild of a candidate's last call.
     """
     began = perf_counter()
     for _ in range(max(1, timing.warmups)):
@@ -195,7 +213,7 @@ def measure(
     end = perf_counter() + timing.seconds
 
     def time_in_turn(names: list[str], iterations: int, seconds: float) -> int:
-        """Time each candidate once an iteration, for as many seconds at most; return the number of iterations."""
+        """Time candidates for at most ``seconds``, each once an iteration; return the number of iterations."""
         began = perf_counter()
         for done, (first, *order) in enumerate(islice(_orders(names), iterations), 1):
             candidates[first]()
@@ -231,10 +249,10 @@ def settle(
 
     Args:
         comm: The communicator.
-        factors: What every rank gives.
-        receiver: What takes the sum.
-        algorithm: As of `sfb.Comm.Allreduce`.
-        before: Called before each call.
+        factors: Factors of this rank.
+        receiver: Array or optimizer that takes the sum.
+        algorithm: Algorithm to settle, "auto" by default.
+        before: Function to call before each Allreduce.
 
     Returns:
         The plan of later calls.
@@ -246,11 +264,11 @@ def settle(
 
 
 def _orders(names: list[str]) -> Iterator[list[str]]:
-    """Yield orders in which each name follows each other one equally often: a large neighbour leaves cold caches.
+    """Yield orders in which each name follows each other name equally often.
 
-    The first name of an order is not to be timed: it precedes the second as a neighbour, and is the same in all orders
-    of a design. E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments",
-    1949. The name two before another is left to chance.
+    A candidate leaves its data in caches and its messages in the network, and so affects the next. The first name of an
+    order only precedes the second: it is not to be timed, and is the same in all orders of a design (E. J. Williams,
+    "Experimental designs balanced for the estimation of residual effects of treatments", 1949).
     """
     count = len(names)
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]

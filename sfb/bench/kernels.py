@@ -16,7 +16,7 @@ from scipy.linalg import get_blas_funcs
 from threadpoolctl import threadpool_limits
 
 import sfb.kernels as kernels
-from sfb.bench.engine import Benchmark, Column, Heading, Row, Timing, measure
+from sfb.bench.engine import Benchmark, Column, Heading, Row, Timing, columns, measure
 from sfb.runtime.compile import warmup
 from sfb.units import microseconds
 
@@ -57,15 +57,12 @@ class Config(Timing):
 
 COLUMNS = [
     Column("kernel", "kernel", width=11),
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("m", "m", width=6),
+    *columns(str, 7, K="K", D="D", m="m"),
     Column("seconds", "time(us)", microseconds, 12),
     Column("other", "best other", width=11),
     Column("other_seconds", "time(us)", microseconds, 12),
     Column("ratio", "ratio", "{:.2f}".format, 8),
-    Column("gflops", "Gflop/s", "{:.1f}".format, 9),
-    Column("bandwidth", "GB/s", "{:.1f}".format, 8),
+    *columns("{:.1f}".format, 9, gflops="Gflop/s", bandwidth="GB/s"),
     Column("limit", "limit%", "{:.0f}".format, 8),
     Column("scaling", "scaling", "{:.2f}".format, 9, when=lambda config: config.threads > 1),
 ]

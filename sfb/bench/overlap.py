@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -13,41 +13,25 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Benchmark, Column, Heading, Row, Timing, measure, settle
+from sfb.bench.engine import Benchmark, Column, Exchanges, Heading, Row, columns, measure, settle
 from sfb.units import microseconds
 
 __all__ = ["COLUMNS", "Config", "run"]
 
+Config = Exchanges
 # Side of the matrices of the computation that exchanges are hidden behind.
 _SIDE = 128
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config(Timing):
-    """What to measure.
-
-    Attributes:
-        shapes: (K, D) of each gradient.
-        samples: Each S, the same on every rank.
-    """
-
-    shapes: Sequence[tuple[int, int]]
-    samples: Sequence[int]
-
-
 COLUMNS = [
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("S", "S", width=6),
+    *columns(str, 7, K="K", D="D", S="S"),
     Column("candidate", "candidate", width=14),
-    Column("pure", "pure(us)", microseconds, 12),
-    Column("compute", "compute(us)", microseconds, 12),
-    Column("total", "total(us)", microseconds, 12),
+    *columns(microseconds, 12, pure="pure(us)", compute="compute(us)", total="total(us)"),
     Column("overlap", "overlap(%)", "{:.1f}".format, 11),
 ]
 
 
-def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
+def _rows(world: MPI.Intracomm, config: Exchanges, heading: Heading) -> Iterator[Row]:
     heading(
         "sfb bench overlap: Iallreduce",
         "pure: start and wait; total: start, compute for as long, wait; overlap = 1 − (total − compute)/pure",
@@ -55,21 +39,21 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
     )
     with ExitStack() as stack:
         comms = {way: stack.enter_context(sfb.Comm(world, progress=way)) for way in ("thread", "poll")}
-        for rows, columns in config.shapes:
-            gradient = np.zeros((rows, columns), np.float32)
-            target = comms["thread"].shared((rows, columns))
+        for shape in config.shapes:
+            gradient = np.zeros(shape, np.float32)
+            target = comms["thread"].shared(shape)
             starts: dict[str, Callable[[], Any]] = {"mpi": partial(world.Iallreduce, MPI.IN_PLACE, gradient)}
             for samples in config.samples:
-                factors = sfb.Factors(*(np.ones((samples, n), np.float32) for n in (rows, columns)))
+                factors = sfb.Factors(*(np.ones((samples, n), np.float32) for n in shape))
                 for way, comm in comms.items():
                     comm.Allreduce(factors, target)
                     settle(comm, factors, target)
                     starts[way] = partial(comm.Iallreduce, factors, target)
                 for row in _measure(world, config, starts):
-                    yield {"K": rows, "D": columns, "S": samples, **row}
+                    yield {"K": shape[0], "D": shape[1], "S": samples, **row}
 
 
-def _measure(world: MPI.Intracomm, config: Config, starts: Mapping[str, Callable[[], Any]]) -> list[Row]:
+def _measure(world: MPI.Intracomm, config: Exchanges, starts: Mapping[str, Callable[[], Any]]) -> list[Row]:
     """Return a row for each function that starts an exchange; collective."""
     half = replace(config, seconds=config.seconds / 2)
 

@@ -11,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Benchmark, Column, Heading, Row, Times, Timing, measure, settle
+from sfb.bench.engine import Benchmark, Column, Heading, Row, Times, Timing, columns, measure, settle
 from sfb.units import milliseconds
 
 __all__ = ["COLUMNS", "Config", "run"]
@@ -35,13 +35,9 @@ class Config(Timing):
 
 
 COLUMNS = [
-    Column("S", "S", width=6),
-    Column("topology", "topology", width=13),
-    Column("degree", "degree", width=7),
-    Column("diameter", "diam", width=5),
-    Column("latency", "latency(ms)", milliseconds, 12),
-    Column("seconds", "clock(ms)", milliseconds, 11),
-    Column("p99", "p99", milliseconds, 11),
+    *columns(str, 13, S="S", topology="topology"),
+    *columns(str, 7, degree="degree", diameter="diam"),
+    *columns(milliseconds, 12, latency="latency(ms)", seconds="clock(ms)", p99="p99"),
     Column("updates", "updates/s", "{:.0f}".format, 10),
     Column("sent", "sent(B)", width=11),
     Column("messages", "messages", "{:.1f}".format, 9),

@@ -80,7 +80,7 @@ _columns_option = click.option("-D", "columns", type=Sizes(1), default="4096", h
               "[default: shared; private for plain arrays]")  # fmt: skip
 @click.option("-a", "--algorithm", "algorithms", multiple=True,
               type=click.Choice(["dense", "broadcast", "node", "pipelined", "sharded", "auto"]),
-              help="Only these beside mpi; may be given several times.  [default: all]")  # fmt: skip
+              help="Time only this beside mpi; repeat it for several.  [default: all]")  # fmt: skip
 @click.option("-b", "--begin", type=Bytes(), help="Smallest plain array, in bytes: 8, 64K, 128M.")
 @click.option("-e", "--end", type=Bytes(), help="Largest plain array, in bytes.")
 @click.option("-f", "--factor", type=click.IntRange(2), default=2, help="Ratio of two sizes of plain arrays.")
@@ -109,10 +109,10 @@ def bench_allreduce(
     memory: str | None,
     **common: Any,
 ) -> int:
-    """Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient.
+    """Time Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient.
 
-    Sizes are numbers, lists 1,10,100 or ranges 1:100. With -b or -e, Allreduce of plain arrays through sfb.Comm beside
-    MPI's; added(us) is what sfb.Comm takes beyond MPI. Exits with 1 if a result is wrong.
+    Sizes are numbers, lists 1,10,100 or ranges 1:100. With -b or -e, time Allreduce of plain arrays through sfb.Comm
+    beside MPI's; added(us) is the time of sfb.Comm minus that of MPI. Exits with 1 if a result is wrong.
     """
     if begin is not None or end is not None:
         sizes = _sizes(begin, end, factor)
@@ -168,7 +168,7 @@ def _sizes(begin: int | None, end: int | None, factor: int) -> list[int]:
 @_timing_options()
 @_output_options(plot=False)
 def bench_overlap(output: dict[str, Any], rows: Sequence[int], columns: Sequence[int], **options: Any) -> None:
-    """Part of an Iallreduce that computation hides, as OMB reports it."""
+    """Measure the part of an Iallreduce that computation hides, as OMB does."""
     world = start()
     from sfb.bench import overlap
 
@@ -182,14 +182,14 @@ def bench_overlap(output: dict[str, Any], rows: Sequence[int], columns: Sequence
               help="Samples of all ranks together.")  # fmt: skip
 @click.option("-k", "--kernel", "kernels", multiple=True,
               type=click.Choice(["rebuild", "accumulate", "momentum", "adam"]),
-              help="Only these; may be given several times.  [default: all]")  # fmt: skip
+              help="Time only this; repeat it for several.  [default: all]")  # fmt: skip
 @click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
               help="Type of the elements.")  # fmt: skip
 @click.option("-T", "--threads", type=click.IntRange(1), default=1, help="Threads of the kernels, BLAS and PyTorch.")
 @_timing_options(21, 1, 2.0)
 @_output_options(plot=True)
 def bench_kernels(output: dict[str, Any], **options: Any) -> None:
-    """The kernels beside BLAS, NumPy and PyTorch, and beside the machine's limit; needs no mpirun."""
+    """Time the kernels beside BLAS, NumPy and PyTorch, and beside the machine's limit; needs no mpirun."""
     world = start()
     from sfb.bench import kernels
 
@@ -201,7 +201,7 @@ def bench_kernels(output: dict[str, Any], **options: Any) -> None:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @plot_option
 def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
-    """How good the choice of "auto" was in FILES, which bench allreduce -J wrote; needs no mpirun."""
+    """Show how good the choice of "auto" was in FILES that bench allreduce -J wrote; needs no mpirun."""
     from sfb.bench.choice import ChoiceError, draw, read, report
 
     try:
@@ -221,7 +221,7 @@ def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
 @_timing_options(calls="clocks")
 @_output_options(plot=False)
 def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any) -> None:
-    """Clocks of the decentralised store beside an Allreduce of the same factors."""
+    """Time clocks of the decentralised store beside an Allreduce of the same factors."""
     world = start()
     from sfb.bench import store
 
@@ -247,7 +247,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of stragglers and batches.")
 @_output_options(plot=True)
 def bench_consistency(output: dict[str, Any], **options: Any) -> None:
-    """Training with stragglers under BSP, SSP and ASP."""
+    """Train with stragglers under BSP, SSP and ASP."""
     world = start()
     from sfb.bench import consistency
     from sfb.models.data import DataError

@@ -1,4 +1,4 @@
-"""What a person sees of training: progress, a summary, and runs beside each other."""
+"""Reports on training: its progress, and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Progress", "ReportError", "compare_runs", "summary"]
 
 
 class ReportError(Exception):
-    """A file that is no training run."""
+    """A file does not hold a training run."""
 
 
 class Progress(AbstractContextManager["Progress"]):
     """Reports epochs on rank 0: a bar on a terminal, plain lines elsewhere.
 
     Args:
-        config: Of the run.
+        config: What the run trains, and how.
         world: The ranks that train.
     """
 
@@ -46,7 +46,7 @@ class Progress(AbstractContextManager["Progress"]):
         if self._active:
             c = self._config
             print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
-            # Open MPI puts a terminal of its own between a rank's output and a file, but none before its input.
+            # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
             if sys.stdout.isatty() and sys.stdin.isatty():
                 self._bar = Bar(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
                 self._task = self._bar.add_task("step", total=None)
@@ -60,12 +60,12 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.stop()
 
     def tick(self, steps: int) -> None:
-        """Count one of ``steps`` steps."""
+        """Advance the bar by one of ``steps`` steps."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=steps, advance=1)
 
     def report(self, epoch: Epoch) -> None:
-        """Tell of one epoch."""
+        """Print one epoch."""
         if not self._active:
             return
         line = (
@@ -79,7 +79,7 @@ class Progress(AbstractContextManager["Progress"]):
             print(line, flush=True)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Tell of the layers and where the run was."""
+        """Print the layers and the environment of the run."""
         for layer in result["layers"]:
             print(
                 f"{layer['name']}  {layer['K']}×{layer['D']}  {layer['algorithm']}  "
@@ -91,7 +91,7 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def summary(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures by which runs are compared: medians over epochs, per step."""
+    """Return the figures that `compare_runs` compares: medians over epochs, per step."""
     steps = run["steps_per_epoch"]
     return {
         "comm": run["config"]["comm"],
@@ -105,15 +105,20 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | None) -> None:
-    """Print a table of the runs in ``paths``, and write it with the runs to JSON and a plot.
+    """Print a table of training runs, and write them to JSON and a plot.
+
+    Args:
+        paths: Files that `sfb train -J` wrote.
+        json_file: File for the table and the runs, if any.
+        plot: File for the plot, if any.
 
     Raises:
-        ReportError: A file that `sfb train -J` did not write.
+        ReportError: `sfb train -J` did not write a file.
     """
     runs = [_read(path) for path in paths]
     rows = [summary(run) for run in runs]
     comms = [row["comm"] for row in rows]
-    # By the form of exchange; by file where that does not tell them apart.
+    # A run is labelled by its exchange, or by its file where two runs have the same exchange.
     labels = comms if len(set(comms)) == len(comms) else [str(path) for path in paths]
     _print(rows, labels)
     if json_file is not None:
@@ -129,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
         if run["format"] != 1 or not run["epochs"]:
             raise ReportError(f"{path}: expected format 1 with epochs")
         if not all(isinstance(value, (int, float, str)) for value in summary(run).values()):
-            raise TypeError("figures that are no numbers")
+            raise TypeError("figures are not numbers")
         run["config"]["model"], run["config"]["data"], run["environment"]["cores_per_node"]
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: not a run that `sfb train -J` wrote ({error!r})") from error
@@ -153,11 +158,15 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
         table.add_row(label, *cells)
 
     line("test accuracy", "accuracy", "{:.2%}".format, ratios=False)
-    line("time per step", "seconds_per_step", lambda seconds: f"{milliseconds(seconds, 1)} ms")
-    line("exchange per step", "exchange_seconds_per_step", lambda seconds: f"{milliseconds(seconds, 1)} ms")
+    line("time per step", "seconds_per_step", _milliseconds)
+    line("exchange per step", "exchange_seconds_per_step", _milliseconds)
     line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
     line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
     Console(highlight=False).print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{milliseconds(seconds, 1)} ms"
 
 
 def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
