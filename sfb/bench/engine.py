@@ -34,7 +34,7 @@ _FAR, _PART = 2.0, 1 / 3
 
 
 class Heading(Protocol):
-    """Function that prints the lines above the rows; collective."""
+    """Function that prints the lines above the rows."""
 
     def __call__(self, title: str, *notes: str, **facts: Any) -> None:
         """Print the title, the environment, notes on the columns, and their names.
@@ -42,7 +42,7 @@ class Heading(Protocol):
         Args:
             title: Text that names the measurement.
             notes: Lines that explain columns.
-            facts: Further entries of the environment in JSON.
+            facts: Entries of the environment, beside those that `describe` returned when the run began.
         """
 
 
@@ -72,7 +72,7 @@ def columns(show: Callable[[Any], str], width: int, /, **headings: str) -> list[
 
 @dataclass(frozen=True)
 class Benchmark(Generic[C]):
-    """What one benchmark supplies to the engine; called, it runs.
+    """A benchmark, which runs when it is called.
 
     Attributes:
         columns: Columns to print.
@@ -105,10 +105,10 @@ class Benchmark(Generic[C]):
         """
         limit_process(world)
         printer = _Printer(world, [column for column in self.columns if column.when(config)], as_csv=as_csv)
-        environment: dict[str, Any] = {}
+        environment = describe(world)
 
         def heading(title: str, *notes: str, **facts: Any) -> None:
-            environment.update(describe(world), **facts)
+            environment.update(facts)
             printer.comment(title, *header(environment), *notes)
             printer.heading()
 

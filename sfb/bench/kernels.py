@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 import sfb.kernels as kernels
 from sfb.bench.engine import Benchmark, Column, Heading, Row, Timing, columns, measure
+from sfb.environment import describe
 from sfb.runtime.compile import warmup
 from sfb.units import microseconds
 
@@ -85,6 +86,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
             "addition in place that is timed in turn, or 2mKD flop at that rate of matmul, whichever takes longer",
             *["scaling: time with one thread over time with all"] * (config.threads > 1),
             kernel_threads=config.threads,
+            **describe(world),  # the threads of BLAS have changed
         )
         for shape in config.shapes:
             for name in config.kernels:
