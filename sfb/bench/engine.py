@@ -22,7 +22,7 @@ from mpi4py import MPI
 import sfb
 from sfb.environment import describe, header
 from sfb.runtime.threads import limit_process
-from sfb.tuning.plan import AUTO, Plan
+from sfb.tuning.plan import AUTO, TIMED, Plan
 
 __all__ = ["Benchmark", "Column", "Exchanges", "Heading", "Row", "Times", "Timing", "columns", "measure", "settle"]
 
@@ -258,8 +258,9 @@ def settle(
         The plan of later calls.
     """
     while (plan := comm.plan(factors, receiver, algorithm=algorithm)).trial is not None:
-        before()
-        comm.Allreduce(factors, receiver, algorithm=algorithm)
+        for _ in range(TIMED):  # in a row: a call of `plan` between two would slow the second
+            before()
+            comm.Allreduce(factors, receiver, algorithm=algorithm)
     return plan
 
 
