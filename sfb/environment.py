@@ -1,4 +1,4 @@
-"""What a run ran on, for `sfb info`, benchmark headers and JSON."""
+"""Software and hardware of a run, for `sfb info`, benchmark headers and JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("mpi4py", "numpy", "numba", "scipy")
 
 
 def mpi_library() -> str | None:
-    """Return the path of the MPI library that this process has loaded, None where the system does not tell."""
+    """Return the path of the MPI library that this process has loaded, or None where /proc does not show it."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -70,7 +70,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
 
 
 def slow_blas(environment: dict[str, Any]) -> str | None:
-    """Say so where OpenBLAS has taken AVX2 kernels on a processor with AVX-512; else None."""
+    """Return a warning if OpenBLAS uses AVX2 kernels on a processor with AVX-512, else None."""
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
@@ -85,7 +85,7 @@ def slow_blas(environment: dict[str, Any]) -> str | None:
 
 
 def header(environment: dict[str, Any]) -> list[str]:
-    """Return the lines that tell a reader of a benchmark or a run what it ran on."""
+    """Return the lines that show an environment, `describe`, above a benchmark or a run."""
     e = environment
     shown = ", ".join(e["hosts"][:4]) + (", …" if len(e["hosts"]) > 4 else "")
     threads = ", ".join(
@@ -102,6 +102,6 @@ def header(environment: dict[str, Any]) -> list[str]:
     if e["ranks_per_node"] > e["cores_per_node"]:
         lines.append(
             f"note: {e['ranks_per_node']} ranks share {e['cores_per_node']} cores; "
-            "times hold computation that the ranks do one after the other"
+            "times include computation that the ranks do one after the other"
         )
     return lines

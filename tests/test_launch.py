@@ -72,7 +72,7 @@ def test_fewer_samples_than_ranks(tmp_path):
 
 @needs_mpirun
 def test_one_rank_that_fails_ends_the_job():
-    """As when a disk fails on one node: nobody waits for the rank that is gone."""
+    """A disk fails on one node; no other rank waits for the failed one."""
     script = """
         import sys
         from mpi4py import MPI
@@ -124,30 +124,27 @@ def test_a_rank_that_is_alone_is_noticed(monkeypatch):
         launch.check_launcher(1)
 
 
-@pytest.mark.parametrize("arguments", [["train", "mlr", "--data", "digits"], ["bench", "allreduce"], ["warmup"]])
-def test_commands_refuse_to_run_alone_by_mistake(arguments):
-    """As under the mpirun of another MPI."""
+def alone(*arguments):
+    """Run the command in a single process whose launcher, of another MPI, started 4."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA", "PMIX"))}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "sfb", *arguments],
         env={**environment, "MPI_LOCALNRANKS": "4"},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("arguments", [["train", "mlr", "--data", "digits"], ["bench", "allreduce"], ["warmup"]])
+def test_commands_refuse_to_run_alone_by_mistake(arguments):
+    done = alone(*arguments)
     assert done.returncode == 1
     assert "believes it is alone" in done.stderr
 
 
 def test_info_warns_of_ranks_that_are_alone():
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA", "PMIX"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "sfb", "info"],
-        env={**environment, "MPI_LOCALNRANKS": "4"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = alone("info")
     assert done.returncode == 0
     assert "believes it is alone" in done.stderr
 

@@ -1,10 +1,10 @@
-"""Allreduce of factors, every algorithm beside MPI's own Allreduce of the dense gradient."""
+"""Allreduce of factors: every algorithm beside MPI's own Allreduce of the dense gradient."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -15,111 +15,68 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
+from sfb.bench.engine import Benchmark, Column, Exchanges, Heading, Row, Times, columns, measure, settle
 from sfb.collectives import ALGORITHMS
-from sfb.environment import describe, header
-from sfb.runtime.compile import warmup
-from sfb.runtime.threads import limit_process
 from sfb.tuning.plan import AUTO
-from sfb.tuning.trial import TIMED
+from sfb.units import microseconds
 
-__all__ = ["COLUMNS", "Config", "run"]
+__all__ = ["CANDIDATES", "COLUMNS", "Config", "draw", "run"]
 
 MPI_OWN = "mpi"
 CANDIDATES = (MPI_OWN, *ALGORITHMS, AUTO)
 _LR = 0.1
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Exchanges):
     """What to measure.
 
     Attributes:
-        shapes: (K, D), each to be measured.
-        samples: S of every rank, likewise.
         dtype: "float32" or "float64".
         receiver: "array", set to the sum; "sgd", W ← W − lr·G; or "momentum", SGD with momentum 0.9.
         memory: "shared" for receivers with one copy per node, "private" for one per rank. MPI's own
             Allreduce always works on one per rank.
-        algorithms: Candidates, of `CANDIDATES`; MPI's own is always measured.
-        iterations: Timed calls of each candidate.
-        warmups: Calls before.
-        seconds: Most time for the candidates of one size.
-        pause: Seconds without messages before each timed call.
+        algorithms: Names of `CANDIDATES`; MPI's own is always measured.
         check: Compare with an oracle.
     """
 
-    shapes: Sequence[tuple[int, int]]
-    samples: Sequence[int]
     dtype: str = "float32"
     receiver: str = "array"
     memory: str = "shared"
     algorithms: Sequence[str] = CANDIDATES
-    iterations: int = 20
-    warmups: int = 2
-    seconds: float = 20.0
-    pause: float = 0.0
     check: bool = True
 
 
 COLUMNS = [
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("S", "S", width=6),
-    Column("algorithm", "algorithm", width=11),
-    Column("taken", "taken", width=11),
-    Column("seconds", "time(us)", microseconds, 12),
-    Column("min", "min", microseconds, 12),
-    Column("avg", "avg", microseconds, 12),
-    Column("p99", "p99", microseconds, 12),
-    Column("exchange", "exch(us)", microseconds, 12),
-    Column("rebuild", "rebuild(us)", microseconds, 12),
-    Column("predicted", "pred(us)", lambda seconds: "-" if seconds is None else microseconds(seconds), 12),
+    *columns(str, 7, K="K", D="D", S="S"),
+    *columns(str, 11, algorithm="algorithm", taken="taken"),
+    *columns(microseconds, 12, seconds="time(us)", min="min", avg="avg", p99="p99"),
+    *columns(microseconds, 12, exchange="exch(us)", rebuild="rebuild(us)", predicted="pred(us)"),
     Column("wire_bytes", "wire(B)", width=12),
-    Column("algbw", "algbw(GB/s)", "{:.2f}".format, 12),
-    Column("busbw", "busbw(GB/s)", "{:.2f}".format, 12),
+    *columns("{:.2f}".format, 12, algbw="algbw(GB/s)", busbw="busbw(GB/s)"),
     Column("speedup", "mpi/this", "{:.2f}".format, 9),
     Column("wrong", "#wrong", width=7),
 ]
 
 
-def run(
-    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
-) -> list[dict[str, Any]]:
-    """Measure, print on rank 0, and return the rows; collective."""
-    limit_process(world)
-    environment = describe(world)
-    printer = Printer(world, COLUMNS, as_csv=as_csv)
-    printer.comment(
-        [
-            "sfb bench allreduce",
-            *header(environment),
-            f"receiver: {config.receiver}, {config.memory} memory, {config.dtype}; mpi: local GEMM, "
-            "Allreduce of a dense gradient and update in NumPy, per rank",
-            "time: median over iterations of the slowest rank; pred: what the cost model says; "
-            "algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
-        ]
+def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
+    heading(
+        "sfb bench allreduce",
+        f"receiver: {config.receiver}, {config.memory} memory, {config.dtype}; mpi: local GEMM, "
+        "Allreduce of a dense gradient and update in NumPy, per rank",
+        "time: median over iterations of the slowest rank; pred: estimate of the cost model; "
+        "algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
     )
-    printer.heading()
-    results = []
     with sfb.Comm(world) as comm:
-        warmup(comm.node)
-        _ = comm.profile  # measures, if need be: before the first estimates
+        _ = comm.profile  # before the first estimate, so that all rest on the same measurements
         for shape in config.shapes:
             case = _Case(comm, world, config, shape)
             for samples in config.samples:
-                for row in case.measure(samples):
-                    printer.row(row)
-                    results.append(row)
-    wrong = sum(row["wrong"] or 0 for row in results)
-    printer.comment([f"wrong: {wrong}" if config.check else "not checked"])
-    if json_file is not None and world.rank == 0:
-        write_json(json_file, asdict(config), environment, results)
-    return results
+                yield from case.measure(samples)
 
 
 class _Case:
-    """The receivers of one shape, and the candidates over them."""
+    """The receivers of one shape, and the candidates that work on them."""
 
     def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, shape: tuple[int, int]) -> None:
         self._comm = comm
@@ -140,20 +97,13 @@ class _Case:
                 False: sfb.optim.SGD(self._target, lr=_LR, momentum=momentum),
             }
 
-    def measure(self, samples: int) -> list[dict[str, Any]]:
+    def measure(self, samples: int) -> list[Row]:
+        """Return a row for each candidate; collective."""
         factors = self._factors(samples)
         names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
         calls = {name: self._candidate(name, factors) for name in names}
         predicted = self._predict(factors, calls)
-        times = measure(
-            self._world,
-            calls,
-            iterations=self._config.iterations,
-            warmups=self._config.warmups,
-            seconds=self._config.seconds,
-            pause=self._config.pause,
-            parts=self._parts,
-        )
+        times = measure(self._world, calls, self._config, parts=self._parts)
         wrong: dict[str, int | None] = dict.fromkeys(names)
         if self._config.check:
             oracle = _Oracle(self._world, factors)
@@ -164,24 +114,20 @@ class _Case:
         ]
 
     def _predict(self, factors: sfb.Factors, calls: dict[str, Callable[[], None]]) -> dict[str, float | None]:
-        """Return the estimate of each algorithm, after letting "auto" time its contenders.
+        """Return the estimate of each algorithm, after "auto" has timed its contenders.
 
-        It does so amid the others, as it will be timed, in no order that could favour one of its contenders: they leave
-        their data in caches, and messages in the network.
+        Other candidates precede the calls of that trial, as they will precede the timed ones. They are drawn by chance,
+        because they leave data in caches and messages in the network, which could favour a contender.
         """
         receiver = self._receivers[False]
-        found: dict[str, float | None] = {}
+        estimates: dict[str, float | None] = {}
         others = [call for name, call in calls.items() if name != AUTO]
         drawn = Random(0)  # the same on all ranks
         for name in calls:
-            if name == MPI_OWN:
-                continue
-            while (plan := self._comm.plan(factors, receiver, algorithm=name)).trial is not None:
-                for _ in range(TIMED):
-                    drawn.choice(others)()
-                    calls[name]()
-            found[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
-        return found
+            if name != MPI_OWN:
+                plan = settle(self._comm, factors, receiver, name, before=lambda: drawn.choice(others)())
+                estimates[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
+        return estimates
 
     def _factors(self, samples: int) -> sfb.Factors:
         rng = np.random.default_rng((samples, self._world.rank))
@@ -206,7 +152,7 @@ class _Case:
         self._dense_parts = reduced - formed, formed - began + perf_counter() - reduced
 
     def _parts(self, name: str) -> tuple[float, float]:
-        """Return the seconds of exchange and of rebuild of the last call, and note what it took."""
+        """Return the seconds of exchange and of rebuild of the last call, and note its algorithm and wire bytes."""
         if name == MPI_OWN:
             self._taken[name] = MPI_OWN, 2 * self._gradient.nbytes * (self._world.size - 1) // self._world.size
             return self._dense_parts
@@ -216,7 +162,7 @@ class _Case:
         return last.exchange_seconds, last.rebuild_seconds
 
     def _wrong(self, name: str, factors: sfb.Factors, oracle: _Oracle) -> int:
-        """Return the elements of all ranks that are off, every element where the ranks' bits differ."""
+        """Return the wrong elements of all ranks, or all elements where the bits of two ranks differ; collective."""
         receiver = self._receivers[name == MPI_OWN]
         array = receiver if isinstance(receiver, np.ndarray) else receiver.array
         start = np.nan if self._config.receiver == "array" else 1.0
@@ -243,7 +189,7 @@ class _Case:
         taken: tuple[str, int],
         predicted: float | None,
         wrong: int | None,
-    ) -> dict[str, Any]:
+    ) -> Row:
         ranks = self._world.size
         algbw = self._gradient.nbytes / times.median / 1e9
         return {
@@ -277,6 +223,7 @@ class _NumpySGD:
         self.state = [np.zeros_like(array)] if momentum else []
 
     def step(self, gradient: np.ndarray) -> None:
+        """Apply the gradient, which holds the step afterwards."""
         step = gradient
         if self.momentum:
             (velocity,) = self.state
@@ -288,7 +235,7 @@ class _NumpySGD:
 
 
 class _Oracle:
-    """The sum in float64, each rank comparing its share of the rows."""
+    """The sum in float64; each rank compares its share of the rows."""
 
     def __init__(self, world: MPI.Intracomm, factors: sfb.Factors) -> None:
         self._world = world
@@ -299,10 +246,37 @@ class _Oracle:
         low, high = (rows * i // world.size for i in (world.rank, world.rank + 1))
         self._rows = slice(low, high)
         self._sum = u[:, self._rows].T @ v
-        # Promise: |error| ≤ c·eps·Σ|u||v|, with c the number of terms and of partial sums.
+        # The library promises |error| ≤ c·eps·Σ|u||v|; c is the number of terms and of partial sums.
         terms = len(u) + world.size + 2
         self._bound = terms * np.finfo(factors.dtype).eps * (np.abs(u[:, self._rows]).T @ np.abs(v))
 
     def wrong(self, got: np.ndarray, rounding: float) -> int:
+        """Return the elements of all ranks beyond the bound; collective."""
         off = ~(np.abs(got[self._rows] - self._sum) <= self._bound + rounding * (1 + np.abs(self._sum)))
         return int(self._world.allreduce(int(off.sum())))
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw milliseconds against S, one panel a shape and one line an algorithm."""
+    from matplotlib.figure import Figure
+
+    shapes = list(dict.fromkeys((row["K"], row["D"]) for row in rows))
+    figure = Figure(figsize=(1 + 5 * len(shapes), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(shapes), squeeze=False)[0]
+    for panel, shape in zip(panels, shapes, strict=True):
+        of_shape = [row for row in rows if (row["K"], row["D"]) == shape]
+        for name in dict.fromkeys(row["algorithm"] for row in of_shape):
+            line = [row for row in of_shape if row["algorithm"] == name]
+            style = {"auto": "k--", "mpi": "s-"}.get(name, "o-")
+            panel.plot([r["S"] for r in line], [r["seconds"] * 1e3 for r in line], style, label=name, markersize=4)
+        panel.set_xscale("symlog", linthresh=1)
+        panel.set_yscale("log")
+        panel.set_title(f"K={shape[0]}, D={shape[1]}")
+        panel.set_xlabel("S, samples per rank")
+        panel.set_ylabel("time per exchange (ms)")
+        panel.grid(alpha=0.3, which="both")
+        panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+run = Benchmark(COLUMNS, _rows, draw)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from mpi4py import MPI
 
 import sfb
 from sfb.arrays.dispatch import SETTLED
-from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
-from sfb.environment import describe, header
-from sfb.runtime.threads import limit_process
+from sfb.bench.engine import Benchmark, Column, Heading, Row, Times, Timing, measure
+from sfb.units import format_rate, microseconds
 
 __all__ = ["COLLECTIVES", "COLUMNS", "OPS", "TYPES", "Config", "draw", "run"]
 
@@ -25,28 +23,25 @@ OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
 COLLECTIVES = ("allreduce", "reduce_scatter_block", "allgather")
 TYPES = ("float32", "float64", "int32", "int64")
 
-# Calls in a row that make one sample: of so many bytes together, but at most so many.
+# A sample is several calls in a row: of _TOGETHER bytes in all, but at most _MOST calls.
 _TOGETHER, _MOST = 1 << 22, 100
-# Bytes by which memory and links are measured, and how often.
-_PROBE, _PROBES = 1 << 24, 5
+# Bytes by which the rates of memory and links are measured.
+_PROBE = 1 << 24
+_PROBES = Timing(iterations=5, warmups=1, seconds=30.0)
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Timing):
     """What to measure.
 
     Attributes:
         sizes: Bytes of the arrays; of the larger one where one is a part.
-        dtype: Of `TYPES`.
-        op: Of `OPS`.
-        collective: Of `COLLECTIVES`.
+        dtype: Name in `TYPES`.
+        op: Name in `OPS`.
+        collective: Name in `COLLECTIVES`.
         memory: "private" arrays, or "shared" ones for `sfb.Comm`: all ranks' arrays lie in memory that the node shares,
             and so does one result.
         link: Bytes per second of a node's link each way; measured if None.
-        iterations: Timed samples of each candidate.
-        warmups: Samples before.
-        seconds: Most time for one size.
-        pause: Seconds without messages before each sample.
         check: Compare with MPI's result, and the bits of the ranks.
     """
 
@@ -56,111 +51,83 @@ class Config:
     collective: str = "allreduce"
     memory: str = "private"
     link: float | None = None
-    iterations: int = 20
-    warmups: int = 2
     seconds: float = 5.0
-    pause: float = 0.0
     check: bool = True
 
-
-def _gigabytes(rate: float) -> str:
-    return f"{rate:.3g}"
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.0f}"
+    @property
+    def whole(self) -> bool:
+        """Whether every rank gives and takes a whole array, so that twice the bytes travel."""
+        return self.collective == "allreduce"
 
 
 COLUMNS = [Column("bytes", "size(B)", width=11), Column("count", "count", width=11)]
 for _name in ("mpi", "sfb"):
     COLUMNS += [
         Column(f"{_name}_seconds", f"{_name}(us)", microseconds, 12),
-        Column(f"{_name}_algbw", "algbw", _gigabytes, 10),
-        Column(f"{_name}_busbw", "busbw", _gigabytes, 10),
-        Column(f"{_name}_limit", "%limit", _percent, 8),
+        Column(f"{_name}_algbw", "algbw", "{:.3g}".format, 10),
+        Column(f"{_name}_busbw", "busbw", "{:.3g}".format, 10),
+        Column(f"{_name}_limit", "%limit", lambda part: f"{100 * part:.0f}", 8),
     ]
-COLUMNS += [Column("speedup", "mpi/sfb", "{:.2f}".format, 9), Column("wrong", "#wrong", width=8)]
+COLUMNS += [
+    Column("speedup", "mpi/sfb", "{:.2f}".format, 9),
+    Column("added", "added(us)", lambda seconds: microseconds(seconds, 2), 12),
+    Column("wrong", "#wrong", width=8),
+]
 
 
-def run(
-    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
-) -> list[dict[str, Any]]:
-    """Measure, print on rank 0, and return the rows; collective."""
-    limit_process(world)
-    environment = describe(world)
-    printer = Printer(world, COLUMNS, as_csv=as_csv)
-    results = []
+def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
     with sfb.Comm(world) as comm:
         per_node, nodes = _layout(comm)
+        twice = "2" * config.whole
         if nodes > 1:
             rate = config.link or _link_rate(world, per_node)
-            times = "2" * (config.collective == COLLECTIVES[0])
-            limit = f"limit: {times}(N−1)/N of the bytes each way over a link of {rate / 1e9:.3g} GB/s, {nodes} nodes"
+            limit = f"limit: {twice}(N−1)/N of the bytes each way over a link of {format_rate(rate)}, {nodes} nodes"
         else:
             rate = _memory_rate(world)
-            limit = f"limit: arrays read and results written once, at the {rate / 1e9:.3g} GB/s of ranks that copy"
-        printer.comment(
-            [
-                f"sfb bench allreduce: {config.collective} of plain arrays, {config.dtype}, {config.op}, "
-                f"{config.memory} memory",
-                *header(environment),
-                "time: of a call, median over samples of the slowest rank; algbw = bytes/time in GB/s, "
-                f"busbw = algbw·{'2' * (config.collective == COLLECTIVES[0])}(P−1)/P",
-                limit,
-            ]
+            limit = f"limit: arrays read and results written once, at the {format_rate(rate)} of ranks that copy"
+        heading(
+            f"sfb bench allreduce: {config.collective} of plain arrays, {config.dtype}, {config.op}, "
+            f"{config.memory} memory",
+            "time: of a call, median over samples of the slowest rank; algbw = bytes/time in GB/s, "
+            f"busbw = algbw·{twice}(P−1)/P; added = sfb − mpi",
+            limit,
         )
-        printer.heading()
         for nbytes in config.sizes:
             row = _measure(comm, world, config, nbytes, nodes)
-            whole = config.collective == COLLECTIVES[0]
-            traffic = (1 + whole) * nbytes * (nodes - 1) / nodes
+            traffic = (1 + config.whole) * nbytes * (nodes - 1) / nodes
             if nodes == 1:
-                traffic = nbytes * (world.size + (world.size if whole and config.memory == "private" else 1))
+                results = world.size if config.whole and config.memory == "private" else 1
+                traffic = nbytes * (world.size + results)
             row |= {f"{name}_limit": traffic / rate / row[f"{name}_seconds"] for name in ("mpi", "sfb")}
-            printer.row(row)
-            results.append(row)
-    wrong = sum(row["wrong"] or 0 for row in results)
-    printer.comment([f"wrong: {wrong}" if config.check else "not checked"])
-    if json_file is not None and world.rank == 0:
-        write_json(json_file, asdict(config), environment, results)
-    return results
+            yield row
 
 
 def _layout(comm: sfb.Comm) -> tuple[int, int]:
-    """Return the most ranks of a node, and the number of nodes."""
+    """Return the most ranks of a node, and the number of nodes; collective."""
     nodes = comm.allreduce(int(comm.node.rank == 0))
     return comm.allreduce(comm.node.size, MPI.MAX), nodes
 
 
-def _best(world: MPI.Intracomm, once: Callable[[], Any]) -> float:
-    """Return the least seconds of the slowest rank."""
-    best = np.inf
-    for _ in range(_PROBES):
-        world.Barrier()
-        began = perf_counter()
-        once()
-        best = min(best, world.allreduce(perf_counter() - began, MPI.MAX))
-    return best
-
-
 def _memory_rate(world: MPI.Intracomm) -> float:
-    """Return the bytes per second that all ranks of the node read and write together when they copy."""
+    """Return the bytes per second that the ranks of the node read and write together when they copy; collective."""
     source, target = np.ones((2, _PROBE // 4), np.float32)
-    return world.size * 2 * source.nbytes / _best(world, lambda: np.copyto(target, source))
+    times = measure(world, {"copy": lambda: np.copyto(target, source)}, _PROBES)
+    return world.size * 2 * source.nbytes / times["copy"].min
 
 
 def _link_rate(world: MPI.Intracomm, per_node: int) -> float:
-    """Return the bytes per second that a node sends and receives at once, all nodes in a ring."""
+    """Return the bytes per second that a node sends and receives at once, all nodes in a ring; collective."""
     sent, received = np.ones((2, _PROBE // per_node), np.uint8)
     to, source = ((world.rank + step) % world.size for step in (per_node, -per_node))
-    return per_node * sent.nbytes / _best(world, lambda: world.Sendrecv(sent, to, recvbuf=received, source=source))
+    ring = partial(world.Sendrecv, sent, to, recvbuf=received, source=source)
+    return per_node * sent.nbytes / measure(world, {"ring": ring}, _PROBES)["ring"].min
 
 
-def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, nodes: int) -> dict[str, Any]:
+def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, nodes: int) -> Row:
     dtype, op = np.dtype(config.dtype), OPS[config.op]
     count = max(1, nbytes // dtype.itemsize)
     rng = np.random.default_rng((count, world.rank))
-    # Products of many ranks stay small.
+    # Values near 1 keep the products of many ranks small.
     mine = (rng.uniform(0.5, 1.5, count) if dtype.kind == "f" else rng.integers(-2, 3, count)).astype(dtype)
     theirs, given, taken = np.empty_like(mine), mine, np.empty_like(mine)
     if config.memory == "shared":
@@ -168,7 +135,7 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
         given, taken = arrays[comm.node.rank], comm.shared(count, dtype)
         given[:] = mine
     calls = {"mpi": partial(world.Allreduce, mine, theirs, op), "sfb": partial(comm.Allreduce, given, taken, op)}
-    if config.collective != COLLECTIVES[0]:
+    if not config.whole:
         part = max(1, count // world.size)
         arguments: tuple[Any, ...] = () if config.collective == "allgather" else (op,)
         mine = np.resize(mine, part * world.size)
@@ -181,37 +148,31 @@ def _measure(comm: sfb.Comm, world: MPI.Intracomm, config: Config, nbytes: int, 
             name: partial(getattr(of, config.collective.capitalize()), send, result, *arguments)
             for name, of, result in (("mpi", world, theirs), ("sfb", comm, taken))
         }
-    inner = max(1, min(_MOST, _TOGETHER // max(1, nbytes)))
+    in_a_row = max(1, min(_MOST, _TOGETHER // max(1, nbytes)))
 
-    def loop(call: Callable[[], None]) -> None:
-        for _ in range(inner):
+    def repeat(call: Callable[[], None]) -> None:
+        for _ in range(in_a_row):
             call()
 
     for _ in range(SETTLED if nodes > 1 else 1):
         calls["sfb"]()
-    times = measure(
-        world,
-        {name: partial(loop, call) for name, call in calls.items()},
-        iterations=config.iterations,
-        warmups=config.warmups,
-        seconds=config.seconds,
-        pause=config.pause,
-    )
-    row: dict[str, Any] = {"bytes": mine.nbytes, "count": mine.size, "dtype": config.dtype, "op": config.op}
-    bus = (world.size - 1) / world.size
-    for name, taken_by in times.items():
-        row |= _rates(name, taken_by, inner, mine.nbytes, (1 + (config.collective == COLLECTIVES[0])) * bus)
+    times = measure(world, {name: partial(repeat, call) for name, call in calls.items()}, config)
+    row: Row = {"bytes": mine.nbytes, "count": mine.size, "dtype": config.dtype, "op": config.op}
+    bus = (1 + config.whole) * (world.size - 1) / world.size
+    for name, of_sample in times.items():
+        row |= _rates(name, of_sample.each_of(in_a_row), mine.nbytes, bus)
     row["speedup"] = row["mpi_seconds"] / row["sfb_seconds"]
+    row["added"] = row["sfb_seconds"] - row["mpi_seconds"]
     row["wrong"] = _wrong(world, theirs, taken, same=taken.size == mine.size) if config.check else None
     return row
 
 
-def _rates(name: str, times: Times, inner: int, nbytes: int, bus: float) -> dict[str, Any]:
-    algbw = nbytes * inner / times.median / 1e9
+def _rates(name: str, times: Times, nbytes: int, bus: float) -> Row:
+    algbw = nbytes / times.median / 1e9
     return {
-        f"{name}_seconds": times.median / inner,
-        f"{name}_min": times.min / inner,
-        f"{name}_p99": times.p99 / inner,
+        f"{name}_seconds": times.median,
+        f"{name}_min": times.min,
+        f"{name}_p99": times.p99,
         f"{name}_algbw": algbw,
         f"{name}_busbw": algbw * bus,
         f"{name}_iterations": times.iterations,
@@ -219,18 +180,25 @@ def _rates(name: str, times: Times, inner: int, nbytes: int, bus: float) -> dict
 
 
 def _wrong(world: MPI.Intracomm, theirs: np.ndarray, ours: np.ndarray, *, same: bool) -> int:
-    """Return the elements of all ranks that are not MPI's within rounding, or all where bits differ."""
+    """Return the elements of all ranks that are not MPI's within rounding, or all where bits differ; collective.
+
+    Args:
+        world: The ranks that compare.
+        theirs: MPI's result.
+        ours: The library's result.
+        same: Every rank has the same result.
+    """
     if same and len(set(world.allgather(hashlib.blake2b(memoryview(ours)).digest()))) > 1:
         return ours.size
     if ours.dtype.kind == "i":
         off = ours != theirs
     else:
-        # Of one sign, so a sum is as large as its terms together.
+        # All terms have one sign, so a sum is as large as its terms together.
         off = ~(np.abs(ours - theirs) <= 2 * world.size * np.finfo(ours.dtype).eps * np.abs(theirs))
     return int(world.allreduce(int(off.sum())))
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Draw time against size, and how much longer MPI takes."""
     from matplotlib.figure import Figure
 
@@ -252,3 +220,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_xlabel("bytes of the array")
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+run = Benchmark(COLUMNS, _rows, draw)

@@ -17,7 +17,7 @@ _CLOSE = 1.05
 
 
 class ChoiceError(Exception):
-    """A file that is no benchmark of every algorithm."""
+    """A file does not hold rows of `sfb bench allreduce` with "auto"."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Cell:
     """One size in one setting.
 
     Attributes:
-        setting: Ranks and nodes, in words.
+        setting: Text that gives ranks and nodes.
         shape: (K, D).
         samples: S of each rank.
-        seconds: By algorithm, "mpi" and "auto" among them.
-        predicted: By algorithm.
-        taken: What "auto" took.
+        seconds: Time of each algorithm, "mpi" and "auto" among them.
+        predicted: Estimate of each algorithm.
+        taken: Algorithm that "auto" took.
     """
 
     setting: str
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def best(self) -> str:
-        """The fastest beside "auto"."""
+        """The fastest algorithm beside "auto"."""
         return min((name for name in self.seconds if name != AUTO), key=lambda name: self.seconds[name])
 
     @property
@@ -55,7 +55,7 @@ def read(paths: Sequence[Path]) -> list[Cell]:
     """Return the cells of the files.
 
     Raises:
-        ChoiceError: A file that `sfb bench allreduce -J` did not write, or one without "auto".
+        ChoiceError: `sfb bench allreduce -J` did not write a file, or wrote it without "auto".
     """
     cells = []
     for path in paths:
@@ -84,7 +84,7 @@ def read(paths: Sequence[Path]) -> list[Cell]:
 
 
 def report(cells: Sequence[Cell]) -> str:
-    """Return a table in Markdown, milliseconds a cell, and what it says of the choice and of the predictions."""
+    """Return a Markdown table of milliseconds, and below it a summary of the choices and predictions."""
     names = [name for name in dict.fromkeys(name for cell in cells for name in cell.seconds) if name != AUTO]
     lines = [
         f"| setting | K×D | S | {' | '.join(names)} | auto | took | auto/best |",
@@ -115,6 +115,7 @@ def _milliseconds(seconds: float | None, bold: bool = False) -> str:
 
 
 def _errors(cells: Sequence[Cell]) -> list[float]:
+    """Return the relative error of each prediction."""
     return [
         abs(cell.predicted[name] / cell.seconds[name] - 1) for cell in cells for name in cell.predicted if name != AUTO
     ]

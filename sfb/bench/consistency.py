@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Column, Printer, write_json
-from sfb.environment import describe, header
+from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
+from sfb.models import Network, mlr
 from sfb.models.data import Dataset, load
-from sfb.models.mlr import mlr
-from sfb.models.network import Network
-from sfb.runtime.threads import limit_process
 
 __all__ = ["COLUMNS", "Config", "consistency_of", "draw", "run"]
 
-_POINTS = 60  # of the curve of a run
+_POINTS = 60  # of a run's curve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What to measure.
 
     Attributes:
-        data: As of `sfb train`.
+        data: What `sfb.models.data.load` takes.
         modes: "bsp", "ssp:S" and "asp".
-        priorities: As of `sfb.Store`.
+        priorities: What `sfb.Store` takes.
         stragglers: "none"; "transient", where a tenth of all steps takes five times as long; or "permanent", where
             rank 0 takes twice as long.
-        compute: Milliseconds of a step, slept: ranks may share cores.
-        steps: Of each rank.
-        batch: Samples of a rank and step.
+        compute: Milliseconds that a step sleeps in place of computing, because ranks may share cores.
+        steps: Steps of each rank.
+        batch: Samples of a rank in a step.
         lr: Learning rate, of the mean over a step's samples of all ranks.
-        bandwidth: As of `sfb.Store`; None for no limit.
-        topology: Likewise.
+        bandwidth: What `sfb.Store` takes; None for no limit.
+        topology: What `sfb.Store` takes.
         target: Objective to be reached.
-        repeats: Of each run, in turn; medians are reported.
-        seed: Of stragglers and batches.
+        repeats: Times that each case runs, the cases in turn; medians are reported.
+        seed: Seed of stragglers and batches.
     """
 
     data: str = "mnist"
@@ -70,9 +66,7 @@ COLUMNS = [
     Column("seconds", "time(s)", _number, 10),
     Column("steps_per_second", "steps/s", "{:.1f}".format, 10),
     Column("speedup", "over first", "{:.2f}".format, 11),
-    Column("objective", "objective", _number, 10),
-    Column("reached", "reached(s)", _number, 11),
-    Column("reached_mb", "reached(MB)", _number, 12),
+    *columns(_number, 12, objective="objective", reached="reached(s)", reached_mb="reached(MB)"),
     Column("wait", "waited(%)", "{:.0f}".format, 10),
     Column("staleness", "stale", "{:.2f}".format, 7),
     Column("differ", "differ", "{:.1e}".format, 9),
@@ -80,10 +74,10 @@ COLUMNS = [
 
 
 def consistency_of(mode: str) -> sfb.SSP | sfb.ASP:
-    """Return what "bsp", "ssp:3" or "asp" stands for.
+    """Return the consistency that "bsp", "ssp:3" or "asp" names.
 
     Raises:
-        ValueError: Nothing.
+        ValueError: The text names none.
     """
     name, _, staleness = mode.partition(":")
     if name == "ssp" and staleness.isdecimal():
@@ -93,54 +87,40 @@ def consistency_of(mode: str) -> sfb.SSP | sfb.ASP:
     raise ValueError(f"expected bsp, ssp:S or asp, got {mode!r}")
 
 
-def run(
-    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
-) -> list[dict[str, Any]]:
-    """Measure, print on rank 0, and return the rows; collective.
+def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
+    """Yield a row for each mode and priority, when all have run.
 
     Raises:
         DataError: The data cannot be trained on.
     """
-    limit_process(world)
     data = load(world, config.data)
-    environment = describe(world)
-    printer = Printer(world, COLUMNS, as_csv=as_csv)
-    printer.comment(
-        [
-            f"sfb bench consistency: multiclass logistic regression on {config.data}, plain SGD",
-            *header(environment),
-            f"stragglers: {config.stragglers}; a step computes {config.compute} ms (slept), {config.steps} a rank",
-            f"bandwidth of a rank: {config.bandwidth or 'not limited'}; topology: {config.topology}",
-            f"reached: when, and with how many MB sent by all ranks, rank 0 has an objective of {config.target}; "
-            "stale: mean clocks that reads were behind",
-            "differ: largest difference between the replicas of two ranks in the end",
-        ]
+    heading(
+        f"sfb bench consistency: multiclass logistic regression on {config.data}, plain SGD",
+        f"stragglers: {config.stragglers}; a step computes {config.compute} ms (slept), {config.steps} a rank",
+        f"bandwidth of a rank: {config.bandwidth or 'not limited'}; topology: {config.topology}",
+        f"reached: when, and with how many MB sent by all ranks, rank 0 has an objective of {config.target}; "
+        "stale: mean clocks that reads were behind",
+        "differ: largest difference between the replicas of two ranks in the end",
     )
-    printer.heading()
     cases = [(mode, priority) for mode in config.modes for priority in config.priorities]
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
+    runs: dict[tuple[str, str], list[Row]] = {case: [] for case in cases}
     for repeat in range(config.repeats):
         for case in cases if repeat % 2 == 0 else cases[::-1]:
             runs[case].append(_train(world, data, config, *case, seed=config.seed + repeat))
-    results: list[dict[str, Any]] = []
-    for (mode, priority), repeated in runs.items():
-        row: dict[str, Any] = {"mode": mode, "priority": priority}
+    first: Row | None = None
+    for (mode, priority), repeats in runs.items():
+        row: Row = {"mode": mode, "priority": priority}
         for key in ("seconds", "steps_per_second", "objective", "reached", "reached_mb", "wait", "staleness", "differ"):
-            values = [one[key] for one in repeated]
+            values = [one[key] for one in repeats]
             row[key] = None if None in values else float(np.median(values))
-        row["speedup"] = row["steps_per_second"] / (results[0] if results else row)["steps_per_second"]
-        row["curve"] = sorted(repeated, key=lambda one: one["seconds"])[len(repeated) // 2]["curve"]
-        printer.row(row)
-        results.append(row)
-    if json_file is not None and world.rank == 0:
-        write_json(json_file, asdict(config), environment, results)
-    return results
+        first = first or row
+        row["speedup"] = row["steps_per_second"] / first["steps_per_second"]
+        row["curve"] = sorted(repeats, key=lambda one: one["seconds"])[len(repeats) // 2]["curve"]
+        yield row
 
 
-def _train(
-    world: MPI.Intracomm, data: Dataset, config: Config, mode: str, priority: str, *, seed: int
-) -> dict[str, Any]:
-    """Train once; return times, and the curve of the objective over them."""
+def _train(world: MPI.Intracomm, data: Dataset, config: Config, mode: str, priority: str, *, seed: int) -> Row:
+    """Train once, and return times and the curve of the objective; collective."""
     network = mlr(data.x.shape[1], data.classes)
     layer = network.layers[0]
     rule = sfb.optim.SGD(lr=config.lr / (config.batch * world.size))
@@ -221,8 +201,8 @@ def _objective(network: Network, data: Dataset, weights: np.ndarray, bias: np.nd
     return total / len(data.train)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the objective against seconds and against megabytes sent, one line for each run."""
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the objective against seconds and against megabytes sent, one line a row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -238,3 +218,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("mean cross-entropy on the training data")
     panels[0].legend()
     figure.savefig(path, dpi=120)
+
+
+run = Benchmark(COLUMNS, _rows, draw)

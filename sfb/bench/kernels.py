@@ -1,13 +1,13 @@
-"""The kernels beside the best that NumPy, SciPy and PyTorch do for the same, and beside the machine's limit."""
+"""The kernels beside NumPy, SciPy and PyTorch at the same work, and beside the machine's limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter, sleep
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -16,34 +16,34 @@ from scipy.linalg import get_blas_funcs
 from threadpoolctl import threadpool_limits
 
 import sfb.kernels as kernels
-from sfb.bench.engine import Column, Printer, Times, measure, microseconds, write_json
-from sfb.environment import describe, header
+from sfb.bench.engine import Benchmark, Column, Heading, Row, Timing, columns, measure
+from sfb.environment import describe
 from sfb.runtime.compile import warmup
+from sfb.units import microseconds
 
 __all__ = ["COLUMNS", "KERNELS", "Config", "draw", "run"]
 
 KERNELS = ("rebuild", "accumulate", "momentum", "adam")
-# Arrays that each reads and writes.
+# Arrays that each kernel reads and writes.
 _ARRAYS = {"rebuild": 1, "accumulate": 1, "momentum": 2, "adam": 3}
 _SIDE = 1536
 _LR, _MOMENTUM, _BETAS, _EPS = 1e-3, 0.9, (0.9, 0.999), 1e-8
+# Seconds after which idle threads of BLAS and PyTorch no longer spin on the cores.
+_SPIN = 0.5
 
 Call = Callable[..., object]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Timing):
     """What to measure.
 
     Attributes:
-        shapes: (K, D) pairs.
-        depths: Samples m.
-        kernels: Names of `KERNELS`.
-        dtype: Of everything.
-        threads: Of the kernels, BLAS and PyTorch.
-        iterations: Timed calls.
-        warmups: Calls before.
-        seconds: Most time for the calls of one row.
+        shapes: (K, D) of each matrix.
+        depths: Each number of samples, m.
+        kernels: Names in `KERNELS`.
+        dtype: "float32" or "float64".
+        threads: Threads of the kernels, BLAS and PyTorch.
     """
 
     shapes: Sequence[tuple[int, int]]
@@ -58,93 +58,57 @@ class Config:
 
 COLUMNS = [
     Column("kernel", "kernel", width=11),
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("m", "m", width=6),
+    *columns(str, 7, K="K", D="D", m="m"),
     Column("seconds", "time(us)", microseconds, 12),
     Column("other", "best other", width=11),
     Column("other_seconds", "time(us)", microseconds, 12),
     Column("ratio", "ratio", "{:.2f}".format, 8),
-    Column("gflops", "Gflop/s", "{:.1f}".format, 9),
-    Column("bandwidth", "GB/s", "{:.1f}".format, 8),
+    *columns("{:.1f}".format, 9, gflops="Gflop/s", bandwidth="GB/s"),
     Column("limit", "limit%", "{:.0f}".format, 8),
+    Column("scaling", "scaling", "{:.2f}".format, 9, when=lambda config: config.threads > 1),
 ]
-# With several threads: the time of one by theirs.
-_SCALING = Column("scaling", "scaling", "{:.2f}".format, 9)
-# Seconds after which idle threads of BLAS and PyTorch no longer spin on the cores.
-_SPIN = 0.5
 
 
-def run(
-    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
-) -> list[dict[str, Any]]:
-    """Measure on all ranks at once, print on rank 0, and return the rows; collective."""
+def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
+    """Yield a row for each shape, kernel and depth; all ranks measure at once."""
     node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED))
     warmup(node)
     node.Free()
     torch = _torch(config.threads)
-    printer = Printer(world, [*COLUMNS, _SCALING] if config.threads > 1 else COLUMNS, as_csv=as_csv)
-    results = []
     with threadpool_limits(config.threads):
-        environment = describe(world) | {"kernel_threads": config.threads}
         peak = _peak(world, config)
-        printer.comment(
-            [
-                "sfb bench kernels: one pass over K×D from m samples",
-                *header(environment),
-                f"dtype {config.dtype}, {config.threads} thread{'s' * (config.threads > 1)}; "
-                f"{'with' if torch else 'without'} PyTorch; matmul of side {_SIDE}: {peak / 1e9:.1f} Gflop/s",
-                "time: median; best other: fastest of matmul, gemm, NumPy and PyTorch ways; ratio: other/ours",
-                "GB/s: of the arrays read and written; limit: reading and writing each array once, at the rate of an",
-                "addition in place that takes its turn, or 2mKD flop at that rate of matmul, whichever takes longer",
-            ]
+        heading(
+            "sfb bench kernels: one pass over K×D from m samples",
+            f"dtype {config.dtype}, {config.threads} thread{'s' * (config.threads > 1)}; "
+            f"{'with' if torch else 'without'} PyTorch; matmul of side {_SIDE}: {peak / 1e9:.1f} Gflop/s",
+            "time: median; best other: fastest of matmul, gemm, NumPy and PyTorch; ratio: other/ours",
+            "GB/s: of the arrays read and written; limit: reading and writing each array once, at the rate of an",
+            "addition in place that is timed in turn, or 2mKD flop at that rate of matmul, whichever takes longer",
+            *["scaling: time with one thread over time with all"] * (config.threads > 1),
+            kernel_threads=config.threads,
+            **describe(world),  # the threads of BLAS have changed
         )
-        printer.heading()
         for shape in config.shapes:
             for name in config.kernels:
                 for depth in config.depths:
-                    row = _row(world, config, name, shape, depth, torch)
-                    arrays, elements = _ARRAYS[name], shape[0] * shape[1]
-                    flop, nbytes = 2 * depth * elements, 2 * arrays * elements * np.dtype(config.dtype).itemsize
-                    sweep = row.pop("sweep")
-                    row |= {
-                        "ratio": row["other_seconds"] / row["seconds"],
-                        "gflops": flop / row["seconds"] / 1e9,
-                        "bandwidth": nbytes / row["seconds"] / 1e9,
-                        "limit": 100 * max(arrays * sweep, flop / peak) / row["seconds"],
-                        "memory_rate": nbytes / arrays / sweep,
-                        "peak": peak,
-                    }
-                    printer.row(row)
-                    results.append(row)
-    if json_file is not None and world.rank == 0:
-        write_json(json_file, asdict(config), environment, results)
-    return results
+                    yield _measure(world, config, name, shape, depth, torch, peak)
 
 
-def _row(
-    world: MPI.Intracomm, config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any
-) -> dict[str, Any]:
+def _measure(
+    world: MPI.Intracomm, config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any, peak: float
+) -> Row:
     candidates = dict(_candidates(config, name, shape, depth, torch))
-
-    def timed_all(calls: dict[str, Call]) -> dict[str, Times]:
-        return measure(
-            world,
-            calls,
-            iterations=config.iterations,
-            warmups=config.warmups,
-            seconds=config.seconds,
-        )
-
     scaling = 1.0
     if config.threads > 1:
         sleep(_SPIN)
         mine = candidates["ours"]
-        pair = timed_all({"ours": mine, "alone": partial(mine, threads=1)})
+        pair = measure(world, {"ours": mine, "alone": partial(mine, threads=1)}, config)
         scaling = pair["alone"].median / pair["ours"].median
-    times = timed_all(candidates)
-    ours, sweep = times.pop("ours"), times.pop("sweep")
+    times = measure(world, candidates, config)
+    ours, sweep = times.pop("ours"), times.pop("sweep").median
     best = min(times, key=lambda label: times[label].median)
+    arrays, elements = _ARRAYS[name], shape[0] * shape[1]
+    flop, nbytes = 2 * depth * elements, 2 * arrays * elements * np.dtype(config.dtype).itemsize
     return {
         "kernel": name,
         "K": shape[0],
@@ -155,30 +119,35 @@ def _row(
         "other_seconds": times[best].median,
         "others": {label: taken.median for label, taken in times.items()},
         "scaling": scaling,
-        "sweep": sweep.median,
         "min": ours.min,
         "iterations": ours.iterations,
+        "ratio": times[best].median / ours.median,
+        "gflops": flop / ours.median / 1e9,
+        "bandwidth": nbytes / ours.median / 1e9,
+        "limit": 100 * max(arrays * sweep, flop / peak) / ours.median,
+        "memory_rate": nbytes / arrays / sweep,
+        "peak": peak,
     }
 
 
 def _candidates(
     config: Config, name: str, shape: tuple[int, int], depth: int, torch: Any
 ) -> Iterator[tuple[str, Call]]:
-    """Yield ways to do the same with arrays of their own."""
+    """Yield functions that do the same work, by name, each with arrays of its own; and "sweep", for the limit."""
     rng, dtype = np.random.default_rng(0), np.dtype(config.dtype)
     number = dtype.type
     u, v = (1e-3 * rng.standard_normal((depth, n)).astype(dtype) for n in shape)
     gemm = get_blas_funcs("gemm", dtype=dtype)
 
     def new(count: int) -> list[np.ndarray]:
-        # Each apart: arrays that lie a power of two apart fall into the same places of the caches.
+        # Allocated one by one: arrays that lie a power of two apart share the same sets of the caches.
         return [np.zeros(shape, dtype) for _ in range(count)]
 
     def product(c: np.ndarray) -> None:
         np.matmul(u.T, v, out=c)
 
     def into(beta: float, c: np.ndarray) -> None:
-        # Fortran's view: cᵀ = vᵀ u, in place.
+        # BLAS is column-major, so it computes cᵀ = vᵀ u, in place.
         gemm(1.0, v.T, u.T, beta=beta, c=c.T, trans_b=1, overwrite_c=1)
 
     def add_product(w: np.ndarray, g: np.ndarray) -> None:
@@ -222,7 +191,7 @@ def _candidates(
         yield "numpy", partial(numpy_adam, *new(5))
     if torch and name in ("momentum", "adam"):
         yield "torch", _torch_step(torch, name, new(1)[0], u, v)
-    # What reads and writes an array once, with as many threads; no rival, but the limit.
+    # The limit is a function that reads and writes an array once, with as many threads.
     (w,) = new(1)
     if config.threads == 1:
         yield "sweep", partial(np.add, w, number(1), out=w)
@@ -232,7 +201,7 @@ def _candidates(
 
 
 def _adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, q: np.ndarray, spare: np.ndarray) -> None:
-    """Do a step of Adam with as few passes and as little memory as NumPy allows."""
+    """Take a step of Adam with as few passes and as little memory as NumPy allows."""
     number = w.dtype.type
     m *= number(_BETAS[0])
     np.multiply(g, number(1 - _BETAS[0]), out=spare)
@@ -249,7 +218,7 @@ def _adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, q: np.ndarray, spare: np.
 
 
 def _torch(threads: int) -> Any:
-    """Return PyTorch, held to a number of threads, if it is installed."""
+    """Return PyTorch, held to a number of threads, or None where it is not installed."""
     if find_spec("torch") is None:
         return None
     import torch  # type: ignore[import-not-found,unused-ignore]
@@ -259,7 +228,7 @@ def _torch(threads: int) -> Any:
 
 
 def _torch_step(torch: Any, name: str, w: np.ndarray, u: np.ndarray, v: np.ndarray) -> Call:
-    """Return a product into the gradient and a fused step of PyTorch's optimizer."""
+    """Return a function that forms the gradient and takes a fused step of PyTorch's optimizer."""
     parameter = torch.nn.Parameter(torch.from_numpy(w))
     parameter.grad = torch.zeros_like(parameter)
     left, right = torch.from_numpy(u).T, torch.from_numpy(v)
@@ -276,24 +245,13 @@ def _torch_step(torch: Any, name: str, w: np.ndarray, u: np.ndarray, v: np.ndarr
 
 
 def _peak(world: MPI.Intracomm, config: Config) -> float:
-    """Return the flop per second of a square matmul, all ranks at once."""
+    """Return the flop per second of a square matmul, all ranks at once; collective."""
     a, b, out = np.ones((3, _SIDE, _SIDE), config.dtype)
-    return 2 * _SIDE**3 / _median(world, partial(np.matmul, a, b, out=out), 7)
+    timing = Timing(iterations=7, warmups=1, seconds=30.0)
+    return 2 * _SIDE**3 / measure(world, {"matmul": partial(np.matmul, a, b, out=out)}, timing)["matmul"].median
 
 
-def _median(world: MPI.Intracomm, call: Call, repetitions: int) -> float:
-    call()
-    taken = np.empty(repetitions)
-    for i in range(repetitions):
-        world.Barrier()
-        began = perf_counter()
-        call()
-        taken[i] = perf_counter() - began
-    world.Allreduce(MPI.IN_PLACE, taken, MPI.MAX)
-    return float(np.median(taken))
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Draw a roofline (Williams, Waterman and Patterson, CACM 52(4), 2009): flop per second against flop per byte."""
     from matplotlib.figure import Figure
 
@@ -320,3 +278,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("Gflop/s")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+run = Benchmark(COLUMNS, _rows, draw)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,121 +13,80 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.bench.engine import Column, Printer, measure, microseconds, write_json
-from sfb.environment import describe, header
-from sfb.runtime.threads import limit_process
+from sfb.bench.engine import Benchmark, Column, Exchanges, Heading, Row, columns, measure, settle
+from sfb.units import microseconds
 
 __all__ = ["COLUMNS", "Config", "run"]
 
-# Matrices of the computation that exchanges are hidden behind.
+Config = Exchanges
+# Side of the matrices of the computation that exchanges are hidden behind.
 _SIDE = 128
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to measure.
-
-    Attributes:
-        shapes: (K, D), each to be measured.
-        samples: S of every rank, likewise.
-        iterations: Timed calls of each candidate.
-        warmups: Calls before.
-        seconds: Most time for the candidates of one size.
-    """
-
-    shapes: Sequence[tuple[int, int]]
-    samples: Sequence[int]
-    iterations: int = 20
-    warmups: int = 2
-    seconds: float = 20.0
-
-
 COLUMNS = [
-    Column("K", "K", width=7),
-    Column("D", "D", width=7),
-    Column("S", "S", width=6),
+    *columns(str, 7, K="K", D="D", S="S"),
     Column("candidate", "candidate", width=14),
-    Column("pure", "pure(us)", microseconds, 12),
-    Column("compute", "compute(us)", microseconds, 12),
-    Column("total", "total(us)", microseconds, 12),
+    *columns(microseconds, 12, pure="pure(us)", compute="compute(us)", total="total(us)"),
     Column("overlap", "overlap(%)", "{:.1f}".format, 11),
 ]
 
 
-def run(
-    world: MPI.Intracomm, config: Config, *, json_file: Path | None = None, as_csv: bool = False
-) -> list[dict[str, Any]]:
-    """Measure, print on rank 0, and return the rows; collective."""
-    limit_process(world)
-    environment = describe(world)
-    printer = Printer(world, COLUMNS, as_csv=as_csv)
-    printer.comment(
-        [
-            "sfb bench overlap: Iallreduce",
-            *header(environment),
-            "pure: begin and wait; total: begin, compute for as long, wait; overlap = 1 − (total − compute)/pure",
-            "mpi: the dense gradient, formed already; thread, poll: factors into a shared array, sfb.Comm(progress=)",
-        ]
+def _rows(world: MPI.Intracomm, config: Exchanges, heading: Heading) -> Iterator[Row]:
+    heading(
+        "sfb bench overlap: Iallreduce",
+        "pure: start and wait; total: start, compute for as long, wait; overlap = 1 − (total − compute)/pure",
+        "mpi: the dense gradient, formed already; thread, poll: factors into a shared array, sfb.Comm(progress=)",
     )
-    printer.heading()
-    results = []
-    comms = {progress: sfb.Comm(world, progress=progress) for progress in ("thread", "poll")}
-    for rows, columns in config.shapes:
-        gradient = np.zeros((rows, columns), np.float32)
-        target = comms["thread"].shared((rows, columns))
-        for samples in config.samples:
-            factors = sfb.Factors(np.ones((samples, rows), np.float32), np.ones((samples, columns), np.float32))
-            begin: dict[str, Callable[[], Any]] = {"mpi": lambda g=gradient: world.Iallreduce(MPI.IN_PLACE, g)}  # type: ignore[misc]
-            for name, comm in comms.items():
-                comm.Allreduce(factors, target)
-                while comm.plan(factors, target).trial is not None:
+    with ExitStack() as stack:
+        comms = {way: stack.enter_context(sfb.Comm(world, progress=way)) for way in ("thread", "poll")}
+        for shape in config.shapes:
+            gradient = np.zeros(shape, np.float32)
+            target = comms["thread"].shared(shape)
+            starts: dict[str, Callable[[], Any]] = {"mpi": partial(world.Iallreduce, MPI.IN_PLACE, gradient)}
+            for samples in config.samples:
+                factors = sfb.Factors(*(np.ones((samples, n), np.float32) for n in shape))
+                for way, comm in comms.items():
                     comm.Allreduce(factors, target)
-                begin[name] = lambda comm=comm, f=factors, g=target: comm.Iallreduce(f, g)  # type: ignore[misc]
-            for row in _measure(world, config, begin):
-                row = {"K": rows, "D": columns, "S": samples, **row}
-                printer.row(row)
-                results.append(row)
-    for comm in comms.values():
-        comm.free()
-    if json_file is not None and world.rank == 0:
-        write_json(json_file, asdict(config), environment, results)
-    return results
+                    settle(comm, factors, target)
+                    starts[way] = partial(comm.Iallreduce, factors, target)
+                for row in _measure(world, config, starts):
+                    yield {"K": shape[0], "D": shape[1], "S": samples, **row}
 
 
-def _measure(world: MPI.Intracomm, config: Config, begin: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-    options: dict[str, Any] = {
-        "iterations": config.iterations,
-        "warmups": config.warmups,
-        "seconds": config.seconds / 2,
-    }
+def _measure(world: MPI.Intracomm, config: Exchanges, starts: Mapping[str, Callable[[], Any]]) -> list[Row]:
+    """Return a row for each function that starts an exchange; collective."""
+    half = replace(config, seconds=config.seconds / 2)
 
-    def pure(start: Callable[[], Any]) -> None:
-        start().Wait()
+    def alone(name: str) -> None:
+        starts[name]().Wait()
 
-    alone = measure(world, {name: lambda s=start: pure(s) for name, start in begin.items()}, **options)  # type: ignore[misc]
+    pure = measure(world, {name: partial(alone, name) for name in starts}, half)
     a, out = np.ones((2, _SIDE, _SIDE), np.float32)
-    computed: dict[str, list[float]] = {name: [] for name in begin}
+    computed: dict[str, list[float]] = {name: [] for name in starts}
 
-    def both(name: str) -> None:
-        request = begin[name]()
+    def computing(name: str) -> None:
+        request = starts[name]()
         began = perf_counter()
-        while perf_counter() - began < alone[name].median:
+        while perf_counter() - began < pure[name].median:
             np.dot(a, a, out=out)
         computed[name].append(perf_counter() - began)
         request.Wait()
 
-    together = measure(world, {name: lambda n=name: both(n) for name in begin}, **options)  # type: ignore[misc]
+    total = measure(world, {name: partial(computing, name) for name in starts}, half)
     rows = []
-    for name in begin:
+    for name in starts:
         compute = world.allreduce(float(np.median(computed[name])), MPI.MAX)
-        hidden = 1 - (together[name].median - compute) / alone[name].median
+        hidden = 1 - (total[name].median - compute) / pure[name].median
         rows.append(
             {
                 "candidate": name,
-                "pure": alone[name].median,
+                "pure": pure[name].median,
                 "compute": compute,
-                "total": together[name].median,
+                "total": total[name].median,
                 "overlap": 100 * min(1.0, max(0.0, hidden)),
             }
         )
     return rows
+
+
+run = Benchmark(COLUMNS, _rows)

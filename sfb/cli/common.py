@@ -1,4 +1,4 @@
-"""What the commands share: options, their types, and how a command starts and fails."""
+"""Options that several commands take, and how a command starts and fails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sfb.launch import LaunchError, check_launcher, foreign_launcher
+from sfb.units import parse_size
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,10 +33,10 @@ __all__ = [
 
 
 class Failure(click.ClickException):
-    """A failure that every rank has come to: one message, from rank 0, and exit code 1 on all."""
+    """A failure on every rank: one message, from rank 0, and exit code 1 on all."""
 
     def show(self, file: Any = None) -> None:
-        """Print it."""
+        """Print the message."""
         if "mpi4py.MPI" in sys.modules and comm_world().rank != 0:
             return
         click.echo(f"sfb: error: {self.format_message()}", file=file, err=True)
@@ -47,14 +48,14 @@ def world_size() -> int:
 
 
 def comm_world() -> MPI.Intracomm:
-    """Return all ranks; loads MPI."""
+    """Load MPI, and return its communicator of all ranks."""
     from mpi4py import MPI
 
     return MPI.COMM_WORLD
 
 
 def start() -> MPI.Intracomm:
-    """Initialise MPI, and fail if the launcher is not that of the MPI library."""
+    """Initialise MPI and return all ranks; fail if the launcher belongs to another MPI library."""
     problem = foreign_launcher()
     if problem:
         raise Failure(problem)
@@ -70,7 +71,7 @@ def start() -> MPI.Intracomm:
 
 
 class Sizes(click.ParamType):
-    """Sizes: a number, a list "1,10,100", or a range "1:100" that doubles and ends with its end."""
+    """Sizes: a number, a list "1,10,100", or a range "1:100", whose sizes double; its last size is its end."""
 
     name = "sizes"
 
@@ -78,7 +79,7 @@ class Sizes(click.ParamType):
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Return the value of the text."""
+        """Return the value that the text gives."""
         if isinstance(value, list):
             return value
         sizes: list[int] = []
@@ -105,22 +106,20 @@ class Bytes(click.ParamType):
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the value of the text."""
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        number = text.rstrip("KMG")
-        unit = text[len(number) :]
-        if not number.isascii() or not number.isdecimal() or len(unit) > 1 or int(number) < 1:
-            self.fail(f"{value!r} is not a number of bytes like 8, 64K or 128M", param, ctx)
-        return int(number) << 10 * " KMG".index(unit or " ")
+        """Return the value that the text gives."""
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Shapes(click.ParamType):
-    """Matrices, as KxD,KxD."""
+    """Shapes of matrices, as KxD,KxD."""
 
     name = "KxD,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """Return the value of the text."""
+        """Return the value that the text gives."""
         try:
             shapes = tuple(tuple(int(n) for n in shape.split("x")) for shape in value.split(","))
         except ValueError:
@@ -136,7 +135,7 @@ class Names(click.ParamType):
     name = "NAME,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return the value of the text."""
+        """Return the value that the text gives."""
         names = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
         if not all(names):
             self.fail(f"{value!r} is not a list of names", param, ctx)
@@ -144,13 +143,13 @@ class Names(click.ParamType):
 
 
 class Output(click.Path):
-    """A file to write, in a folder that can be written before hours of work go into it."""
+    """A file to write; its folder is checked before hours of work go into the results."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, writable=True, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value of the text."""
+        """Return the value that the text gives."""
         path = super().convert(value, param, ctx)
         folder = Path(str(path)).absolute().parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -162,7 +161,7 @@ class Finite(click.FloatRange):
     """A number in a range; neither NaN nor infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the value of the text."""
+        """Return the value that the text gives."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)

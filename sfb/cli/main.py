@@ -1,4 +1,4 @@
-"""The command line: what is printed, and how a run on many ranks ends."""
+"""The command sfb: its subcommands but for bench and topology, and how a run on many ranks ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run() -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except ProfileError as error:  # every rank has come to it
+    except ProfileError as error:  # every rank raises it
         Failure(str(error)).show()
         return 1
     except OSError as error:
@@ -57,7 +57,7 @@ def cli() -> None:
 @cli.command()
 @json_option
 def info(json_file: Path | None) -> None:
-    """Say what is installed, and how the ranks lie on nodes and cores."""
+    """Show what is installed, and how the ranks lie on nodes and cores."""
     problem = foreign_launcher()
     if problem:
         raise Failure(problem)
@@ -93,13 +93,13 @@ def warmup() -> None:
 
 
 @cli.command()
-@click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE uses it.")
-@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, about.")
+@click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE selects it.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, roughly.")
 def tune(output: Path | None, seconds: float) -> None:
-    """Measure what these ranks can do, once, for the choice of algorithms.
+    """Measure a profile of these ranks, by which sfb chooses algorithms.
 
-    The profile is kept in the user's cache, by hosts, ranks per node, MPI and threads, and found there by every
-    later program that starts the same ranks.
+    sfb keeps the profile in the user's cache, by hosts, ranks per node, MPI and threads. Later programs that start the
+    same ranks find it there.
     """
     world = start()
     from sfb import Comm
@@ -122,9 +122,11 @@ def tune(output: Path | None, seconds: float) -> None:
 @click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the gradient.")
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
 @click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")
-@click.option("--ranks", type=click.IntRange(1), default=4, help="Ranks in all.")
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes that they fill.")
-@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Of factors and sum.")
+@click.option("--ranks", type=click.IntRange(1), default=4, help="Number of ranks.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Number of nodes that the ranks fill.")
+@click.option(
+    "-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Type of factors and sum."
+)
 @click.option("-r", "--receiver", type=click.Choice(["array", "sgd", "momentum"]), default="array",
               help="What takes the sum.")  # fmt: skip
 @click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
@@ -132,9 +134,9 @@ def tune(output: Path | None, seconds: float) -> None:
 @click.option("--profile", type=click.Path(exists=True, dir_okay=False), envvar="SFB_PROFILE",
               help="File that sfb tune wrote; stated rates without one.")  # fmt: skip
 def explain(**options: Any) -> None:
-    """Say which algorithm "auto" would take for an exchange, and why; needs no MPI.
+    """Show which algorithm "auto" would take for an exchange, and why; needs no MPI.
 
-    Times measured on other numbers of ranks and nodes are scaled by the cost model.
+    The cost model scales times that were measured on other numbers of ranks and nodes.
     """
     from sfb.collectives import what_if
     from sfb.tuning.profile import Profile
@@ -151,25 +153,27 @@ def explain(**options: Any) -> None:
 @click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
 @click.option("--comm", default="auto",
               type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi"]),
-              help="How gradients are exchanged; mpi is plain mpi4py Allreduce.")  # fmt: skip
+              help="How ranks exchange gradients; mpi is plain mpi4py Allreduce.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step, of all ranks together.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step on all ranks together.")
 @click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate.")
-@click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Of SGD.")
-@click.option("--weight-decay", type=Finite(0), default=1e-4, help="Of SGD.")
+@click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Momentum of SGD.")
+@click.option("--weight-decay", type=Finite(0), default=1e-4, help="Weight decay of SGD.")
 @click.option("--hidden", type=Sizes(1), default="4096,4096", help="Units of the hidden layers of mlp.")
 @click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
-              help="Part of the data held out.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of weights, split and order.")
+              help="Part of the data to hold out for testing.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of weights, split and order.")
 @click.option("--overlap/--no-overlap", default=False,
-              help="Exchange a layer's gradient while backward goes on.")  # fmt: skip
-@click.option("--reproducible", is_flag=True, help="Choose algorithms without measuring: the same bits in every run.")
+              help="Exchange a layer's gradient during the backward pass of the others.")  # fmt: skip
+@click.option(
+    "--reproducible", is_flag=True, help="Choose algorithms without measuring, for the same bits in every run."
+)
 @json_option
 def train(json_file: Path | None, **options: Any) -> None:
     """Train a ready-made model, data-parallel.
 
-    mlp is a multilayer perceptron with ReLU, mlr multiclass logistic regression. Each layer's
-    gradient is exchanged on its own, with the algorithm that suits its shape.
+    mlp is a multilayer perceptron with ReLU, mlr multiclass logistic regression. The ranks exchange each layer's
+    gradient by the algorithm that suits its shape.
     """
     world = start()
     from sfb.models.data import DataError
@@ -196,7 +200,7 @@ def train(json_file: Path | None, **options: Any) -> None:
 @json_option
 @plot_option
 def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
-    """Compare training runs, the JSON files of `sfb train -J`; ratios are to the first."""
+    """Compare training runs, the JSON files of sfb train -J; of two runs, show ratios to the first."""
     from sfb.models.report import ReportError, compare_runs
 
     try:

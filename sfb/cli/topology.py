@@ -19,10 +19,10 @@ __all__ = ["topology"]
 @json_option
 @plot_option
 def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, plot: Path | None) -> None:
-    """How well graphs of RANKS ranks spread updates; needs no MPI.
+    """Show how fast updates travel over graphs of RANKS ranks; needs no MPI.
 
-    RANKS is a number, a list 8,16 or a range 8:1024 that doubles. The plot shows a single graph itself, and several
-    by their diameter and second eigenvalue.
+    RANKS is a number, a list 8,16 or a range 8:1024, whose sizes double. The plot shows the edges of a single graph,
+    or the diameters and second eigenvalues of several.
     """
     from rich.console import Console
     from rich.table import Table

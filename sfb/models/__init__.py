@@ -1,4 +1,4 @@
-"""Ready-made models, trained data-parallel over sufficient factors."""
+"""Ready-made models, which ranks train data-parallel by sufficient factors."""
 
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr

@@ -1,4 +1,4 @@
-"""Labelled data for the models: read once, split, checked, the same on every rank."""
+"""Labelled data for the models: rank 0 reads and checks it, every rank gets all of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["DataError", "Dataset", "load"]
 
 
 class DataError(Exception):
-    """Data that cannot be trained on; raised on every rank."""
+    """A model cannot be trained on the data; raised on every rank."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples and their classes, and which of them are held out.
+    """Samples and their classes, split into those to learn from and those held out.
 
     Attributes:
-        name: What the user called it.
+        name: What the user calls the data.
         x: N×D float32 features.
         y: N class indices, int64, from 0 to ``classes`` − 1.
         classes: Number of classes.
@@ -38,7 +38,7 @@ class Dataset:
 
 
 def load(comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Load ``source`` on rank 0 and give it to every rank; collective.
+    """Load a data set on rank 0 and send it to every rank; collective.
 
     Args:
         comm: The ranks that will train.
@@ -46,10 +46,10 @@ def load(comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: 
             ``x`` (N×D) and ``y`` (N class indices from 0), or a file in LIBSVM's format
             (.svm, .libsvm, .svmlight, .txt), whose labels are numbered in ascending order.
         test_fraction: Part of the samples to hold out, between 0 and 1.
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
-        DataError: No such data, or data that cannot be trained on.
+        DataError: The data does not exist, or a model cannot be trained on it.
     """
     problem = ""
     x = np.empty((0, 0), np.float32)
@@ -57,7 +57,7 @@ def load(comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: 
     if comm.rank == 0:
         try:
             x, y = _checked(*_read(source))
-        except Exception as error:  # whatever it is, the other ranks wait to hear of it
+        except Exception as error:  # the other ranks wait for a result, whatever happened
             problem = f"{source}: {error}"
     problem, shape = comm.bcast((problem, x.shape))
     if problem:

@@ -1,4 +1,4 @@
-"""How the ranks of a training run exchange the gradient of each layer."""
+"""Exchanges of a training run: each layer's gradient, as factors or dense."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.factors import Factors
+from sfb import Factors
 
 __all__ = ["FactorExchange", "GradientExchange", "MpiExchange", "Tally", "ring_bytes"]
 
 
 @dataclass
 class Tally:
-    """What the exchanges of one layer have cost this rank."""
+    """Algorithms and bytes of one layer's exchanges on this rank."""
 
     algorithms: Counter[str] = field(default_factory=Counter)
     wire_bytes: int = 0
@@ -31,19 +31,18 @@ class Tally:
 
 
 class GradientExchange(ABC):
-    """Exchanges the gradients of a step: at once, or wait-free, while the backward pass goes on.
+    """Exchanges the gradients of a step: at once, or wait-free, during the backward pass.
 
-    Wait-free backpropagation starts the exchange of a layer as soon as its backward is done (Zhang et
+    Wait-free backpropagation starts the exchange of a layer as soon as the backward pass has left it (Zhang et
     al., Poseidon, ATC 2017, section 3).
 
     Args:
-        overlap: Whether `begin` returns before the exchange is done.
+        overlap: Whether `begin` returns before the exchange is complete.
 
     Attributes:
-        tallies: By layer.
-        seconds: Time that this rank spent in exchanges and waiting for them; with ``overlap`` including the rebuild
-            that it did meanwhile.
-        under_way: Time during which exchanges were under way.
+        tallies: Tally of each layer.
+        seconds: Time of this rank in exchanges and waiting for them, including the rebuild during a wait.
+        under_way: Time during which exchanges were pending.
     """
 
     def __init__(self, overlap: bool) -> None:
@@ -55,7 +54,7 @@ class GradientExchange(ABC):
         self._began = 0.0
 
     def begin(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD) -> None:
-        """Exchange the gradient of a layer, or start to."""
+        """Exchange the gradient of a layer, or start its exchange."""
         tally = self.tallies.setdefault(layer, Tally())
         if not self._overlap:
             seconds = self._at_once(layer, factors, optimizer, tally)
@@ -91,11 +90,11 @@ class GradientExchange(ABC):
 
     @abstractmethod
     def _end(self, layer: str, optimizer: sfb.optim.SGD, request: Any, tally: Tally) -> None:
-        """Do what is left to do when a request is complete."""
+        """Apply and tally an exchange whose request is complete."""
 
 
 class FactorExchange(GradientExchange):
-    """The gradient's factors through `sfb.Comm`, applied by the optimizer without forming K×D."""
+    """Exchange of factors through `sfb.Comm`; the optimizer applies them without forming the K×D gradient."""
 
     def __init__(self, comm: sfb.Comm, algorithm: str, overlap: bool) -> None:
         super().__init__(overlap)
@@ -117,7 +116,7 @@ class FactorExchange(GradientExchange):
 
 
 class MpiExchange(GradientExchange):
-    """The dense gradient through MPI's Allreduce, as mpi4py users write it today."""
+    """Exchange of the dense gradient through MPI's Allreduce, as mpi4py users write it today."""
 
     def __init__(self, comm: MPI.Intracomm, overlap: bool) -> None:
         super().__init__(overlap)
@@ -148,5 +147,5 @@ class MpiExchange(GradientExchange):
 
 
 def ring_bytes(nbytes: int, ranks: int) -> int:
-    """Return what a rank receives in a ring allreduce of ``nbytes``."""
+    """Return the bytes that a rank receives in a ring allreduce of ``nbytes``."""
     return 2 * nbytes * (ranks - 1) // ranks

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.factors import Factors
+from sfb import Factors
 
 __all__ = ["Allocate", "Layer", "Network"]
 
@@ -21,9 +21,9 @@ class Layer:
     """A dense layer, x ↦ x Wᵀ + b.
 
     Attributes:
-        name: For reports.
-        weights: K×D for K outputs and D inputs, float32.
-        bias: K, float32.
+        name: Name in reports.
+        weights: K×D weights for K outputs and D inputs, float32.
+        bias: K biases, float32.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Layer:
 
 
 class Network:
-    """Dense layers with ReLU between them and a softmax behind.
+    """Dense layers with ReLU between them and a softmax after the last.
 
     Args:
         sizes: Features, hidden units of each layer, classes.
-        allocate: Makes a zeroed array from shape and dtype: `numpy.zeros`, or `Comm.shared` for one
+        allocate: Returns a zeroed array of a shape and dtype: `numpy.zeros`, or `Comm.shared` for one
             copy of the weights per node.
-        scale: Variance of the initial weights times the inputs of a layer; see `initial_weights`.
-        seed: Of the initial weights.
+        scale: Variance of the initial weights times the inputs of a layer.
+        seed: Seed of the initial weights.
 
     Raises:
-        ValueError: A size below 1.
+        ValueError: A size is below 1.
     """
 
     def __init__(self, sizes: Sequence[int], allocate: Allocate, *, scale: float, seed: int) -> None:
@@ -62,7 +62,7 @@ class Network:
         self._seed = seed
 
     def initialise(self) -> None:
-        """Draw the weights; of ranks that share them, one does it."""
+        """Draw the weights; one of the ranks that share them calls this."""
         rng = np.random.default_rng(self._seed)
         for layer in self.layers:
             layer.weights[:] = layer.initial(self._scale, rng)
@@ -79,13 +79,13 @@ class Network:
         return activations
 
     def backward(self, activations: list[np.ndarray], error: np.ndarray) -> Iterator[tuple[Layer, Factors]]:
-        """Yield each layer from the last to the first with the factors of its gradient.
+        """Yield each layer, from the last to the first, with the factors of its gradient.
 
-        A layer's weights may be changed as soon as it is yielded.
+        The caller may change a layer's weights as soon as it has the layer.
 
         Args:
-            activations: What `forward` returned.
-            error: S×classes, the derivative of the loss by the scores.
+            activations: Result of `forward`.
+            error: Derivative of the loss by the scores, S×classes.
         """
         for i in range(len(self.layers) - 1, -1, -1):
             layer, inputs = self.layers[i], activations[i]

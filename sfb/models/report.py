@@ -1,4 +1,4 @@
-"""What a person sees of training: progress, a summary, and runs beside each other."""
+"""Reports on training: its progress, and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from rich.table import Table
 
 from sfb.environment import header
 from sfb.models.train import Config, Epoch
+from sfb.units import format_bytes, milliseconds
 
 __all__ = ["Progress", "ReportError", "compare_runs", "summary"]
 
 
 class ReportError(Exception):
-    """A file that is no training run."""
+    """A file does not hold a training run."""
 
 
 class Progress(AbstractContextManager["Progress"]):
     """Reports epochs on rank 0: a bar on a terminal, plain lines elsewhere.
 
     Args:
-        config: Of the run.
+        config: What the run trains, and how.
         world: The ranks that train.
     """
 
@@ -45,7 +46,7 @@ class Progress(AbstractContextManager["Progress"]):
         if self._active:
             c = self._config
             print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
-            # Open MPI puts a terminal of its own between a rank's output and a file, but none before its input.
+            # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
             if sys.stdout.isatty() and sys.stdin.isatty():
                 self._bar = Bar(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
                 self._task = self._bar.add_task("step", total=None)
@@ -59,17 +60,17 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.stop()
 
     def tick(self, steps: int) -> None:
-        """Count one of ``steps`` steps."""
+        """Advance the bar by one of ``steps`` steps."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=steps, advance=1)
 
     def report(self, epoch: Epoch) -> None:
-        """Tell of one epoch."""
+        """Print one epoch."""
         if not self._active:
             return
         line = (
             f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:.2%}  "
-            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {_bytes(epoch.wire_bytes)}"
+            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {format_bytes(epoch.wire_bytes)}"
             f"{f', overlap {epoch.overlap:.0%}' if self._config.overlap else ''})"
         )
         if self._bar is not None:
@@ -78,11 +79,11 @@ class Progress(AbstractContextManager["Progress"]):
             print(line, flush=True)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Tell of the layers and where the run was."""
+        """Print the layers and the environment of the run."""
         for layer in result["layers"]:
             print(
                 f"{layer['name']}  {layer['K']}×{layer['D']}  {layer['algorithm']}  "
-                f"{_bytes(layer['wire_bytes_per_step'])} per step"
+                f"{format_bytes(layer['wire_bytes_per_step'])} per step"
             )
         print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
         for line in header(result["environment"]):
@@ -90,7 +91,7 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def summary(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures by which runs are compared: medians over epochs, per step."""
+    """Return the figures that `compare_runs` compares: medians over epochs, per step."""
     steps = run["steps_per_epoch"]
     return {
         "comm": run["config"]["comm"],
@@ -104,15 +105,20 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | None) -> None:
-    """Print a table of the runs in ``paths``, and write it with the runs to JSON and a plot.
+    """Print a table of training runs, and write them to JSON and a plot.
+
+    Args:
+        paths: Files that `sfb train -J` wrote.
+        json_file: File for the table and the runs, if any.
+        plot: File for the plot, if any.
 
     Raises:
-        ReportError: A file that `sfb train -J` did not write.
+        ReportError: `sfb train -J` did not write a file.
     """
     runs = [_read(path) for path in paths]
     rows = [summary(run) for run in runs]
     comms = [row["comm"] for row in rows]
-    # By the form of exchange; by file where that does not tell them apart.
+    # A run is labelled by its exchange, or by its file where two runs have the same exchange.
     labels = comms if len(set(comms)) == len(comms) else [str(path) for path in paths]
     _print(rows, labels)
     if json_file is not None:
@@ -128,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
         if run["format"] != 1 or not run["epochs"]:
             raise ReportError(f"{path}: expected format 1 with epochs")
         if not all(isinstance(value, (int, float, str)) for value in summary(run).values()):
-            raise TypeError("figures that are no numbers")
+            raise TypeError("figures are not numbers")
         run["config"]["model"], run["config"]["data"], run["environment"]["cores_per_node"]
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: not a run that `sfb train -J` wrote ({error!r})") from error
@@ -154,21 +160,13 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
     line("test accuracy", "accuracy", "{:.2%}".format, ratios=False)
     line("time per step", "seconds_per_step", _milliseconds)
     line("exchange per step", "exchange_seconds_per_step", _milliseconds)
-    line("bytes per step and rank", "wire_bytes_per_step", _bytes)
+    line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
     line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
     Console(highlight=False).print(table)
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
+    return f"{milliseconds(seconds, 1)} ms"
 
 
 def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
@@ -198,7 +196,7 @@ def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequen
         f"{environment['cores_per_node']} cores per node"
     )
     bars = right.bar(labels, [row["wire_bytes_per_step"] for row in rows], color=colours)
-    right.bar_label(bars, [_bytes(row["wire_bytes_per_step"]) for row in rows])
+    right.bar_label(bars, [format_bytes(row["wire_bytes_per_step"]) for row in rows])
     if all(row["wire_bytes_per_step"] > 0 for row in rows):
         right.set_yscale("log")
     right.set_ylabel("bytes received per rank and step")

@@ -1,4 +1,4 @@
-"""Data-parallel training, the gradients exchanged as factors or by MPI's own Allreduce."""
+"""Data-parallel training; the ranks exchange gradients as factors or by MPI's own Allreduce."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
+from sfb import Factors
 from sfb.environment import describe
-from sfb.factors import Factors
 from sfb.models import MODELS, Network
 from sfb.models.data import Dataset, load
 from sfb.models.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
@@ -22,7 +22,7 @@ from sfb.runtime.compile import warmup
 __all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
 
 COMMS = ("auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi")
-# Forms of exchange that work on one copy of the weights per node.
+# Exchanges that update one copy of the weights per node.
 _SHARED = ("auto", "node")
 
 
@@ -36,18 +36,18 @@ class Config:
 
     Attributes:
         model: "mlp" or "mlr".
-        data: As `sfb.models.data.load` takes it.
+        data: What `sfb.models.data.load` takes.
         comm: "mpi" for plain mpi4py, else the algorithm of `sfb.Comm`.
         epochs: Passes over the training data.
         batch_size: Samples of one step, of all ranks together.
         lr: Learning rate.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
         hidden: Units of the hidden layers of "mlp".
         test_fraction: Part of the data held out.
-        seed: Of weights, split and order.
-        overlap: Exchange a layer's gradient while the backward pass of the others goes on.
-        reproducible: Choose algorithms without measuring, so that the same run gives the same bits again.
+        seed: Seed of weights, split and order.
+        overlap: Exchange a layer's gradient during the backward pass of the others.
+        reproducible: Choose algorithms without measuring, so that every run gives the same bits.
     """
 
     model: str = "mlp"
@@ -70,15 +70,14 @@ class Epoch:
     """One pass over the training data.
 
     Attributes:
-        epoch: From 1.
-        loss: Mean cross-entropy of the training samples, as met.
-        accuracy: On the held-out samples, 0 to 1.
-        seconds: Of training, without the evaluation; of the slowest rank.
-        exchange_seconds: Part of it in communication, waiting included, and with overlap the rebuild done while
-            waiting; largest of all ranks.
-        overlap: Part of the time that exchanges were under way in which this rank did something else, 0 to 1; least
-            of all ranks.
-        wire_bytes: Received by a rank from others; largest of all ranks.
+        epoch: Number of the epoch, from 1.
+        loss: Mean cross-entropy of the training samples, each before its step.
+        accuracy: Accuracy on the held-out samples, 0 to 1.
+        seconds: Time of training, without the evaluation; largest of all ranks.
+        exchange_seconds: Time in communication and waiting, including the rebuild during a wait; largest of all ranks.
+        overlap: Part of the time with pending exchanges in which the rank did something else, 0 to 1; least of all
+            ranks.
+        wire_bytes: Bytes that a rank receives from others; largest of all ranks.
     """
 
     epoch: int
@@ -96,13 +95,13 @@ def train(
     report: Callable[[Epoch], None],
     tick: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
-    """Train as ``config`` says and return the run as a JSON object; collective.
+    """Train a model, and return the run as a JSON object; collective.
 
     Args:
         world: The ranks to train on.
-        config: Equal on all ranks.
-        report: Called on every rank after every epoch.
-        tick: Called on every rank after every step, with the steps of the whole run.
+        config: What to train, and how; equal on all ranks.
+        report: Function to call on every rank after every epoch.
+        tick: Function to call on every rank after every step, with the number of steps of the whole run.
 
     Returns:
         {"format": 1, "config", "environment", "steps_per_epoch", "epochs": [`Epoch`], "layers":
@@ -161,11 +160,11 @@ class _Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps of an epoch."""
         return -(-len(self._data.train) // self._config.batch_size)
 
     def _plan(self, comm: sfb.Comm) -> None:
-        """Choose algorithms and allocate buffers now rather than in the first step."""
+        """Choose algorithms and allocate buffers before the first step; collective."""
         for layer in self._network.layers:
             rows, columns = layer.weights.shape
             samples = min(self._config.batch_size, len(self._data.train)) // comm.size
@@ -199,7 +198,7 @@ class _Trainer:
         )
 
     def _batches(self, number: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield this rank's part of each batch, which may be empty, and the size of the whole."""
+        """Yield this rank's part of each batch, which may be empty, and the size of the whole batch."""
         train, size, ranks = self._data.train, self._config.batch_size, self._world.size
         order = np.random.default_rng((self._config.seed, number)).permutation(train)
         for start in range(0, len(order), size):
@@ -221,7 +220,7 @@ class _Trainer:
         return loss
 
     def _exchange_biases(self, gradients: dict[str, np.ndarray]) -> None:
-        """Reduce all layers' biases as one array: they are too small for factors."""
+        """Reduce the biases of all layers as one array, because they are too small for factors."""
         packed = np.concatenate(list(gradients.values()))
         began = perf_counter()
         self._world.Allreduce(MPI.IN_PLACE, packed)
@@ -233,7 +232,7 @@ class _Trainer:
             start += gradient.size
 
     def _totals(self) -> tuple[float, float, int]:
-        """Return the seconds spent in exchanges, those that exchanges were under way, and the bytes received."""
+        """Return the seconds in exchanges, the seconds with pending exchanges, and the bytes received."""
         tallies = [*self._exchange.tallies.values(), self._bias_tally]
         biases = self._bias_seconds
         exchange = self._exchange
@@ -249,7 +248,7 @@ class _Trainer:
         return self._world.allreduce(right) / len(self._data.test)
 
     def layers(self) -> list[dict[str, Any]]:
-        """Return each layer's shape, the algorithm taken most often, and the bytes of a step; collective."""
+        """Return each layer's shape, its most frequent algorithm, and the bytes of a step; collective."""
         rows = []
         for layer in self._network.layers:
             tally = self._exchange.tallies.get(layer.name, Tally())

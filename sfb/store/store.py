@@ -24,7 +24,8 @@ from sfb.store.consistency import BSP, Consistency
 from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
 from sfb.store.replica import Replica, Table
-from sfb.store.throttle import Bucket, parse
+from sfb.store.throttle import Bucket
+from sfb.units import parse_rate
 
 __all__ = ["Stats", "Store"]
 
@@ -138,7 +139,7 @@ class Store(StoreBase):
                 raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
             if progress == "thread" and MPI.Query_thread() != MPI.THREAD_MULTIPLE:
                 raise ValueError('progress="thread" needs an MPI with MPI_THREAD_MULTIPLE; use "poll"')
-            bucket = None if bandwidth is None else Bucket(parse(bandwidth))
+            bucket = None if bandwidth is None else Bucket(parse_rate(bandwidth, "bandwidth"))
             order = priorities.create(priority, seed + comm.rank)
             return f"{consistency!r}, max_bytes={max_bytes}"
 

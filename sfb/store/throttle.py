@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
-from numbers import Real
 from time import monotonic
 
-__all__ = ["Bucket", "parse"]
+__all__ = ["Bucket"]
 
-_RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:/s)?\s*", re.IGNORECASE)
 _SLICE = 0.04  # of a second: what may be sent at once after silence, and in one message
-
-
-def parse(bandwidth: float | str) -> float:
-    """Return bytes per second of a number of them, or of a text such as "1Gbit/s", "10 MB/s" or "64KiB/s".
-
-    Raises:
-        ValueError: It is not a rate, or not above 0 and finite.
-        TypeError: Neither number nor text.
-    """
-    if isinstance(bandwidth, str):
-        match = _RATE.fullmatch(bandwidth)
-        if match is None:
-            raise ValueError(f'bandwidth must be bytes per second or like "1Gbit/s" or "10MB/s", got {bandwidth!r}')
-        number, prefix, binary, unit = match.groups()
-        try:
-            rate = float(number)
-        except ValueError:
-            raise ValueError(f"bandwidth must begin with a number, got {bandwidth!r}") from None
-        rate *= (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
-        if unit != "B":
-            rate /= 8
-    elif isinstance(bandwidth, Real) and not isinstance(bandwidth, bool):
-        rate = float(bandwidth)
-    else:
-        raise TypeError(f"bandwidth must be a number or a text, got {type(bandwidth).__name__}")
-    if not (rate > 0 and math.isfinite(rate)):
-        raise ValueError(f"bandwidth must be above 0 and finite, got {bandwidth!r}")
-    return rate
 
 
 class Bucket:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfb.runtime.errors import as_reported
+from sfb.units import format_rate, format_size, microseconds
 
 __all__ = ["EXCHANGES", "LARGE", "SMALL", "Place", "Profile", "ProfileError", "Use"]
 
@@ -168,16 +169,16 @@ class Profile:
         lines = [
             f"measured on {p.ranks} ranks, up to {p.ranks_per_node} on each of {p.nodes} nodes, "
             f"{p.sharing:g} to a core",
-            f"a core: memory {self.memory_rate / 1e9:.1f} GB/s, deep products {self.gemm_rate / 1e9:.0f} Gflop/s",
+            f"a core: memory {format_rate(self.memory_rate)}, deep products {self.gemm_rate / 1e9:.0f} Gflop/s",
         ]
         for kind, table in self.tables.items():
             if "/" in kind:
                 cells = [f"{depth:g}: {1e9 * seconds:.3f}" for depth, seconds in table]
                 lines.append(f"{kind:<14} ns an element by depth   " + "  ".join(cells))
             else:
-                cells = [f"{_bytes(n)}: {1e6 * seconds:.1f}" for n, seconds in table]
+                cells = [f"{format_size(n)}: {microseconds(seconds)}" for n, seconds in table]
                 lines.append(f"{kind:<14} µs by bytes             " + "  ".join(cells))
-        cells = [f"{name}: {1e6 * seconds:.1f}" for name, seconds in self.overheads.items()]
+        cells = [f"{name}: {microseconds(seconds)}" for name, seconds in self.overheads.items()]
         lines.append(f"{'overhead':<14} µs of an empty exchange " + "  ".join(cells))
         return lines
 
@@ -259,14 +260,6 @@ _SCHEMA: dict[str, Any] = {
         "identity": {"type": "object"},
     },
 }
-
-
-def _bytes(number: float) -> str:
-    for unit in ("", "K", "M"):
-        if number < 1024:
-            return f"{number:g}{unit}"
-        number /= 1024
-    return f"{number:g}G"
 
 
 def _interpolate(table: Table, x: float) -> float:

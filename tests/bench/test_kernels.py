@@ -8,7 +8,7 @@ from sfb.cli import cli
 
 
 def test_every_kernel_has_a_row(tmp_path):
-    config = kernels.Config([(20, 30), (3, 5)], [0, 1, 40], threads=2, iterations=2, seconds=0.1)
+    config = kernels.Config(shapes=[(20, 30), (3, 5)], depths=[0, 1, 40], threads=2, iterations=2, seconds=0.1)
     rows = kernels.run(MPI.COMM_SELF, config, json_file=tmp_path / "rows.json")
     assert [(r["kernel"], r["K"], r["m"]) for r in rows] == [
         (name, rows_, m) for rows_ in (20, 3) for name in kernels.KERNELS for m in (0, 1, 40)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from sfb.bench import consistency, store
@@ -15,7 +16,7 @@ def test_store(world, capsys, tmp_path):
     ]
     entry, payload = 56, 4 * 3 * (20 + 30)
     sent = {row["topology"]: row["sent"] for row in rows if row["S"] == 3}
-    # Each rank sends P − 1 updates and ends of a clock, its own or others'; messages have 8 bytes of their own.
+    # Each rank sends P − 1 updates and ends of a clock, its own or others'; a message adds 8 bytes.
     if world.size == 1:
         assert sent["ring"] == 0
     else:
@@ -35,7 +36,7 @@ def test_consistency(world, tmp_path, stragglers):
     pytest.importorskip("matplotlib")
     modes, priorities = ("bsp", "ssp:2", "asp"), ("fifo", "relative")
     config = consistency.Config(
-        data="digits", modes=modes, priorities=priorities, stragglers=stragglers, compute=0.5, steps=30, repeats=1
+        data="digits", modes=modes, priorities=priorities, stragglers=stragglers, compute=0, steps=30, repeats=1
     )
     rows = consistency.run(world, config)
     assert [(row["mode"], row["priority"]) for row in rows] == [(m, p) for m in modes for p in priorities]
@@ -47,6 +48,18 @@ def test_consistency(world, tmp_path, stragglers):
     if world.rank == 0:
         consistency.draw(rows, tmp_path / "c.png")
         assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_delays():
+    def delays(stragglers, rank):
+        config = consistency.Config(stragglers=stragglers, compute=10, steps=1000)
+        return consistency._delays(config, rank, np.random.default_rng([0, rank]))
+
+    assert set(delays("none", 0)) == {0.01}
+    assert set(delays("permanent", 0)) == {0.02}
+    assert set(delays("permanent", 1)) == {0.01}
+    assert set(delays("transient", 1)) == {0.01, 0.05}
+    assert 50 < np.sum(delays("transient", 1) == 0.05) < 200
 
 
 def test_unknown_modes():

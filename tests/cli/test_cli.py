@@ -78,12 +78,6 @@ def test_choice_refuses_other_json(tmp_path, content):
     assert "not what sfb bench allreduce -J wrote" in err
 
 
-def test_bench_overhead(tmp_path):
-    out, _ = sfb("bench", "overhead", "-b", 8, "-e", 64, "-n", 2, "-J", tmp_path / "o.json")
-    assert "added(us)" in out
-    assert [row["bytes"] for row in json.loads((tmp_path / "o.json").read_text())["results"]] == [8, 64]
-
-
 def test_bench_overlap(tmp_path):
     out, _ = sfb("bench", "overlap", "-K", 30, "-D", 20, "-S", 2, "-n", 2, "-J", tmp_path / "o.json")
     assert "overlap(%)" in out
@@ -153,7 +147,6 @@ def test_version_and_help():
         (["bench", "allreduce", "-d", "float16"], 2, "float16"),
         (["compare", "missing.json"], 2, "missing.json"),
         (["bench", "allreduce", "--shapes", "4x"], 2, "not a list of shapes"),
-        (["bench", "overhead", "-b", "64", "-e", "8"], 1, "-b must not be above -e"),
         (["bench", "allreduce", "-b", "1M", "-e", "8"], 1, "-b must not be above -e"),
         (["bench", "allreduce", "-b", "1T"], 2, "64K or 128M"),
         (["bench", "allreduce", "-e", "8", "--link", "fast"], 1, "1Gbit/s"),
@@ -185,8 +178,16 @@ def test_import_does_not_start_mpi_or_numba():
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_bench_of_plain_arrays():
-    out, _ = sfb("bench", "allreduce", "-b", "1K", "-e", "4K", "-n", 1, "-d", "int64", "-o", "max")
+def test_bench_of_plain_arrays(tmp_path):
+    out, _ = sfb(
+        "bench", "allreduce", "-b", "1K", "-e", "4K", "-n", 1, "-d", "int64", "-o", "max", "-J", tmp_path / "a.json",
+        "--plot", tmp_path / "a.png",
+    )  # fmt: skip
+    rows = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert [row["bytes"] for row in rows] == [1024, 2048, 4096]
+    assert all(row["added"] == row["sfb_seconds"] - row["mpi_seconds"] for row in rows)
+    assert "added(us)" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert [line.split()[:2] for line in out.splitlines() if line[0] != "#"] == [
         ["1024", "128"],
         ["2048", "256"],

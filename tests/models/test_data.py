@@ -8,7 +8,7 @@ pytestmark = pytest.mark.mpi
 
 @pytest.fixture
 def folder(world, tmp_path_factory):
-    """A folder that all ranks share."""
+    """Return a folder that all ranks share."""
     return world.bcast(tmp_path_factory.mktemp("data") if world.rank == 0 else None)
 
 
@@ -40,8 +40,8 @@ def test_built_in(world, name, samples, features):
 def test_split_is_seeded_and_the_same_everywhere(world, folder):
     x, y = good()
     path = save(world, folder / "good.npz", x=x, y=y)
-    first, again, other = (load(world, path, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first.train, again.train)
+    first, same, other = (load(world, path, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.train, same.train)
     assert (first.train != other.train).any()
     np.testing.assert_array_equal(first.x, x.astype(np.float32))
     np.testing.assert_array_equal(first.y, y)

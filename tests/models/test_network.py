@@ -26,24 +26,21 @@ def test_factors_are_the_gradient():
     _, error = network.loss(activations[-1], y)
     gradients = {layer.name: factors for layer, factors in network.backward(activations, error)}
     step = 1e-6
+
+    def slope(array, index):
+        kept = array[index]
+        array[index] = kept + step
+        above = loss()
+        array[index] = kept - step
+        below = loss()
+        array[index] = kept
+        return (above - below) / (2 * step)
+
     for layer in network.layers:
-        gradient = gradients[layer.name].dense()
-        for index in np.ndindex(layer.weights.shape):
-            kept = layer.weights[index]
-            layer.weights[index] = kept + step
-            above = loss()
-            layer.weights[index] = kept - step
-            below = loss()
-            layer.weights[index] = kept
-            assert gradient[index] == pytest.approx((above - below) / (2 * step), abs=1e-6)
-        for k in range(layer.bias.size):
-            kept = layer.bias[k]
-            layer.bias[k] = kept + step
-            above = loss()
-            layer.bias[k] = kept - step
-            below = loss()
-            layer.bias[k] = kept
-            assert gradients[layer.name].u.sum(axis=0)[k] == pytest.approx((above - below) / (2 * step), abs=1e-6)
+        factors = gradients[layer.name]
+        for array, gradient in (layer.weights, factors.dense()), (layer.bias, factors.u.sum(axis=0)):
+            for index in np.ndindex(array.shape):
+                assert gradient[index] == pytest.approx(slope(array, index), abs=1e-6)
 
 
 def test_layers_come_from_the_last_to_the_first_and_may_be_changed_at_once():

@@ -57,10 +57,10 @@ def test_result_does_not_depend_on_the_number_of_ranks(world):
 
 
 def test_a_seed_fixes_the_run(world):
-    first, again, other = (
+    first, same, other = (
         run(world, dataclasses.replace(MLP, epochs=1, seed=seed, reproducible=True)) for seed in (1, 1, 2)
     )
-    assert first["epochs"][0]["loss"] == again["epochs"][0]["loss"]
+    assert first["epochs"][0]["loss"] == same["epochs"][0]["loss"]
     assert first["epochs"][0]["loss"] != other["epochs"][0]["loss"]
 
 

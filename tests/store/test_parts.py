@@ -6,7 +6,7 @@ import pytest
 from sfb.store import priority
 from sfb.store.consistency import ASP, BSP, SSP
 from sfb.store.entry import CLOCK, UPDATE, Entry, pack, unpack
-from sfb.store.throttle import Bucket, parse
+from sfb.store.throttle import Bucket
 
 
 def test_bounds():
@@ -23,36 +23,6 @@ def test_bounds():
 def test_staleness_is_a_number_of_clocks(wrong, kind):
     with pytest.raises(kind, match="staleness"):
         SSP(wrong)
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [
-        ("1Gbit/s", 125e6),
-        ("10 MB/s", 10e6),
-        ("64KiB/s", 65536),
-        ("100mbps", 12.5e6),
-        ("1.5e3B/s", 1500),
-        ("8bit", 1),
-        (1000, 1000),
-        (0.5, 0.5),
-        (np.float64(7), 7),
-    ],
-)
-def test_rates(text, rate):
-    assert parse(text) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize("text", ["fast", "", "10", "1.2.3MB/s", "-3MB/s", "0MB/s", 0, -1, float("inf"), float("nan")])
-def test_what_is_no_rate(text):
-    with pytest.raises(ValueError, match="bandwidth"):
-        parse(text)
-
-
-@pytest.mark.parametrize("wrong", [None, True, [1], 1j])
-def test_what_is_not_even_a_number(wrong):
-    with pytest.raises(TypeError, match="bandwidth"):
-        parse(wrong)
 
 
 def test_a_bucket_keeps_any_second_to_its_rate():

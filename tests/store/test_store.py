@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 import sfb
-from sfb.store.throttle import parse
+from sfb.units import parse_rate
 
 pytestmark = pytest.mark.mpi
 
@@ -158,7 +158,7 @@ def test_priorities_and_budgets_lose_nothing(world, rng, priority):
 
 
 def test_sends_no_more_than_its_budget(world):
-    rate, seconds = parse("2MB/s"), 0.7
+    rate, seconds = parse_rate("2MB/s"), 0.7
     factors = sfb.Factors(np.ones((8, 500), np.float32), np.ones((8, 500), np.float32))
     options = {"consistency": sfb.ASP(), "bandwidth": "2MB/s", "max_bytes": 100_000}
     with sfb.Store(world, {"w": np.zeros((500, 500), np.float32)}, sfb.optim.SGD(lr=0.0), **options) as store:
