@@ -1,4 +1,4 @@
-"""A ceiling for the bytes that a rank sends in a second."""
+"""A limit of the bytes that a rank sends in a second."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import math
 import re
 from collections.abc import Callable
 from numbers import Real
-from time import monotonic
 
 __all__ = ["Bucket", "parse"]
 
 _RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:/s)?\s*", re.IGNORECASE)
-_SLICE = 0.04  # of a second: what may be sent at once after silence, and in one message
+_SLICE = 0.04  # seconds of the rate that a rank may send at once after silence, or in one message
 
 
 def parse(bandwidth: float | str) -> float:
-    """Return bytes per second of a number of them, or of a text such as "1Gbit/s", "10 MB/s" or "64KiB/s".
+    """Return the bytes per second that a number or a text such as "1Gbit/s", "10 MB/s" or "64KiB/s" says.
 
     Raises:
-        ValueError: It is not a rate, or not above 0 and finite.
-        TypeError: Neither number nor text.
+        ValueError: ``bandwidth`` is not a rate, or not above 0 and finite.
+        TypeError: ``bandwidth`` is neither a number nor a text.
+
+    >>> from sfb.store.throttle import parse
+    >>> parse("1Gbit/s")
+    125000000.0
     """
     if isinstance(bandwidth, str):
         match = _RATE.fullmatch(bandwidth)
@@ -43,20 +46,20 @@ def parse(bandwidth: float | str) -> float:
 
 
 class Bucket:
-    """A token bucket: what is sent is at most rate·t + 2·`size` bytes in any t seconds.
+    """A token bucket: it lets at most rate·t + 2·`size` bytes pass in any t seconds.
 
-    A message may be sent while there are tokens, and takes as many as it has bytes: the debt of a
-    message larger than that is paid before the next.
+    A message may leave while there are tokens, and takes as many as it has bytes. A message larger than that leaves a
+    debt, which the next message waits for.
 
     Args:
         rate: Bytes per second.
-        now: Clock in seconds.
+        now: Returns the time in seconds.
 
     Attributes:
-        size: Tokens that it holds, and the largest message to send, in bytes.
+        size: The number of tokens that the bucket holds, and the bytes of the largest message to send.
     """
 
-    def __init__(self, rate: float, now: Callable[[], float] = monotonic) -> None:
+    def __init__(self, rate: float, now: Callable[[], float]) -> None:
         self._rate = rate
         self._now = now
         self.size = max(1, int(_SLICE * rate))
@@ -64,12 +67,12 @@ class Bucket:
         self._filled = now()
 
     def ready(self) -> bool:
-        """Return whether a message may be sent."""
+        """Return whether a message may leave now."""
         now = self._now()
         self._tokens = min(self.size, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
         return self._tokens > 0
 
     def take(self, nbytes: int) -> None:
-        """Note that a message was sent."""
+        """Note that a message of ``nbytes`` bytes has left."""
         self._tokens -= nbytes

@@ -1,4 +1,4 @@
-"""What the store is made of, without MPI."""
+"""The parts of the store, without MPI."""
 
 import numpy as np
 import pytest
@@ -44,13 +44,13 @@ def test_rates(text, rate):
 
 
 @pytest.mark.parametrize("text", ["fast", "", "10", "1.2.3MB/s", "-3MB/s", "0MB/s", 0, -1, float("inf"), float("nan")])
-def test_what_is_no_rate(text):
+def test_texts_and_numbers_that_are_no_rate(text):
     with pytest.raises(ValueError, match="bandwidth"):
         parse(text)
 
 
 @pytest.mark.parametrize("wrong", [None, True, [1], 1j])
-def test_what_is_not_even_a_number(wrong):
+def test_rates_of_other_types(wrong):
     with pytest.raises(TypeError, match="bandwidth"):
         parse(wrong)
 
@@ -74,7 +74,7 @@ def test_a_bucket_keeps_any_second_to_its_rate():
     assert sizes[times < 4].sum() >= 3900
 
 
-def test_messages_keep_what_they_carry():
+def test_a_message_keeps_its_entries():
     rng = np.random.default_rng(0)
     entries = [
         Entry(UPDATE, 3, 2**40, 1, 2, 7, size, 0.5, rng.integers(0, 256, length).astype(np.uint8))
@@ -90,8 +90,9 @@ def test_messages_keep_what_they_carry():
         np.testing.assert_array_equal(before.payload, after.payload)
 
 
-def updates(*of):
-    return [Entry(UPDATE, 0, 0, table, number=i, magnitude=size) for i, (table, size) in enumerate(of)]
+def updates(*pairs):
+    """Return an entry for each (table, magnitude)."""
+    return [Entry(UPDATE, 0, 0, table, number=i, magnitude=size) for i, (table, size) in enumerate(pairs)]
 
 
 def order(name, entries):
@@ -105,9 +106,9 @@ def test_orders():
     assert sorted(order("random", entries)) == [0, 1, 2, 3, 4]
     assert order("random", updates(*[(0, 0.0)] * 50)) != list(range(50))
     assert order("round-robin", entries) == [0, 2, 3, 1, 4]
-    turns = priority.create("round-robin", 0)
-    turns.sent(entries[0])
-    assert [entry.number for entry in turns.order(entries)] == [2, 3, 0, 1, 4]
+    robin = priority.create("round-robin", 0)
+    robin.sent(entries[0])
+    assert [entry.number for entry in robin.order(entries)] == [2, 3, 0, 1, 4]
 
 
 def test_an_unknown_order():
