@@ -91,21 +91,9 @@ class AveragingStore(StoreBase):
         """
         return self._weight
 
-    def push(self, name: str, update: Factors | np.ndarray) -> None:
-        """Apply an update to this rank's replica.
-
-        Args:
-            name: The name of the table.
-            update: `Factors` of the table's shape and dtype, S may be 0; or an array of that shape.
-
-        Raises:
-            KeyError, TypeError, ValueError: There is no such table, or the update does not fit.
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        table = self._tables[self._number(name)]
-        self._check_open()
-        self._check_update(table, update)
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Apply an update to this rank's replica."""
+        table = self._tables[number]
         optimizer = table.optimizer
         if isinstance(update, Factors):
             optimizer.update(update.u, update.v, 0, len(table.matrix), threads=self._threads)
@@ -114,14 +102,8 @@ class AveragingStore(StoreBase):
             optimizer.step(np.ascontiguousarray(update).reshape(table.matrix.shape))
         self._move()
 
-    def clock(self) -> None:
-        """Send this rank's replica to the out-neighbours that have received the one before.
-
-        Raises:
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        self._check_open()
+    def _end_clock(self) -> None:
+        """Send this rank's replica to the out-neighbours that have received the one before."""
         self._clock += 1
         self._move()
         targets = [rank for rank in self._targets if rank not in self._flights]
@@ -134,21 +116,13 @@ class AveragingStore(StoreBase):
 
         Raises:
             RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
+            StoreError: This or another rank has left the store by an exception.
         """
         self._check_open()
         self.last_consensus_error, _ = self._consensus()
         return self.last_consensus_error
 
-    def close(self) -> None:
-        """End the use of the store; collective. Afterwards every replica holds the mean of all, the same bits.
-
-        Raises:
-            StoreError: Another rank has failed.
-        """
-        if not self._open:
-            return
-        self._check_open()
+    def _close(self) -> None:
         # The messages that arrive now are not mixed: the replicas of their senders hold what they hold, and are newer.
         self._settle()
         self.last_consensus_error, means = self._consensus()

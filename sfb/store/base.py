@@ -112,9 +112,45 @@ class StoreBase:
         """
         return self._tables[self._number(name)].optimizer
 
+    def push(self, name: str, update: Factors | np.ndarray) -> None:
+        """Give the store an update, a gradient, of a table.
+
+        Args:
+            name: The name of the table.
+            update: `Factors` of the table's shape and dtype, S may be 0; or an array of that shape. It is copied.
+
+        Raises:
+            KeyError, TypeError, ValueError: There is no such table, or the update does not fit; nothing was sent.
+            RuntimeError: The store is closed.
+            StoreError: This or another rank has left the store by an exception.
+        """
+        number = self._number(name)
+        self._check_open()
+        self._check_update(self._tables[number], update)
+        self._push(number, update)
+
+    def clock(self) -> None:
+        """End this rank's clock; updates that it pushes from now on belong to the next.
+
+        Raises:
+            RuntimeError: The store is closed.
+            StoreError: This or another rank has left the store by an exception.
+        """
+        self._check_open()
+        self._end_clock()
+
     def close(self) -> None:
-        """End the use of the store; collective."""
-        raise NotImplementedError
+        """End the use of the store; collective. A second call does nothing.
+
+        A `Store` holds every update of every rank afterwards, an `AveragingStore` the mean of all replicas, with the
+        same bits on all ranks.
+
+        Raises:
+            StoreError: This or another rank has left the store by an exception.
+        """
+        if self._open:
+            self._check_open()
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +165,18 @@ class StoreBase:
 
     def _refresh(self, name: str) -> None:
         """Make the replica of a table fresh enough for a read."""
+        raise NotImplementedError
+
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Take an update that fits the table ``number``."""
+        raise NotImplementedError
+
+    def _end_clock(self) -> None:
+        """End a clock of the open store."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Close the open store; collective."""
         raise NotImplementedError
 
     def _abandon(self, error: BaseException) -> None:

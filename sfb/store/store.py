@@ -21,7 +21,7 @@ from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency
 from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
-from sfb.store.replica import Replica, Table
+from sfb.store.replica import Replica
 from sfb.store.throttle import Bucket, parse
 from sfb.store.timer import Timer
 
@@ -78,9 +78,6 @@ class Store(StoreBase):
     `Comm.Allreduce` does; readers see it from the next clock on, and all ranks hold the same bits. Under `SSP` and
     `ASP` each update is a step of its own, applied as it arrives; a rank sees its own at once. Rules other than plain
     SGD depend on the order of updates, so replicas differ there by the orders in which ranks received them.
-
-    ``store[name]`` is this rank's replica of a table, read-only; it changes with later calls, and after `close` it
-    holds every update.
 
     Args:
         comm: The ranks; any intracommunicator. The store talks on a communicator of its own.
@@ -201,35 +198,15 @@ class Store(StoreBase):
             self._staleness[max(0, self._clock - 1 - replica.arrived)] += 1
         assert replica.arrived >= bound, f"clock {self._clock} sees only clocks up to {replica.arrived}"
 
-    def push(self, name: str, update: Factors | np.ndarray) -> None:
-        """Send an update, a gradient, to all ranks, this one included, stamped with this rank's clock.
-
-        Args:
-            name: The name of the table.
-            update: `Factors` of the table's shape and dtype, S may be 0; or an array of that shape. It is copied.
-
-        Raises:
-            KeyError, TypeError, ValueError: There is no such table, or the update does not fit; nothing was sent.
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        number = self._number(name)
-        self._check_open()
-        table = self._tables[number]
-        for size, payload, magnitude in self._parts(number, table, update):
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Send an update to all ranks, this one included, stamped with this rank's clock."""
+        for size, payload, magnitude in self._parts(number, update):
             entry = Entry(UPDATE, self._rank, self._clock, number, 0, self._pushed, size, magnitude, payload)
             self._send(entry)
             self._pushed += 1
         self._move()
 
-    def clock(self) -> None:
-        """End this rank's clock; updates that it pushes from now on belong to the next.
-
-        Raises:
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        self._check_open()
+    def _end_clock(self) -> None:
         self._send(Entry(CLOCK, self._rank, self._clock, size=self._pushed))
         self._clock += 1
         self._pushed = 0
@@ -241,25 +218,15 @@ class Store(StoreBase):
 
         Raises:
             RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
+            StoreError: This or another rank has left the store by an exception.
         """
         self._check_open()
         self._wait(lambda: self._relay.idle, list, "flush")
 
-    def close(self) -> None:
-        """End the use of the store; collective. Afterwards each replica holds every update of every rank.
-
-        Until all ranks have called it, this rank receives, forwards and applies the updates of others. A second call
-        does nothing.
-
-        Raises:
-            StoreError: Another rank has failed.
-        """
-        if not self._open:
-            return
-        self._check_open()
+    def _close(self) -> None:
+        """Receive, forward and apply updates until every rank has closed the store and has every update."""
         if self._pushed:
-            self.clock()
+            self._end_clock()
         self._send(Entry(END, self._rank, self._clock))
         replica, relay = self._replica, self._relay
         self._wait(
@@ -305,9 +272,9 @@ class Store(StoreBase):
                 self._relay.step(receive=room)
                 self._note_peak()
 
-    def _parts(self, number: int, table: Table, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
-        """Check an update, and return the size, payload and magnitude of each of its parts."""
-        self._check_update(table, update)
+    def _parts(self, number: int, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
+        """Return the size, payload and magnitude of each part of an update."""
+        table = self._tables[number]
         measure = self._priority.measure
         scale = 1.0
         if measure == "relative":
