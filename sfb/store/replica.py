@@ -89,7 +89,7 @@ class Replica:
         ended: For each rank the number of clocks that it has ended and of which all updates have arrived.
         waiting_bytes: Bytes of updates that have arrived and are not yet applied.
         applied: The number of updates applied so far.
-        fastest: The largest clock in ``ended`` of a rank that has not closed the store.
+        fastest: The largest clock that a rank is known to have reached.
     """
 
     def __init__(self, tables: Sequence[Table], size: int, *, ordered: bool, threads: int) -> None:

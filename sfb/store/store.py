@@ -241,7 +241,17 @@ class Store(StoreBase):
         self._world.Free()
 
     def stats(self) -> Stats:
-        """Return what the store has done on this rank so far."""
+        """Return what the store has done on this rank so far.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> from mpi4py import MPI
+        >>> with sfb.Store(MPI.COMM_SELF, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.5)) as store:
+        ...     store.push("w", np.ones(3))
+        ...     store.clock()
+        >>> store.stats().updates, store.stats().sent_bytes
+        (1, 0)
+        """
         relay, replica = self._relay, self._replica
         return Stats(
             clock=self._clock,
