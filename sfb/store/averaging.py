@@ -11,13 +11,13 @@ from mpi4py import MPI
 
 from sfb.factors import Factors
 from sfb.optim import Optimizer
+from sfb.runtime.limits import MAX_COUNT
 from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.entry import padded
 
 __all__ = ["AveragingStore"]
 
 _MODEL, _FAREWELL = 1, 2  # tags
-_LIMIT = 2**31 - 1  # bytes of a message, MPI's count
 _HEADER = 8  # bytes of the weight, before the tables of a message
 
 
@@ -66,7 +66,7 @@ class AveragingStore(StoreBase):
         topology: Any = "halton",
     ) -> None:
         def prepare() -> str:
-            if self._model_bytes > _LIMIT:
+            if self._model_bytes > MAX_COUNT:
                 raise ValueError(f"tables of {self._model_bytes} bytes are too large to be sent at once")
             return "model averaging"
 
@@ -217,4 +217,5 @@ class AveragingStore(StoreBase):
             message = reason(error)
             self._failure = farewell(self._rank, message)
             others = [rank for rank in range(self._world.size) if rank != self._rank]
+            # An attribute keeps the buffers alive until MPI has sent them.
             self._last_words = [(self._world.Isend([message, MPI.BYTE], rank, _FAREWELL), message) for rank in others]

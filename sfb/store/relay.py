@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from mpi4py import MPI
 
+from sfb.runtime.limits import MAX_COUNT
 from sfb.store.entry import ABORT, UPDATE, Entry, pack, unpack
 from sfb.store.priority import Priority
 from sfb.store.throttle import Bucket
@@ -18,7 +19,6 @@ __all__ = ["Relay"]
 _MESSAGE, _CREDIT = 1, 2  # tags
 _COALESCED = 1 << 20  # bytes of a message of several entries, at most
 _FLIGHTS = 2  # messages in flight to a neighbour; more would wait in MPI, where priorities do not reach them
-_LIMIT = 2**31 - 1  # bytes of a message, MPI's count
 _PATIENCE = 0.005  # seconds for which a rank may collect credits before it returns them
 
 
@@ -130,7 +130,7 @@ class Relay:
         Raises:
             ValueError: The entry is too large for a message.
         """
-        if entry.nbytes > _LIMIT:
+        if entry.nbytes > MAX_COUNT:
             raise ValueError(f"an update of {entry.nbytes} bytes is too large to be sent at once; push it in parts")
         if self._children[self._rank]:
             self._own += entry.nbytes
