@@ -1,4 +1,4 @@
-"""What the library demands of arrays, said before anything is communicated."""
+"""What the library demands of arrays; the checks communicate nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WRITEABLE = _BEHAVED | 0x0400
 
 
 def is_matrix(array: Any) -> bool:
-    """Return whether `check_matrix` has nothing to say, as fast as can be: it is asked in every call."""
+    """Return whether ``array`` passes `check_matrix`; fast, since every call asks."""
     return (
         type(array) is np.ndarray
         and array.ndim == 2
@@ -24,7 +24,7 @@ def is_matrix(array: Any) -> bool:
 
 
 def is_receiver(array: Any) -> bool:
-    """Return whether `check_receiver` has nothing to say, likewise."""
+    """Return whether ``array`` passes `check_receiver`; fast, since every call asks."""
     return is_matrix(array) and array.flags.num & _WRITEABLE == _WRITEABLE
 
 
@@ -32,13 +32,13 @@ def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
     """Check that ``array`` is a matrix of native float32 or float64.
 
     Args:
-        name: What the user calls it, for the message.
+        name: What the user calls the array, for the message.
         array: The value to check.
-        contiguous: Demand C order as well.
+        contiguous: Whether to demand C order and alignment, too.
 
     Raises:
-        TypeError: Not a NumPy array of float32 or float64.
-        ValueError: Not two-dimensional, not C-contiguous, or not aligned.
+        TypeError: ``array`` is not a NumPy array of float32 or float64.
+        ValueError: ``array`` is not two-dimensional, not C-contiguous, or not aligned.
     """
     if not isinstance(array, np.ndarray):
         if hasattr(array, "__cuda_array_interface__"):
@@ -60,7 +60,12 @@ def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
 
 
 def check_receiver(name: str, array: Any) -> None:
-    """Check that ``array`` can receive a K×D sum; raises as `check_matrix`, and for read-only arrays."""
+    """Check that ``array`` can receive a K×D sum.
+
+    Raises:
+        TypeError: See `check_matrix`.
+        ValueError: See `check_matrix`; or ``array`` is read-only.
+    """
     check_matrix(name, array)
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")

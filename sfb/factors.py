@@ -22,16 +22,28 @@ class Factors:
     Args:
         u: S×K, float32 or float64, C-contiguous; for a dense layer the error at its output.
         v: S×D, of the same dtype; for a dense layer its input. S may be 0.
-        copy: Copy the arrays. Needed where they are not C-contiguous; otherwise they are kept as
-            they are and must not change while an exchange uses them.
+        copy: Copy the arrays, which then need not be C-contiguous. By default the object keeps the arrays
+            themselves; they must not change while an exchange uses them.
+
+    Attributes:
+        u: S×K.
+        v: S×D.
 
     Raises:
-        TypeError: Not NumPy arrays, or of another dtype than native float32 or float64.
-        ValueError: Not two matrices with equal S and dtype, or not contiguous and ``copy`` is false.
+        TypeError: u or v is not a NumPy array of native float32 or float64.
+        ValueError: u and v are not two matrices with equal S and dtype, or not contiguous and ``copy`` is false.
+
+    >>> import numpy as np
+    >>> import sfb
+    >>> g = sfb.Factors(np.ones((2, 3)), np.ones((2, 4)))
+    >>> g
+    Factors(S=2, K=3, D=4, dtype=float64)
+    >>> g.shape, len(g), g.nbytes
+    ((3, 4), 2, 112)
     """
 
     __slots__ = ("u", "v")
-    __array_ufunc__ = None  # NumPy leaves `array @ factors` and `scalar * factors` to this class
+    __array_ufunc__ = None  # so that NumPy leaves `array @ factors` and `scalar * factors` to this class
 
     u: np.ndarray
     v: np.ndarray
@@ -67,16 +79,16 @@ class Factors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors, S·(K+D) elements."""
+        """The size of the factors in bytes: S·(K+D) elements."""
         return self.u.nbytes + self.v.nbytes
 
     @property
     def T(self) -> Factors:
-        """The transpose, D×K; no copy."""
+        """The D×K transpose, which shares the arrays."""
         return Factors(self.v, self.u)
 
     def check(self) -> None:
-        """Raise TypeError or ValueError, as the constructor does, if u and v are no longer factors of a matrix."""
+        """Raise the error of the constructor if u and v are no longer factors of a matrix."""
         u, v = self.u, self.v
         if not (is_matrix(u) and is_matrix(v)):
             for name, array in (("u", u), ("v", v)):
@@ -87,15 +99,35 @@ class Factors:
             raise ValueError(f"u and v must have the same dtype, got {u.dtype} and {v.dtype}")
 
     def dense(self, out: np.ndarray | None = None) -> np.ndarray:
-        """Form the K×D matrix, in ``out`` if given."""
+        """Return the K×D matrix, formed in ``out`` if given.
+
+        Args:
+            out: K×D of the factors' dtype, C-contiguous.
+
+        Raises:
+            ValueError: ``out`` does not fit.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> sfb.Factors(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])).dense()
+        array([[3., 4.],
+               [6., 8.]])
+        """
         return np.dot(self.u.T, self.v, out=out)  # matmul is slow where S is 1
 
     @staticmethod
     def concatenate(parts: Iterable[Factors]) -> Factors:
-        """Return the factors of the sum of ``parts``: their samples one after the other.
+        """Return the factors of the sum of ``parts``: the samples of all, in order; ``g + h`` does the same.
 
         Raises:
-            ValueError: No parts, or parts of different shapes or dtypes.
+            TypeError: A part is not `Factors`.
+            ValueError: There are no parts, or parts of different shapes or dtypes.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> g = sfb.Factors(np.ones((2, 3)), np.ones((2, 4)))
+        >>> sfb.Factors.concatenate([g, g, -0.5 * g])
+        Factors(S=6, K=3, D=4, dtype=float64)
         """
         parts = list(parts)
         if not parts:
@@ -105,12 +137,29 @@ class Factors:
         return Factors(np.concatenate([p.u for p in parts]), np.concatenate([p.v for p in parts]))
 
     def inner(self, other: Factors) -> float:
-        """Return the Frobenius inner product ⟨G, H⟩ = Σ (U_G U_Hᵀ ∘ V_G V_Hᵀ), without forming K×D."""
+        """Return the Frobenius inner product ⟨G, H⟩ = Σ (U_G U_Hᵀ ∘ V_G V_Hᵀ), without forming K×D.
+
+        Raises:
+            TypeError: ``other`` is not `Factors`.
+            ValueError: ``other`` has another shape or dtype.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> g = sfb.Factors(np.ones((2, 3)), np.ones((2, 4)))
+        >>> g.inner(g)
+        48.0
+        """
         self._check_like(other)
         return float(np.sum((self.u @ other.u.T) * (self.v @ other.v.T), dtype=np.float64))
 
     def norm(self) -> float:
-        """Return the Frobenius norm, from the S×S Gram matrices of u and v."""
+        """Return the Frobenius norm, from the S×S Gram matrices of u and v.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> sfb.Factors(np.array([[1.0, 0.0]]), np.array([[3.0, 4.0]])).norm()
+        5.0
+        """
         return float(np.sqrt(max(self.inner(self), 0.0)))
 
     def __add__(self, other: Factors) -> Factors:
@@ -137,7 +186,13 @@ class Factors:
         return self * (1.0 / divisor)
 
     def __matmul__(self, x: np.ndarray) -> np.ndarray:
-        """G x = uᵀ(v x) for a vector or a matrix x, S(K+D) products a column."""
+        """Return G x = uᵀ(v x) for a vector or a matrix x, with S(K+D) multiplications a column.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> sfb.Factors(np.ones((2, 3)), np.ones((2, 4))) @ np.ones(4)
+        array([8., 8., 8.])
+        """
         return self.u.T @ (self.v @ np.asarray(x))
 
     def __rmatmul__(self, x: np.ndarray) -> np.ndarray:

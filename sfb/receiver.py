@@ -1,32 +1,42 @@
-"""Receivers: what takes the sum of the ranks' factors, row by row."""
+"""Receivers: what takes the sum of the ranks' factors, row by row: an array, or an update rule with its parameter."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.checks import check_receiver
+from sfb.checks import check_matrix, check_receiver
 
-__all__ = ["Assign", "Receiver"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Assign", "Optimizer", "Receiver"]
 
 
 class Receiver:
-    """Takes a K×D sum, as factors or dense, for a range of rows of its array.
+    """An array that takes a K×D sum, given as factors or as a matrix, for a range of its rows.
 
-    A subclass says what it does with the sum, by a `rule` of the kernels; which rows a rank works, and when, is the
-    exchange's business. A rule with state asks for it in `prepare`.
+    A subclass names, by `rule`, what the kernels do with the sum. The exchange decides which rows a rank works, and
+    when. A rule with state creates it in `prepare`.
 
     Args:
         array: K×D float32 or float64, C-contiguous and writeable.
 
     Attributes:
-        array: The array, in place of which no other is put.
-        passes: Reads and writes of a K×D array that taking a sum costs, for the cost model.
-        whole: Whether it must see the factors of all ranks at once, and not just rows of their sum.
-        plain: Whether `rule` is all there is to taking a sum; false for a subclass that does more.
+        array: The array; no other takes its place.
+        passes: The number of reads and writes of a K×D array that taking a sum costs, for the cost model.
+        whole: Whether the receiver must see the factors of all ranks at once, not only rows of their sum.
+        plain: Whether taking a sum is the `rule` of the kernels and nothing more.
+
+    Raises:
+        TypeError: ``array`` is not a NumPy array of float32 or float64.
+        ValueError: ``array`` is not two-dimensional, C-contiguous and writeable.
     """
 
     passes = 1
@@ -50,12 +60,12 @@ class Receiver:
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What has to be equal on all ranks for the replicas to stay equal."""
+        """What must be equal on all ranks for the replicas to stay equal."""
         return ()
 
     @property
     def state(self) -> tuple[np.ndarray | None, ...]:
-        """Arrays like the receiver's that belong to it; None for one that `prepare` has yet to create."""
+        """K×D arrays that belong to the receiver; None for each that `prepare` has yet to create."""
         return ()
 
     def check(self) -> None:
@@ -71,21 +81,25 @@ class Receiver:
                     )
 
     def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
-        """Create missing state with ``allocate``, whose arrays are zeroed and lie as the receiver's does."""
+        """Create missing state.
+
+        Args:
+            allocate: Returns an array of zeros of a shape and dtype, in memory like that of the receiver's array.
+        """
 
     def end(self) -> None:
-        """Take note that a sum has been taken, in one or more calls of `update` or `update_dense`."""
+        """Note the end of a sum, which one or more calls of `update` or `update_dense` have taken."""
 
     def rule(self) -> kernels.Rule:
         """Return what the kernels do with the array and the state."""
         raise NotImplementedError
 
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Take uᵀv, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
+        """Take uᵀv in rows ``start`` to ``stop``; row 0 of uᵀv belongs to row ``first`` of the array."""
         kernels.update(self.rule(), u, v, self.array, self.state, start, stop, first, threads=threads)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Take g, of which row 0 is row ``first`` of the array, in rows ``start`` to ``stop``."""
+        """Take g in rows ``start`` to ``stop``; row 0 of g belongs to row ``first`` of the array."""
         kernels.update_dense(self.rule(), g, self.array, self.state, start, stop, first, threads=threads)
 
 
@@ -93,8 +107,166 @@ class Assign(Receiver):
     """An array that is set to the sum."""
 
     def rule(self) -> kernels.Rule:
-        """Return what sets the array."""
+        """Return the kernels' rule that sets the array."""
         return _ASSIGN
 
 
 _ASSIGN = kernels.assign()
+
+
+class Optimizer(Receiver):
+    """An update rule and the parameter that it updates.
+
+    The state of a rule lies where the parameter lies: the ranks of a node share one for an array of `Comm.shared`.
+    Settings are attributes; change them between steps, on all ranks alike.
+
+    Args:
+        param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule alone, which
+            `sfb.Store` and `bind` take.
+        max_norm: Scale the gradient, the sum over all ranks, down to this Frobenius norm (Pascanu, Mikolov and Bengio,
+            "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1), as
+            torch.nn.utils.clip_grad_norm_ does for one parameter. The norm comes from the factors of all ranks, so
+            "auto" takes `broadcast` or `node`. None for no clipping.
+        **settings: The settings of a subclass.
+
+    Attributes:
+        hyperparameters: Names of the settings, in the order of `repr`.
+        nonnegative: Names of the settings that must be finite numbers ≥ 0.
+        states: Names of the attributes that hold its state, K×D arrays like ``param``; None until the first step.
+
+    Raises:
+        TypeError: ``param`` is not a NumPy array of float32 or float64, or a setting is unknown.
+        ValueError: ``param`` cannot be updated in place, or a setting is out of range.
+    """
+
+    hyperparameters: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+    max_norm: float | None
+
+    def __init__(self, param: np.ndarray | None, *, max_norm: float | None = None, **settings: Any) -> None:
+        if param is None:
+            self.array = None  # type: ignore[assignment]
+        else:
+            super().__init__(param)
+        self.max_norm = max_norm
+        for name, value in settings.items():
+            if name not in self.hyperparameters:
+                raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
+            setattr(self, name, value)
+        for name in self.states:
+            setattr(self, name, None)
+        self.check_settings()
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyperparameters)
+        what = "" if self.array is None else f"{self.shape[0]}×{self.shape[1]} {self.dtype}, "
+        return f"{type(self).__name__}({what}{settings})"
+
+    def __init_subclass__(cls) -> None:
+        if "max_norm" not in cls.hyperparameters:
+            cls.hyperparameters = (*cls.hyperparameters, "max_norm")
+        cls._read = staticmethod(attrgetter(*cls.hyperparameters))
+
+    _read: Callable[[Optimizer], tuple[object, ...]]
+
+    def bind(self, param: np.ndarray) -> Self:
+        """Return the same rule for ``param``, with state of its own; raise as the constructor does.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> rule = sfb.optim.SGD(lr=0.1)
+        >>> rule.bind(np.zeros((3, 4)))
+        SGD(3×4 float64, lr=0.1, momentum=0.0, weight_decay=0.0, nesterov=False, max_norm=None)
+        """
+        return type(self)(param, **{name: getattr(self, name) for name in self.hyperparameters})
+
+    def check_settings(self) -> None:
+        """Raise ValueError if a setting is out of range."""
+        limit = self.max_norm
+        if limit is not None and not (isinstance(limit, Real) and limit > 0):
+            raise ValueError(f"max_norm must be None or a number > 0, got {limit!r}")
+        for name in self.nonnegative:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]
+        """Whether the rule needs the norm of the gradient, hence the factors of all ranks at once."""
+        return self.max_norm is not None
+
+    @property
+    def plain(self) -> bool:  # type: ignore[override]
+        """Whether a step is the rule of the kernels and nothing more."""
+        return self.max_norm is None
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        """The number of reads and writes of the parameter and of its state in a step."""
+        return 2 + 2 * len(self.state)
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """The values of the hyper-parameters."""
+        return self._read(self)
+
+    @property
+    def state(self) -> tuple[np.ndarray | None, ...]:
+        """The arrays that the rule keeps; None each until the first step."""
+        return tuple(getattr(self, name) for name in self.states)
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError if the parameter, its state or the settings do not fit."""
+        if self.array is None:
+            raise TypeError(f"this {type(self).__name__} has no parameter to update: give it one, as in SGD(w, lr=0.1)")
+        super().check()
+        self.check_settings()
+
+    def prepare(self, allocate: Callable[[tuple[int, int], np.dtype[Any]], np.ndarray]) -> None:
+        """Create missing state; the first step calls this."""
+        for name, array in zip(self.states, self.state, strict=False):
+            if array is None:
+                setattr(self, name, allocate(self.shape, self.dtype))
+
+    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply the gradient uᵀv to rows ``start`` to ``stop``, clipped, without forming it; see `Receiver.update`."""
+        alpha = 1.0 if self.max_norm is None else self._scale(kernels.norm(u, v, threads=threads))
+        rule = self.rule()
+        kernels.update(rule, u, v, self.array, self.state, start, stop, first, alpha=alpha, threads=threads)
+
+    def _scale(self, norm: float) -> float:
+        """Return the factor that clips a gradient of norm ``norm``; NaN for NaN, so that it shows in the parameter."""
+        assert self.max_norm is not None
+        scale = self.max_norm / (norm + 1e-6)
+        return 1.0 if scale >= 1 else scale
+
+    def step(self, gradient: np.ndarray) -> None:
+        """Apply a dense gradient to an array of this rank's own, without communication.
+
+        Args:
+            gradient: K×D, of the parameter's dtype, C-contiguous.
+
+        Raises:
+            TypeError, ValueError: The gradient is no such array, or there is no parameter.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> w = np.zeros((2, 3))
+        >>> sfb.optim.SGD(w, lr=0.5).step(np.ones((2, 3)))
+        >>> w[0]
+        array([-0.5, -0.5, -0.5])
+        """
+        self.check()
+        check_matrix("the gradient", gradient)
+        if (gradient.shape, gradient.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"the gradient must be {self.shape} {self.dtype} like the parameter, "
+                f"got {gradient.shape} {gradient.dtype}"
+            )
+        self.prepare(np.zeros)
+        if self.max_norm is not None:
+            gradient = gradient * self.dtype.type(self._scale(float(np.linalg.norm(gradient))))
+        self.update_dense(gradient, 0, self.shape[0])
+        self.end()

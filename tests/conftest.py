@@ -1,11 +1,12 @@
 import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 
 def split_hosts(world, part):
-    """A communicator of the ranks of this host whose rank on it has the same part(rank)."""
+    """Return a communicator of the ranks of this host that have the same part(rank on the host)."""
     from mpi4py import MPI
 
     host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
@@ -21,25 +22,15 @@ def world():
     return MPI.COMM_WORLD
 
 
-@pytest.fixture
-def comm(world):
+@contextmanager
+def comm_of_nodes(world, ranks):
+    """Yield a Comm that takes every so many ranks of a host for a node of their own, or all of them for None."""
     import sfb
 
-    comm = sfb.Comm(world)
-    yield comm
-    comm.free()
-
-
-@pytest.fixture(params=["one node", "nodes of two", "nodes of one"])
-def any_comm(request, world):
-    """A Comm over the real node, and ones that take every two ranks, or each, for a node of their own."""
-    import sfb
-
-    if request.param == "one node":
+    if ranks is None:
         comm = sfb.Comm(world)
     else:
-        size = 2 if request.param == "nodes of two" else 1
-        part = split_hosts(world, lambda slot: slot // size)
+        part = split_hosts(world, lambda rank: rank // ranks)
         comm = sfb.Comm(world, node=part)
         part.Free()
     yield comm
@@ -47,20 +38,29 @@ def any_comm(request, world):
 
 
 @pytest.fixture
-def lone_comm(world):
-    """A Comm that takes every rank for a node of its own."""
-    import sfb
+def comm(world):
+    """A Comm over the real nodes."""
+    with comm_of_nodes(world, None) as comm:
+        yield comm
 
-    part = split_hosts(world, lambda slot: slot)
-    comm = sfb.Comm(world, node=part)
-    part.Free()
-    yield comm
-    comm.free()
+
+@pytest.fixture(params=[None, 2, 1], ids=["one node", "nodes of two", "nodes of one"])
+def any_comm(request, world):
+    """A Comm over the real nodes, and ones over nodes of two ranks and of one rank."""
+    with comm_of_nodes(world, request.param) as comm:
+        yield comm
+
+
+@pytest.fixture
+def lone_comm(world):
+    """A Comm over nodes of one rank."""
+    with comm_of_nodes(world, 1) as comm:
+        yield comm
 
 
 @pytest.fixture
 def rng(request):
-    """Random numbers, the same on every rank; the seed is printed when a test fails."""
+    """A generator of random numbers, the same on every rank; pytest prints the seed of a test that fails."""
     seed = int(os.environ.get("SFB_TEST_SEED", 0))
     print(f"SFB_TEST_SEED={seed}")
     return np.random.default_rng([seed, *request.node.nodeid.encode()])

@@ -1,4 +1,4 @@
-"""What the library should compute, in NumPy and float64."""
+"""Reference results, in NumPy and float64."""
 
 from hashlib import blake2b
 
@@ -6,22 +6,23 @@ import numpy as np
 
 
 def draw(rng, samples, shape, dtype):
-    """One (u, v) per entry of samples."""
+    """Return a random (u, v) for each number of samples."""
     return [tuple(rng.standard_normal((s, n)).astype(dtype) for n in shape) for s in samples]
 
 
 def total(parts, shape):
+    """Return the sum of uᵀv over parts."""
     return sum((u.astype(np.float64).T @ v.astype(np.float64) for u, v in parts), np.zeros(shape))
 
 
 def bound(parts, shape, dtype):
-    """|error| ≤ c·eps·Σ|u||v|, c the number of terms and of partial sums."""
+    """Return the largest |error| of a sum: c·eps·Σ|u||v|, with c the number of terms and of partial sums."""
     magnitude = sum((abs(u.astype(np.float64)).T @ abs(v.astype(np.float64)) for u, v in parts), np.zeros(shape))
     return (sum(len(u) for u, _ in parts) + len(parts) + 2) * np.finfo(dtype).eps * magnitude
 
 
 def sgd(w, gradients, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
-    """Steps of SGD by the textbook, in float64."""
+    """Return w after steps of SGD with momentum, by the textbook."""
     w = w.astype(np.float64)
     velocity = np.zeros_like(w)
     for g in gradients:
@@ -32,7 +33,7 @@ def sgd(w, gradients, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
 
 
 def adam(w, gradients, lr, betas, eps, weight_decay=0.0, decoupled=False):
-    """Steps of Adam or AdamW by the papers, in float64."""
+    """Return w after steps of Adam or AdamW, by the papers."""
     w = w.astype(np.float64)
     m, q = np.zeros_like(w), np.zeros_like(w)
     for t, g in enumerate(gradients, 1):
@@ -46,7 +47,7 @@ def adam(w, gradients, lr, betas, eps, weight_decay=0.0, decoupled=False):
 
 
 def adagrad(w, gradients, lr, eps, weight_decay=0.0):
-    """Steps of AdaGrad by the paper, in float64."""
+    """Return w after steps of AdaGrad, by the paper."""
     w = w.astype(np.float64)
     q = np.zeros_like(w)
     for g in gradients:
@@ -57,7 +58,7 @@ def adagrad(w, gradients, lr, eps, weight_decay=0.0):
 
 
 def proximal(w, gradients, lr, l1=0.0, l2=0.0):
-    """Steps of proximal gradient descent by the monograph, in float64."""
+    """Return w after steps of proximal gradient descent, by the monograph."""
     w = w.astype(np.float64)
     for g in gradients:
         x = w - lr * g
@@ -66,5 +67,5 @@ def proximal(w, gradients, lr, l1=0.0, l2=0.0):
 
 
 def assert_same_bits(world, array):
-    """Every rank holds the same bits."""
+    """Assert that every rank holds the same bits."""
     assert len(set(world.allgather(blake2b(array.tobytes()).digest()))) == 1

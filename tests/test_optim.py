@@ -120,6 +120,13 @@ def test_other_optimizers_refuse(optimizer, rule, message):
         optimizer(np.ones((2, 3)), **{"lr": 0.1, **rule})
 
 
+@pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, Adagrad, Proximal])
+def test_refuses_an_unknown_setting(optimizer):
+    name = optimizer.__name__
+    with pytest.raises(TypeError, match=rf"{name}.__init__\(\) got an unexpected keyword argument 'dampening'"):
+        optimizer(np.ones((2, 3)), lr=0.1, dampening=0.1)
+
+
 def test_refuses_a_foreign_velocity():
     optimizer = SGD(np.ones((2, 3)), lr=0.1, momentum=0.9)
     optimizer.velocity = np.zeros((3, 2))

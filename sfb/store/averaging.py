@@ -1,4 +1,4 @@
-"""Model averaging over a graph: ranks train on their own, and mix their replicas with those of their neighbours."""
+"""Model averaging over a graph: each rank trains a replica of its own and mixes it with those of its neighbours."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from mpi4py import MPI
 
 from sfb.factors import Factors
 from sfb.optim import Optimizer
-from sfb.store.base import StoreBase, StoreError
+from sfb.runtime.limits import MAX_COUNT
+from sfb.store.base import StoreBase, StoreError, farewell, reason
+from sfb.store.entry import padded
 
 __all__ = ["AveragingStore"]
 
 _MODEL, _FAREWELL = 1, 2  # tags
-_LIMIT = 2**31 - 1  # bytes of a message
+_HEADER = 8  # bytes of the weight, before the tables of a message
 
 
 class AveragingStore(StoreBase):
-    """Parameters of which every rank trains a replica of its own, averaged with those of its neighbours.
+    """Parameters of which every rank trains a replica of its own and averages it with those of its neighbours.
 
-    An update changes this rank's replica only. At each clock the rank sends the replica to its out-neighbours, and
-    at each read takes the weighted mean of its own and of what has come (Li et al., "MALT", EuroSys 2015, section 3).
-    Weights follow push-sum (Kempe, Dobra and Gehrke, FOCS 2003): a rank gives each out-neighbour an equal share of
-    its own, so that no rank counts for more in graphs of unequal degrees. Nobody waits: a neighbour that has not taken
-    the replica before gets none and no share, so that a rank ahead of the others keeps its weight. So the replicas are
-    near each other, not equal; how near, `consensus_error` tells.
+    An update changes this rank's replica only. At each clock the rank sends its replica to its out-neighbours; at each
+    read it takes the weighted mean of its own and of those it has received (Li et al., "MALT: Distributed
+    Data-Parallelism for Existing ML Applications", EuroSys 2015, section 3). The weights are those of push-sum (Kempe,
+    Dobra and Gehrke, "Gossip-Based Computation of Aggregate Information", FOCS 2003): a rank gives each out-neighbour
+    an equal share of its own weight, so that no rank counts for more in graphs of unequal degrees. Nobody waits: a rank
+    sends nothing to a neighbour that has not received the replica before, and gives it no share, so a rank ahead of the
+    others keeps its weight. The replicas are near each other, not equal; `consensus_error` says how near.
 
     Args:
         comm: The ranks; any intracommunicator.
@@ -36,11 +39,22 @@ class AveragingStore(StoreBase):
         topology: As for `sfb.Store`.
 
     Raises:
-        TypeError, ValueError, MismatchError: As `sfb.Store` does.
+        TypeError, ValueError: An argument is wrong on this or another rank; on every rank.
+        MismatchError: Ranks disagree about tables, rule or topology; on every rank.
 
     Attributes:
-        sent_bytes: By this rank so far.
-        last_consensus_error: What `consensus_error` found last, or `close`, before it made the replicas equal.
+        sent_bytes: Bytes of the replicas that this rank has sent so far.
+        last_consensus_error: The last result of `consensus_error`; after `close`, the error before it made the
+            replicas equal.
+
+    >>> import numpy as np
+    >>> import sfb
+    >>> from mpi4py import MPI
+    >>> with sfb.AveragingStore(MPI.COMM_SELF, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.5)) as store:
+    ...     store.push("w", np.ones(3))
+    ...     store.clock()
+    >>> store["w"], store.last_consensus_error
+    (array([-0.5, -0.5, -0.5]), 0.0)
     """
 
     def __init__(
@@ -52,7 +66,7 @@ class AveragingStore(StoreBase):
         topology: Any = "halton",
     ) -> None:
         def prepare() -> str:
-            if self._model_bytes > _LIMIT:
+            if self._model_bytes > MAX_COUNT:
                 raise ValueError(f"tables of {self._model_bytes} bytes are too large to be sent at once")
             return "model averaging"
 
@@ -60,35 +74,26 @@ class AveragingStore(StoreBase):
         self._targets = self.topology.out_neighbours(self._rank)
         self._weight = 1.0
         self._flights: dict[int, tuple[MPI.Request, np.ndarray]] = {}
-        self._came: dict[int, tuple[float, np.ndarray]] = {}
+        self._received: dict[int, tuple[float, np.ndarray]] = {}
         self._status = MPI.Status()
         self.sent_bytes = 0
         self.last_consensus_error = 0.0
 
     @property
     def _model_bytes(self) -> int:
-        return 8 + sum(table.array.nbytes + -table.array.nbytes % 8 for table in self._tables)
+        return _HEADER + sum(padded(table.array.nbytes) for table in self._tables)
 
     @property
     def weight(self) -> float:
-        """What this rank's replica counts for; 1 at the beginning, and the size of the communicator over all ranks."""
+        """The weight of this rank's replica in a mean; 1 at first.
+
+        The weights of all ranks, with those in messages, add up to the number of ranks.
+        """
         return self._weight
 
-    def push(self, name: str, update: Factors | np.ndarray) -> None:
-        """Apply an update to this rank's replica.
-
-        Args:
-            name: Of the table.
-            update: `Factors` of the table's shape, S may be 0; or an array of that shape.
-
-        Raises:
-            KeyError, TypeError, ValueError: The update does not fit.
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        table = self._tables[self._number(name)]
-        self._check_open()
-        self._check_update(table, update)
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Apply an update to this rank's replica."""
+        table = self._tables[number]
         optimizer = table.optimizer
         if isinstance(update, Factors):
             optimizer.update(update.u, update.v, 0, len(table.matrix), threads=self._threads)
@@ -97,9 +102,8 @@ class AveragingStore(StoreBase):
             optimizer.step(np.ascontiguousarray(update).reshape(table.matrix.shape))
         self._move()
 
-    def clock(self) -> None:
-        """Send this rank's replica to those of its out-neighbours that have taken the one before."""
-        self._check_open()
+    def _end_clock(self) -> None:
+        """Send this rank's replica to the out-neighbours that have received the one before."""
         self._clock += 1
         self._move()
         targets = [rank for rank in self._targets if rank not in self._flights]
@@ -108,35 +112,33 @@ class AveragingStore(StoreBase):
             self._send(rank, self._weight)
 
     def consensus_error(self) -> float:
-        """Return how far the replicas are from their mean, relative to it; collective.
-
-        The largest over ranks of ‖replica − mean‖/‖mean‖, all tables together.
+        """Return the largest ‖replica − mean‖/‖mean‖ over ranks, of all tables together; collective.
 
         Raises:
             RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
+            StoreError: This or another rank has left the store by an exception.
         """
         self._check_open()
         self.last_consensus_error, _ = self._consensus()
         return self.last_consensus_error
 
-    def close(self) -> None:
-        """End the use of the store; collective. Afterwards every replica holds the mean of all, the same bits."""
-        if not self._open:
-            return
-        self._check_open()
-        # What is on its way is taken (a message counts as sent when it is, so after the barrier there is none) but not
-        # mixed: its sender's replica holds all that it held, and is newer.
-        while self._flights:
-            self._move_or_yield()
-        barrier = self._world.Ibarrier()
-        while not barrier.Test():
-            self._move_or_yield()
+    def _close(self) -> None:
+        # The messages that arrive now are not mixed: the replicas of their senders hold what they hold, and are newer.
+        self._settle()
         self.last_consensus_error, means = self._consensus()
         for table, mean in zip(self._tables, means, strict=True):
             table.matrix[:] = mean
         self._open = False
         self._world.Free()
+
+    def _settle(self) -> None:
+        """Wait until all ranks have received all replicas sent; collective."""
+        # A synchronous send completes when it is received, so none is in flight after the barrier.
+        while self._flights:
+            self._move_or_yield()
+        barrier = self._world.Ibarrier()
+        while not barrier.Test():
+            self._move_or_yield()
 
     def _consensus(self) -> tuple[float, list[np.ndarray]]:
         means = []
@@ -156,23 +158,23 @@ class AveragingStore(StoreBase):
         self._mix()
 
     def _mix(self) -> None:
-        """Take the weighted mean of this rank's replica and of those that have come."""
-        if not self._came:
+        """Take the weighted mean of this rank's replica and of those received."""
+        if not self._received:
             return
-        total = self._weight + sum(weight for weight, _ in self._came.values())
-        at = 8
+        total = self._weight + sum(weight for weight, _ in self._received.values())
+        at = _HEADER
         for table in self._tables:
             values = table.array.nbytes
             table.matrix *= table.matrix.dtype.type(self._weight / total)
-            for _, (weight, message) in sorted(self._came.items()):
-                theirs = message[at : at + values].view(table.matrix.dtype).reshape(table.matrix.shape)
-                table.matrix += theirs * table.matrix.dtype.type(weight / total)
-            at += values + -values % 8
+            for _, (weight, message) in sorted(self._received.items()):
+                other = message[at : at + values].view(table.matrix.dtype).reshape(table.matrix.shape)
+                table.matrix += other * table.matrix.dtype.type(weight / total)
+            at += padded(values)
         self._weight = total
-        self._came.clear()
+        self._received.clear()
 
     def _move(self) -> bool:
-        """Receive what has come and see what has been taken; return whether anything happened."""
+        """Receive replicas, and note which of this rank's were received; return whether anything happened."""
         moved = False
         while (message := self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)) is not None:
             moved = True
@@ -180,11 +182,12 @@ class AveragingStore(StoreBase):
             source, tag = self._status.source, self._status.tag
             message.Recv([memory, MPI.BYTE])
             if tag == _FAREWELL:
-                self._failure = memory.tobytes().decode(errors="replace")
+                self._failure = farewell(source, memory)
                 continue
-            weight = float(memory[:8].view(np.float64)[0])
-            before = self._came[source][0] if source in self._came else 0.0
-            self._came[source] = before + weight, memory
+            # The newest replica of a rank replaces the one before, with the weight of both.
+            weight = float(memory[:_HEADER].view(np.float64)[0])
+            before = self._received[source][0] if source in self._received else 0.0
+            self._received[source] = before + weight, memory
         for rank, (request, _) in list(self._flights.items()):
             if request.Test():
                 del self._flights[rank]
@@ -195,12 +198,12 @@ class AveragingStore(StoreBase):
 
     def _send(self, rank: int, weight: float) -> None:
         memory = np.empty(self._model_bytes, np.uint8)
-        memory[:8].view(np.float64)[0] = weight
-        at = 8
+        memory[:_HEADER].view(np.float64)[0] = weight
+        at = _HEADER
         for table in self._tables:
             values = table.array.reshape(-1).view(np.uint8)
             memory[at : at + values.nbytes] = values
-            at += values.nbytes + -values.nbytes % 8
+            at += padded(values.nbytes)
         self._flights[rank] = self._world.Issend([memory, MPI.BYTE], rank, _MODEL), memory
         self.sent_bytes += memory.nbytes
 
@@ -211,7 +214,8 @@ class AveragingStore(StoreBase):
     def _abandon(self, error: BaseException) -> None:
         self._open = False
         if self._failure is None:
-            self._failure = f"rank {self._rank} has left the store: {type(error).__name__}: {error}"[:1000]
-            text = np.frombuffer(self._failure.encode(), np.uint8)
+            message = reason(error)
+            self._failure = farewell(self._rank, message)
             others = [rank for rank in range(self._world.size) if rank != self._rank]
-            self._last_words = [(self._world.Isend([text, MPI.BYTE], rank, _FAREWELL), text) for rank in others]
+            # An attribute keeps the buffers alive until MPI has sent them.
+            self._last_words = [(self._world.Isend([message, MPI.BYTE], rank, _FAREWELL), message) for rank in others]

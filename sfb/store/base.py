@@ -1,4 +1,4 @@
-"""What stores have in common: tables on ranks that agree about them, reading, leaving."""
+"""The base of stores: ranks agree on tables, read them, and leave together or alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sfb.store.replica import Table
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["StoreBase", "StoreError"]
+__all__ = ["StoreBase", "StoreError", "farewell", "reason"]
 
 
 class StoreError(RuntimeError):
@@ -30,14 +30,15 @@ class StoreError(RuntimeError):
 
 
 class StoreBase:
-    """Tables of which every rank holds a replica; making it is collective.
+    """Tables of which every rank holds a replica; making one is collective.
 
     Args:
         comm: The ranks.
         tables: Initial values by name.
-        rule: For all tables, or one for each name.
-        topology: Of the ranks.
-        prepare: Checks what else was passed, and says what of it has to be the same on all ranks.
+        rule: The update rule of all tables, or one for each name.
+        topology: The graph of the ranks, by name or itself.
+        prepare: Checks the other arguments of a subclass, and returns a text of those that must be the same on all
+            ranks.
 
     Attributes:
         topology: The graph of the ranks.
@@ -70,7 +71,7 @@ class StoreBase:
             self._tables = _tables(tables, rule)
             self.topology = topologies.create(topology, world.size)
             text = f"{name} of {_describe(self._tables, self.topology)}, {prepare()}"
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+        except Exception as caught:  # of any kind: the other ranks wait for this one
             error = caught
         try:
             compare(world, name, text, error)
@@ -87,9 +88,9 @@ class StoreBase:
         self._failure: str | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return this rank's replica of a table, read-only, once it is as fresh as it has to be.
+        """Return this rank's replica of a table, read-only, as soon as it is fresh enough.
 
-        It changes with later calls of the store; after `close` it holds the final value.
+        The array changes with later calls of the store; after `close` it holds the final value.
 
         Raises:
             KeyError: There is no such table.
@@ -104,17 +105,52 @@ class StoreBase:
         return view
 
     def optimizer(self, name: str) -> Optimizer:
-        """Return the rule bound to this rank's replica of a table; change its settings on all ranks alike."""
+        """Return the rule bound to this rank's replica of a table; change its settings on all ranks alike.
+
+        Raises:
+            KeyError: There is no such table.
+        """
         return self._tables[self._number(name)].optimizer
 
-    @property
-    def clock_now(self) -> int:
-        """The clock of this rank: how often it has called `clock`."""
-        return self._clock
+    def push(self, name: str, update: Factors | np.ndarray) -> None:
+        """Give the store an update, a gradient, of a table.
+
+        Args:
+            name: The name of the table.
+            update: `Factors` of the table's shape and dtype, S may be 0; or an array of that shape. It is copied.
+
+        Raises:
+            KeyError, TypeError, ValueError: There is no such table, or the update does not fit; nothing was sent.
+            RuntimeError: The store is closed.
+            StoreError: This or another rank has left the store by an exception.
+        """
+        number = self._number(name)
+        self._check_open()
+        self._check_update(self._tables[number], update)
+        self._push(number, update)
+
+    def clock(self) -> None:
+        """End this rank's clock; updates that it pushes from now on belong to the next.
+
+        Raises:
+            RuntimeError: The store is closed.
+            StoreError: This or another rank has left the store by an exception.
+        """
+        self._check_open()
+        self._end_clock()
 
     def close(self) -> None:
-        """End the use of the store; collective."""
-        raise NotImplementedError
+        """End the use of the store; collective. A second call does nothing.
+
+        A `Store` holds every update of every rank afterwards, an `AveragingStore` the mean of all replicas, with the
+        same bits on all ranks.
+
+        Raises:
+            StoreError: This or another rank has left the store by an exception.
+        """
+        if self._open:
+            self._check_open()
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,11 +164,23 @@ class StoreBase:
             self._abandon(error)
 
     def _refresh(self, name: str) -> None:
-        """Make the replica fit to be read."""
+        """Make the replica of a table fresh enough for a read."""
+        raise NotImplementedError
+
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Take an update that fits the table ``number``."""
+        raise NotImplementedError
+
+    def _end_clock(self) -> None:
+        """End a clock of the open store."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Close the open store; collective."""
         raise NotImplementedError
 
     def _abandon(self, error: BaseException) -> None:
-        """Leave without the other ranks, telling them."""
+        """Leave without the other ranks, and tell them why."""
         raise NotImplementedError
 
     def _number(self, name: str) -> int:
@@ -159,7 +207,7 @@ class StoreBase:
 
 
 def _tables(tables: Mapping[str, np.ndarray], rule: Optimizer | Mapping[str, Optimizer]) -> list[Table]:
-    """Check initial values and rules, and return the tables by name."""
+    """Check initial values and rules, and return the tables in the order of their names."""
     if not isinstance(tables, Mapping) or not tables or not all(isinstance(name, str) for name in tables):
         raise TypeError("tables must be a mapping of one or more names to arrays")
     made = []
@@ -167,17 +215,17 @@ def _tables(tables: Mapping[str, np.ndarray], rule: Optimizer | Mapping[str, Opt
         if not isinstance(value, np.ndarray) or value.dtype not in FLOATS:
             got = f"{value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
             raise TypeError(f"table {name!r} must be a NumPy array of float32 or float64, got {got}")
-        its = rule.get(name) if isinstance(rule, Mapping) else rule
-        if not isinstance(its, Optimizer):
-            raise TypeError(f"the rule of {name!r} must be an optimizer such as sfb.optim.SGD(lr=0.1), got {its!r}")
-        made.append(Table(name, value, its))
+        chosen = rule.get(name) if isinstance(rule, Mapping) else rule
+        if not isinstance(chosen, Optimizer):
+            raise TypeError(f"the rule of {name!r} must be an optimizer such as sfb.optim.SGD(lr=0.1), got {chosen!r}")
+        made.append(Table(name, value, chosen))
     if isinstance(rule, Mapping) and set(rule) - set(tables):
         raise ValueError(f"rules for tables that do not exist: {', '.join(sorted(set(rule) - set(tables)))}")
     return made
 
 
 def _describe(tables: list[Table], graph: topologies.Topology) -> str:
-    """Say what has to be the same on all ranks."""
+    """Return a text of the tables, rules and edges, which must be the same on all ranks."""
     parts = []
     for table in tables:
         digest = blake2b(table.array.tobytes(), digest_size=4).hexdigest()
@@ -186,3 +234,13 @@ def _describe(tables: list[Table], graph: topologies.Topology) -> str:
         )
     edges = blake2b(repr([graph.out_neighbours(rank) for rank in range(graph.size)]).encode(), digest_size=4)
     return f"{'; '.join(parts)}; topology {graph.name} {edges.hexdigest()}"
+
+
+def reason(error: BaseException) -> np.ndarray:
+    """Return the bytes of a message that says why a rank has left."""
+    return np.frombuffer(f"{type(error).__name__}: {error}"[:1000].encode(), np.uint8)
+
+
+def farewell(rank: int, message: np.ndarray) -> str:
+    """Return the text of the `StoreError` that the `reason` of ``rank`` raises on all ranks."""
+    return f"rank {rank} has left the store: {message.tobytes().decode(errors='replace')}"

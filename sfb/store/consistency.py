@@ -1,4 +1,4 @@
-"""How far ranks may run apart: bulk synchronous, bounded staleness, or not bounded at all."""
+"""How far ranks may run apart: bulk synchronous, bounded staleness, or asynchronous."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ __all__ = ["ASP", "BSP", "SSP", "Consistency"]
 
 
 class Consistency:
-    """What a reader has to see.
+    """A rule for what a reader must see.
 
     Attributes:
-        ordered: Whether updates are summed clock by clock, so that all ranks hold the same bits.
+        ordered: Whether the store sums updates clock by clock, so that all ranks hold the same bits.
     """
 
     ordered = False
 
     def bound(self, clock: int) -> int:
-        """Return the last clock of which a reader at ``clock`` must see all updates; below 0 for none."""
+        """Return the last clock of which a reader at ``clock`` must see all updates; negative for none."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -33,11 +33,15 @@ class SSP(Consistency):
     Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", NIPS 2013, section 2.
 
     Args:
-        staleness: s ≥ 0; with 0 it is `BSP`.
+        staleness: The integer s ≥ 0; `SSP(0)` is `BSP()`.
 
     Raises:
-        TypeError: Not an integer.
-        ValueError: Negative.
+        TypeError: ``staleness`` is not an integer.
+        ValueError: ``staleness`` is negative.
+
+    >>> import sfb
+    >>> sfb.SSP(3).bound(10)  # a reader at clock 10 sees all updates stamped up to 6
+    6
     """
 
     def __init__(self, staleness: int) -> None:
@@ -53,23 +57,33 @@ class SSP(Consistency):
         return f"SSP({self.staleness})" if self.staleness else "BSP()"
 
     def bound(self, clock: int) -> int:
-        """Return clock − s − 1."""
+        """Return ``clock`` − s − 1."""
         return clock - self.staleness - 1
 
 
 class BSP(SSP):
-    """Bulk synchronous parallel: a reader at clock c sees every update stamped ≤ c − 1, and no other."""
+    """Bulk synchronous parallel: a reader at clock c sees every update stamped ≤ c − 1, and no other.
+
+    >>> import sfb
+    >>> sfb.BSP().bound(10)
+    9
+    """
 
     def __init__(self) -> None:
         super().__init__(0)
 
 
 class ASP(Consistency):
-    """Asynchronous parallel: a reader never waits."""
+    """Asynchronous parallel: a reader never waits.
+
+    >>> import sfb
+    >>> sfb.ASP().bound(10)
+    -1
+    """
 
     def __repr__(self) -> str:
         return "ASP()"
 
     def bound(self, clock: int) -> int:
-        """Return −1: nothing has to be seen."""
+        """Return −1, since a reader may see nothing."""
         return -1

@@ -1,4 +1,4 @@
-"""What travels between ranks: updates, ends of clocks, and messages that carry many of them."""
+"""Entries, which travel between ranks: updates, ends of clocks, farewells; and messages of several entries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from struct import Struct
 
 import numpy as np
 
-__all__ = ["ABORT", "CLOCK", "END", "UPDATE", "Entry", "pack", "unpack"]
+__all__ = ["ABORT", "CLOCK", "END", "UPDATE", "Entry", "pack", "padded", "unpack"]
 
 UPDATE, CLOCK, END, ABORT = range(4)
 
@@ -16,20 +16,20 @@ _COUNT = Struct("=q")
 
 
 class Entry:
-    """One thing that its origin tells all ranks.
+    """A message of one rank, its origin, to all others.
 
     Attributes:
         kind: UPDATE of a table; CLOCK, the origin has ended a clock; END, it has closed the store; ABORT, it failed.
-        origin: Rank that it comes from.
-        clock: That it was made in.
-        table: Number of the table.
-        hop: Edges that it has travelled.
-        number: Of the origin's entries.
-        size: Samples of an update by factors, −1 for a dense one; updates of the clock for CLOCK.
-        magnitude: How much it changes, for priorities.
-        payload: Its bytes: u and then v, the dense update, or the text of an ABORT.
-        source: Rank that it was received from; this one for its own.
-        sending: Neighbours that it has yet to be sent to.
+        origin: The rank that made the entry.
+        clock: The origin's clock at that time.
+        table: The number of the table of an UPDATE.
+        hop: The number of edges that the entry has travelled.
+        number: The number of an UPDATE among those of its origin and clock.
+        size: Samples of an UPDATE by factors, −1 for a dense one; for CLOCK the number of updates of the clock.
+        magnitude: The size of the change, for priorities.
+        payload: Bytes: u and then v, the dense update, or the text of an ABORT.
+        source: The rank from which this rank received the entry; −1 for its own.
+        sending: The number of neighbours to which this rank has yet to send the entry.
     """
 
     __slots__ = (
@@ -63,20 +63,20 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a message that it takes."""
-        return _HEADER.size + _whole(self.payload.nbytes)
+        """The number of bytes that the entry takes in a message."""
+        return _HEADER.size + padded(self.payload.nbytes)
 
 
 _EMPTY = np.empty(0, np.uint8)
 
 
-def _whole(nbytes: int) -> int:
-    """Round up, so that what follows is aligned."""
+def padded(nbytes: int) -> int:
+    """Return ``nbytes`` rounded up to the alignment of the next item in a message."""
     return nbytes + -nbytes % 8
 
 
 def pack(entries: Sequence[Entry]) -> np.ndarray:
-    """Return a message of these entries, each one hop further."""
+    """Return a message of these entries, the hop of each increased by one."""
     message = np.empty(_COUNT.size + sum(entry.nbytes for entry in entries), np.uint8)
     _COUNT.pack_into(message, 0, len(entries))
     at = _COUNT.size
@@ -86,16 +86,16 @@ def pack(entries: Sequence[Entry]) -> np.ndarray:
         _HEADER.pack_into(message, at, *head)
         at += _HEADER.size
         message[at : at + length] = e.payload
-        at += _whole(length)
+        at += padded(length)
     return message
 
 
 def unpack(message: np.ndarray, source: int) -> Iterable[Entry]:
-    """Yield the entries of a message; their payloads are parts of it."""
+    """Yield the entries of a message from rank ``source``; their payloads are views of the message."""
     (count,) = _COUNT.unpack_from(message, 0)
     at = _COUNT.size
     for _ in range(count):
         kind, origin, clock, table, hop, number, size, length, magnitude = _HEADER.unpack_from(message, at)
         at += _HEADER.size
         yield Entry(kind, origin, clock, table, hop, number, size, magnitude, message[at : at + length], source)
-        at += _whole(length)
+        at += padded(length)

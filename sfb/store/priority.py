@@ -8,28 +8,28 @@ import numpy as np
 
 from sfb.store.entry import Entry
 
-__all__ = ["PRIORITIES", "Priority", "create"]
+__all__ = ["Priority", "create"]
 
 
 class Priority:
-    """First in, first out; and what the other orders have in common.
+    """First in, first out; the base of the other orders.
 
     Attributes:
-        measure: "absolute" or "relative" if it goes by the magnitude of updates.
+        measure: The magnitude that the order needs of each update: "absolute" or "relative"; None for none.
     """
 
     measure: str | None = None
 
     def order(self, entries: list[Entry]) -> list[Entry]:
-        """Return the entries of one neighbour, the next to be sent first."""
+        """Return the pending entries of one neighbour, the next to send first."""
         return entries
 
     def sent(self, entry: Entry) -> None:
-        """Take note of what was sent."""
+        """Note that ``entry`` was sent."""
 
 
 class _Random(Priority):
-    """Any, with equal chances."""
+    """A random order; all orders are equally likely."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -39,19 +39,19 @@ class _Random(Priority):
 
 
 class _RoundRobin(Priority):
-    """The tables in turn."""
+    """One entry of each table after another, from the table after the last sent."""
 
     def __init__(self) -> None:
         self._last = -1
 
     def order(self, entries: list[Entry]) -> list[Entry]:
         tables = max(entry.table for entry in entries) + 1
-        seen: Counter[int] = Counter()
+        before: Counter[int] = Counter()  # entries of each table so far
         keys = []
-        for place, entry in enumerate(entries):
-            keys.append((seen[entry.table], (entry.table - self._last - 1) % tables, place))
-            seen[entry.table] += 1
-        return [entries[place] for _, _, place in sorted(keys)]
+        for position, entry in enumerate(entries):
+            keys.append((before[entry.table], (entry.table - self._last - 1) % tables, position))
+            before[entry.table] += 1
+        return [entries[position] for _, _, position in sorted(keys)]
 
     def sent(self, entry: Entry) -> None:
         self._last = entry.table
@@ -67,17 +67,17 @@ class _Magnitude(Priority):
         return sorted(entries, key=lambda entry: -entry.magnitude)
 
 
-PRIORITIES = ("fifo", "random", "round-robin", "absolute", "relative")
+_NAMES = ("fifo", "random", "round-robin", "absolute", "relative")
 
 
 def create(name: str, seed: int) -> Priority:
-    """Return the priority of that name.
+    """Return the priority called ``name``; ``seed`` is that of "random".
 
     Raises:
-        ValueError: There is none.
+        ValueError: The name is unknown.
     """
-    if name not in PRIORITIES:
-        raise ValueError(f"priority must be one of {', '.join(PRIORITIES)}, got {name!r}")
+    if name not in _NAMES:
+        raise ValueError(f"priority must be one of {', '.join(_NAMES)}, got {name!r}")
     if name == "random":
         return _Random(seed)
     if name == "round-robin":

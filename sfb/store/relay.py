@@ -1,37 +1,34 @@
-"""The relay: entries travel along their origin's tree, with bounded memory on every rank."""
+"""The relay: entries travel along the tree of their origin, with bounded memory on every rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from time import monotonic
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
 
+from sfb.runtime.limits import MAX_COUNT
 from sfb.store.entry import ABORT, UPDATE, Entry, pack, unpack
 from sfb.store.priority import Priority
 from sfb.store.throttle import Bucket
-
-if TYPE_CHECKING:
-    from sfb.topology import Topology
+from sfb.store.timer import Timer
+from sfb.topology import Topology
 
 __all__ = ["Relay"]
 
 _MESSAGE, _CREDIT = 1, 2  # tags
-_COALESCED = 1 << 20  # bytes of a message of several entries
-_FLIGHTS = 2  # messages on their way to a neighbour; more would wait in MPI rather than by priority
-_LIMIT = 2**31 - 1  # bytes of a message, MPI's count
-_PATIENCE = 0.005  # seconds for which credits may be collected before they are returned
+_COALESCED = 1 << 20  # bytes of a message of several entries, at most
+_FLIGHTS = 2  # messages in flight to a neighbour; more would wait in MPI, where priorities do not reach them
+_PATIENCE = 0.005  # seconds for which a rank may collect credits before it returns them
 
 
 class _Edge:
-    """What a rank knows of an out-neighbour.
+    """The traffic towards an out-neighbour.
 
     Attributes:
-        pending: Entries to be sent.
-        unreturned: Bytes sent and not yet returned as credit, by the hops that they had travelled.
-        flights: Messages on their way: request, memory, entries.
+        pending: Entries to send.
+        unreturned: Bytes sent and not yet returned as credit, for each number of hops that they had travelled.
+        flights: Messages in flight: request, memory, entries.
     """
 
     def __init__(self, depth: int) -> None:
@@ -41,32 +38,33 @@ class _Edge:
 
 
 class Relay:
-    """Sends a rank's entries to all others, and passes theirs on; nothing blocks.
+    """A rank's part in sending the entries of all ranks to all others; no method blocks.
 
-    An entry follows the tree of its origin, so it reaches each rank once. A neighbour is sent at most a
-    window of bytes that it has not returned as credit, one window for each number of hops travelled;
-    credit returns when the entry has left for all children, that is, when it occupies the window of the
-    next hop there. Windows wait for windows of more hops only, and those of the last wait for nothing:
-    full buffers cannot wait for each other in a circle (structured buffer pools, Merlin and Schweitzer,
-    "Deadlock avoidance in store-and-forward networks", IEEE Trans. Communications 1980). An empty window
-    takes an entry of any size.
+    An entry follows the tree of its origin, so it reaches each rank once. A rank may send a neighbour a window of bytes
+    before the neighbour returns them as credit, one window for each number of hops travelled. The neighbour returns the
+    credit when the entry has left for all of its children, where it occupies the window of the next hop. So windows
+    wait for windows of more hops only, and those of the last hop wait for nothing: full buffers cannot wait for each
+    other in a circle (structured buffer pools, Merlin and Schweitzer, "Deadlock avoidance in store-and-forward
+    networks", IEEE Trans. Communications 1980). An empty window takes an entry of any size.
 
     Args:
-        world: A communicator for this alone.
-        topology: Of its ranks.
+        world: A communicator that only the relay uses.
+        topology: The graph of its ranks.
         deliver: Called with each entry of another rank.
         priority: The order in which pending updates leave.
         bucket: The rank's budget of bytes; None for no limit.
-        max_bytes: Of this rank's own entries that wait to be sent, and as much for the windows of all in-neighbours.
+        max_bytes: Ceiling for this rank's own entries that wait, and another as large for the windows of all
+            in-neighbours.
+        timer: The clock by which the rank collects credits.
 
     Attributes:
         needed: Updates of this clock and earlier ones go first.
-        held: Bytes of entries in memory, and of messages on their way.
-        sent_bytes: So far; credits are not counted.
-        sent_messages: Likewise.
-        received_bytes: Likewise.
-        received_messages: Likewise.
-        largest: The largest number of entries that waited for one neighbour.
+        held: Bytes of entries in memory and of messages in flight.
+        sent_bytes: Bytes of messages sent so far, without credits.
+        sent_messages: Messages sent so far, without credits.
+        received_bytes: Bytes of messages received so far, without credits.
+        received_messages: Messages received so far, without credits.
+        largest: The largest number of entries that have waited for one neighbour.
     """
 
     def __init__(
@@ -78,12 +76,14 @@ class Relay:
         priority: Priority,
         bucket: Bucket | None,
         max_bytes: int,
+        timer: Timer,
     ) -> None:
         self._world = world
         self._rank = world.rank
         self._deliver = deliver
         self._priority = priority
         self._bucket = bucket
+        self._now = timer.now
         self._children = [topology.children(origin, self._rank) for origin in range(world.size)]
         self._depth = max(1, topology.diameter)
         self._edges = {rank: _Edge(self._depth) for rank in topology.out_neighbours(self._rank)}
@@ -92,7 +92,7 @@ class Relay:
         self._returned = dict.fromkeys(sources, 0.0)
         self._returning: list[tuple[MPI.Request, np.ndarray]] = []
         self._arriving: list[tuple[MPI.Request, np.ndarray, int]] = []
-        # The same on all ranks, as in-neighbours are as many as out-neighbours only in regular graphs.
+        # All ranks use the largest in-degree, since sender and receiver must agree on the window.
         widest = max((len(topology.in_neighbours(rank)) for rank in range(world.size)), default=1)
         self._window = max_bytes // (max(1, widest) * self._depth)
         self._own_limit = max_bytes
@@ -105,44 +105,48 @@ class Relay:
         self.received_bytes = self.received_messages = 0
 
     def fits(self, nbytes: int) -> bool:
-        """Return whether this rank may push that much now: the rest of its own entries has left far enough."""
+        """Return whether this rank may push ``nbytes`` bytes now, beside its own entries that wait."""
         return self._own == 0 or self._own + nbytes <= self._own_limit
 
     @property
     def idle(self) -> bool:
-        """Whether all that was to be sent has left."""
+        """Whether every entry has left this rank."""
         return not any(edge.pending or edge.flights for edge in self._edges.values())
 
     @property
     def settled(self) -> bool:
-        """Whether all that was sent has been taken on by its receivers, and nothing is due to anybody."""
+        """Whether every entry has left, and neighbours and this rank have returned all credits."""
         owes = any(owed.any() for owed in self._owed.values())
         return self.idle and not any(any(e.unreturned) for e in self._edges.values()) and not owes
 
     @property
     def queued(self) -> int:
-        """Entries that wait to be sent, counted for each neighbour."""
+        """The number of entries that wait, each counted once for each neighbour that it waits for."""
         return sum(len(edge.pending) for edge in self._edges.values())
 
     def push(self, entry: Entry) -> None:
-        """Send an entry of this rank's own; whether it `fits` has been asked."""
-        if entry.nbytes > _LIMIT:
+        """Send an entry of this rank's own, which `fits`.
+
+        Raises:
+            ValueError: The entry is too large for a message.
+        """
+        if entry.nbytes > MAX_COUNT:
             raise ValueError(f"an update of {entry.nbytes} bytes is too large to be sent at once; push it in parts")
         if self._children[self._rank]:
             self._own += entry.nbytes
-            self._pass_on(entry)
+            self._forward(entry)
 
     def step(self, *, receive: bool = True, settle: bool = False) -> bool:
-        """Receive, pass on and send what is possible now; return whether anything happened.
+        """Receive, forward and send what is possible now; return whether anything happened.
 
         Args:
-            receive: Take messages.
-            settle: Return all credits at once.
+            receive: Whether to take messages.
+            settle: Whether to return all credits at once.
         """
         moved = receive and self._receive()
         for rank, edge in self._edges.items():
             if edge.flights and edge.flights[0][0].Test():
-                self._complete(*edge.flights.pop(0))
+                self._complete(edge)
                 moved = True
             while edge.pending and self._send(rank, edge):
                 moved = True
@@ -150,7 +154,7 @@ class Relay:
         return moved
 
     def finish(self) -> None:
-        """Wait for the last credits to leave."""
+        """Wait until the last credits have left."""
         MPI.Request.Waitall([request for request, _ in self._returning])
         self._returning.clear()
 
@@ -171,21 +175,21 @@ class Relay:
                 continue
             self.held += memory.nbytes
             self._arriving.append((message.Irecv([memory, MPI.BYTE]), memory, source))
-        # In the order of messages, so that entries of one neighbour stay in theirs.
+        # In the order of arrival, so that the entries of a neighbour stay in order.
         while self._arriving and self._arriving[0][0].Test():
             _, memory, source = self._arriving.pop(0)
             moved = True
             self.received_messages += 1
             self.received_bytes += memory.nbytes
-            self.held -= memory.nbytes  # from here on its entries count
+            self.held -= memory.nbytes  # its entries count from here on
             for entry in unpack(memory, source):
                 self.held += entry.nbytes
-                self._pass_on(entry)
+                self._forward(entry)
                 self._deliver(entry)
         return moved
 
-    def _pass_on(self, entry: Entry) -> None:
-        """Send an entry to this rank's children in the tree of its origin."""
+    def _forward(self, entry: Entry) -> None:
+        """Queue an entry for this rank's children in the tree of its origin."""
         children = self._children[entry.origin]
         if entry.source < 0:
             self.held += entry.nbytes
@@ -198,7 +202,7 @@ class Relay:
             self._release(entry)
 
     def _release(self, entry: Entry) -> None:
-        """Let go of an entry that has left for all children."""
+        """Release an entry that has left for all children, and owe its sender the credit."""
         nbytes = entry.nbytes
         self.held -= nbytes
         if entry.source < 0:
@@ -206,17 +210,17 @@ class Relay:
         else:
             owed = self._owed[entry.source]
             if not owed.any():
-                self._returned[entry.source] = monotonic()
+                self._returned[entry.source] = self._now()
             owed[entry.hop - 1] += nbytes
 
     def _send(self, rank: int, edge: _Edge) -> bool:
-        """Send a neighbour one message of what may go there; return whether there was anything."""
+        """Send a neighbour one message of the entries that may leave now; return whether there were any."""
         if self._bucket is not None and not self._bucket.ready():
             return False
         chosen: list[Entry] = []
         total = 0
         for entry in self._in_order(edge.pending):
-            # What is needed is posted at once: a rank that has read may do something else than call the store.
+            # Urgent entries do not wait for flights: after a read the rank may not call the store for long.
             if len(edge.flights) >= _FLIGHTS and not self._urgent(entry):
                 break
             nbytes, hop = entry.nbytes, entry.hop
@@ -244,7 +248,7 @@ class Relay:
         return True
 
     def _in_order(self, pending: list[Entry]) -> Iterable[Entry]:
-        """Return what consistency needs first, then by priority."""
+        """Return the urgent entries, then the others by priority."""
         if len(pending) == 1:
             return pending
         urgent = [entry for entry in pending if self._urgent(entry)]
@@ -254,10 +258,12 @@ class Relay:
         return [*urgent, *self._priority.order(rest)]
 
     def _urgent(self, entry: Entry) -> bool:
-        """Return whether consistency needs an entry now."""
+        """Return whether the consistency of another rank may need the entry now."""
         return entry.kind != UPDATE or entry.clock <= self.needed
 
-    def _complete(self, _request: MPI.Request, memory: np.ndarray, entries: list[Entry]) -> None:
+    def _complete(self, edge: _Edge) -> None:
+        """Note that the oldest message in flight has left."""
+        _, memory, entries = edge.flights.pop(0)
         self.held -= memory.nbytes
         for entry in entries:
             entry.sending -= 1
@@ -269,7 +275,7 @@ class Relay:
             self._returning = [(request, memory) for request, memory in self._returning if not request.Test()]
         for rank, owed in self._owed.items():
             due = owed.any() and (
-                settle or 4 * owed.max() >= self._window or monotonic() > self._returned[rank] + _PATIENCE
+                settle or 4 * owed.max() >= self._window or self._now() > self._returned[rank] + _PATIENCE
             )
             if due:
                 memory = owed.copy()

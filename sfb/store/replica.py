@@ -1,4 +1,4 @@
-"""A rank's copy of the tables: which updates it has, and how they are applied."""
+"""The replica of a rank: its tables, the updates that have arrived, and the order in which it applies them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from sfb.store.entry import CLOCK, END, Entry
 
 __all__ = ["Replica", "Table"]
 
-_FOREVER = 2**62  # clocks that a rank which has closed the store has ended
+_FOREVER = 2**62  # the clocks that a rank has ended when it has closed the store
 
 
 class Table:
-    """A parameter, as the matrix that the kernels work on.
+    """A parameter, and the matrix that the kernels work on.
 
     Args:
-        name: What the user calls it.
+        name: The user's name for it.
         initial: Its value, of any shape, float32 or float64; copied.
         rule: The update rule, without a parameter.
 
     Attributes:
         array: The value, in the user's shape.
-        matrix: The same memory as a matrix: rows by the first dimension, or a single row.
+        matrix: The same memory as a matrix: a row for each index of the first dimension, or a single row.
         optimizer: The rule, bound to the matrix.
-        additive: Whether updates only add up, so that many may be applied as one.
     """
 
     def __init__(self, name: str, initial: np.ndarray, rule: Optimizer) -> None:
@@ -42,12 +41,12 @@ class Table:
 
     @property
     def additive(self) -> bool:
-        """Whether the rule is plain SGD."""
+        """Whether the rule is plain SGD, so that one step for a sum of updates equals a step for each."""
         rule = self.optimizer
         return isinstance(rule, SGD) and not rule.momentum and not rule.weight_decay and rule.plain
 
     def take(self, entries: Sequence[Entry], threads: int) -> None:
-        """Apply the sum of these updates, in their order, as one step of the rule."""
+        """Apply the sum of the updates, added in their order, as one step of the rule."""
         rows, columns = self.matrix.shape
         factors = []
         dense: np.ndarray | None = None
@@ -74,23 +73,23 @@ class Table:
 
 
 class Replica:
-    """The tables of one rank, the updates it has yet to apply, and how far each rank is known to be.
+    """The tables of one rank, the updates that it has yet to apply, and the clocks of all ranks.
 
-    Under `BSP` the updates of a clock wait until all have come, and are then applied as one step of the
-    rule, summed in the order of ranks: every rank holds the same bits. Otherwise each update is a step of
-    its own, in the order of arrival.
+    Under `BSP` the replica keeps the updates of a clock until it has those of all ranks, sums them in the order of
+    ranks, and applies the sum as one step of the rule, so that every rank holds the same bits. Otherwise it applies
+    each update as a step of its own, in the order of arrival.
 
     Args:
         tables: The parameters.
         size: Number of ranks.
-        ordered: Whether updates are summed clock by clock.
-        threads: Of the kernels.
+        ordered: Whether to sum updates clock by clock, as `BSP` does.
+        threads: Number of threads of the kernels.
 
     Attributes:
-        ended: For each rank the clocks that it has ended, and of which all updates are here.
-        waiting_bytes: Of updates that are here and not yet applied.
-        applied: Updates applied so far.
-        fastest: The clock of the rank that is known to be furthest.
+        ended: For each rank the number of clocks that it has ended and of which all updates have arrived.
+        waiting_bytes: Bytes of updates that have arrived and are not yet applied.
+        applied: The number of updates applied so far.
+        fastest: The largest clock that a rank is known to have reached.
     """
 
     def __init__(self, tables: Sequence[Table], size: int, *, ordered: bool, threads: int) -> None:
@@ -107,21 +106,21 @@ class Replica:
         self._closed: dict[int, int] = {}
 
     @property
-    def seen(self) -> int:
-        """The last clock of which every update of every rank is here; −1 for none."""
+    def arrived(self) -> int:
+        """The last clock of which every update of every rank has arrived; −1 for none."""
         return min(self.ended) - 1
 
     @property
     def complete(self) -> bool:
-        """Whether every rank has closed the store, and every update is here."""
-        return self.seen >= _FOREVER - 1
+        """Whether every rank has closed the store, and every update has arrived."""
+        return self.arrived >= _FOREVER - 1
 
     def behind(self, clock: int) -> list[int]:
-        """Return the ranks of which something up to ``clock`` is not here."""
+        """Return the ranks of which an update of ``clock`` or before, or the end of that clock, has yet to arrive."""
         return [rank for rank, ended in enumerate(self.ended) if ended <= clock]
 
     def deliver(self, entry: Entry) -> None:
-        """Take note of an update, or of an end of a clock or of a rank's use of the store."""
+        """Keep an update to apply later, or note that a rank has ended a clock or closed the store."""
         key = entry.origin, entry.clock
         if entry.kind == CLOCK:
             self._expected[key] = entry.size
@@ -129,19 +128,19 @@ class Replica:
             self._closed[entry.origin] = entry.clock
         else:
             numbers = self._numbers[key]
-            assert entry.number not in numbers, f"update {entry.number} of rank {entry.origin} has come twice"
+            assert entry.number not in numbers, f"update {entry.number} of rank {entry.origin} has arrived twice"
             numbers.add(entry.number)
             self._waiting[entry.clock if self._ordered else 0].append(entry)
             self.waiting_bytes += entry.nbytes
         self._advance(entry.origin)
 
     def _advance(self, origin: int) -> None:
-        """Count the clocks of a rank that have ended, all of their updates being here."""
+        """Count the clocks that a rank has ended and of which all updates have arrived."""
         clock = self.ended[origin]
         while (expected := self._expected.get((origin, clock))) is not None:
-            came = len(self._numbers.get((origin, clock), ()))
-            assert came <= expected, f"{came} updates of rank {origin} in clock {clock}, which had {expected}"
-            if came < expected:
+            arrived = len(self._numbers.get((origin, clock), ()))
+            assert arrived <= expected, f"{arrived} updates of rank {origin} in clock {clock}, which had {expected}"
+            if arrived < expected:
                 break
             del self._expected[origin, clock]
             self._numbers.pop((origin, clock), None)
@@ -153,9 +152,9 @@ class Replica:
         self.ended[origin] = clock
 
     def apply(self) -> None:
-        """Apply all updates whose turn has come."""
+        """Apply all updates that have arrived; under `BSP` only those of clocks that have arrived whole."""
         for clock in sorted(self._waiting):
-            if self._ordered and clock > self.seen:
+            if self._ordered and clock > self.arrived:
                 break
             entries = self._waiting.pop(clock)
             if self._ordered:

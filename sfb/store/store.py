@@ -1,4 +1,4 @@
-"""The store: what a user sees of it."""
+"""The store: replicas that every update reaches, and that readers find fresh enough."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from os import sched_yield
-from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,18 +17,19 @@ from sfb.runtime.board import Watch
 from sfb.runtime.limits import STALL
 from sfb.runtime.requests import Ticker
 from sfb.store import priority as priorities
-from sfb.store.base import StoreBase, StoreError
+from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency
 from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
-from sfb.store.replica import Replica, Table
+from sfb.store.replica import Replica
 from sfb.store.throttle import Bucket
+from sfb.store.timer import Timer
 from sfb.units import parse_rate
 
 __all__ = ["Stats", "Store"]
 
-_TICK = 5e-4  # seconds between two looks of the thread
-_FAREWELL = 5.0  # seconds for which a rank that fails tries to say so
+_TICK = 5e-4  # seconds between two looks of the progress thread
+_FAREWELL = 5.0  # seconds for which a rank that fails tries to tell the others
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,19 @@ class Stats:
     """What a store has done on this rank so far.
 
     Attributes:
-        clock: Of this rank.
-        updates: Applied to the replica, this rank's own and those of others; parts count where updates were split.
-        sent_bytes: In messages, updates of others that were passed on included.
-        sent_messages: Likewise.
-        received_bytes: Likewise.
-        received_messages: Likewise.
-        reads: Of tables.
+        clock: The clock of this rank: the number of its calls of `Store.clock`.
+        updates: Updates applied to the replica, from all ranks; the parts of a split update count one each.
+        sent_bytes: Bytes of messages sent, forwarded updates included.
+        sent_messages: Messages sent.
+        received_bytes: Bytes of messages received.
+        received_messages: Messages received.
+        reads: Reads of tables.
         waits: Reads that had to wait.
-        wait_seconds: Time that they waited.
-        staleness: How many reads found the slowest rank so many clocks behind this one.
-        queued: Entries that wait to be sent now, counted for each neighbour.
-        largest_queue: The largest number that waited for one neighbour.
-        peak_bytes: The largest size of the store's buffers, replica and optimizer apart.
+        wait_seconds: Seconds that reads have waited.
+        staleness: The number of reads for each number of clocks that the slowest rank was behind this one.
+        queued: Entries that wait now, each counted once for each neighbour that it waits for.
+        largest_queue: The largest number of entries that have waited for one neighbour.
+        peak_bytes: The largest size of the store's buffers, without replica and optimizer.
     """
 
     clock: int
@@ -71,41 +70,50 @@ class Stats:
 class Store(StoreBase):
     """Parameters of which every rank holds a replica; there is no server.
 
-    A rank pushes updates, which travel to its neighbours in a graph and on from there, until every rank has applied
-    each exactly once; and it reads its own replica, waiting if others are too far behind. Ranks call `push` and
-    `clock` as often as they like; only making the store and `close` are collective. Messages move in calls of the
-    store, of any method, and in a thread if asked for.
+    A rank pushes updates. They travel to its neighbours in a graph and on from there, until every rank has applied each
+    exactly once. A rank reads its own replica, and waits if others are too far behind. Ranks call `push` and `clock` as
+    often as they like; only the constructor and `close` are collective. Messages move in every call of the store, and
+    in a thread if asked for.
 
-    Under `BSP`, the updates of a clock are summed over ranks and applied as one step of the rule, as
-    `Comm.Allreduce` does, and are seen from the next clock on; all ranks hold the same bits. Under `SSP` and `ASP`
-    each update is a step of its own, applied as it arrives; a rank sees its own at once. Rules but plain SGD depend
-    on the order, so that replicas differ then by what ranks have seen in different orders.
-
-    ``store[name]`` is this rank's replica of a table, read-only; it changes with later calls, and after `close` it
-    holds every update.
+    Under `BSP` the store sums the updates of a clock over ranks and applies the sum as one step of the rule, as
+    `Comm.Allreduce` does; readers see it from the next clock on, and all ranks hold the same bits. Under `SSP` and
+    `ASP` each update is a step of its own, applied as it arrives; a rank sees its own at once. Rules other than plain
+    SGD depend on the order of updates, so replicas differ there by the orders in which ranks received them.
 
     Args:
-        comm: The ranks; any intracommunicator. The store talks on one of its own.
+        comm: The ranks; any intracommunicator. The store talks on a communicator of its own.
         tables: Initial values by name, float32 or float64 of any shape, the same on all ranks; copied.
         rule: An optimizer without a parameter, `sfb.optim.SGD(lr=0.1)`, for all tables; or one for each name.
         topology: A name ("halton", "exponential", "ring", …), an `sfb.topology.Topology`, or a networkx graph
             of the ranks from 0 on.
-        consistency: `BSP`, `SSP` or `ASP`.
-        bandwidth: Bytes that this rank sends per second, or a text such as "1Gbit/s"; no limit by default.
-            Updates of `plain SGD` are split by sample to keep to it; what cannot be split goes whole, and the
-            next waits.
-        priority: Which pending updates go first where the budget is short: "fifo", "random", "round-robin" over
-            tables, or "absolute" or "relative" magnitude: ‖u‖‖v‖ of a sample, and that divided by the norm of the
-            table. What consistency needs goes before.
-        seed: Of the random priority.
-        max_bytes: Ceiling each for updates of this rank that wait to be sent, for those that it passes on, and,
-            but for BSP, for those that it has yet to apply (docs/store.md). `push` waits beyond it.
-        progress: "poll" to move messages in calls of the store only, "thread" to do so all the time.
+        consistency: `BSP`, `SSP` or `ASP`; `BSP` by default.
+        bandwidth: Bytes that this rank may send per second, or a text such as "1Gbit/s"; no limit by default. The store
+            splits updates of plain SGD by sample to keep to it; others leave whole, and the next waits.
+        priority: Which pending updates leave first where the budget is short: "fifo", "random", "round-robin" over
+            tables, or the largest by "absolute" or "relative" magnitude: ‖u‖‖v‖ of a sample, or that divided by the
+            norm of the table. Updates that consistency needs leave before all others.
+        seed: The seed of "random".
+        max_bytes: Ceiling each for updates of this rank that wait, for those that it forwards, and, except under `BSP`,
+            for those that it has yet to apply (docs/store.md). `push` waits beyond it.
+        progress: "poll" to move messages in calls of the store only, "thread" to move them all the time.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
+        timer: The clock of budgets and waits, and what the rank does while it waits; tests pass their own.
 
     Raises:
         TypeError, ValueError: An argument is wrong on this or another rank; on every rank.
         MismatchError: Ranks disagree about tables, rule, topology, consistency or ``max_bytes``; on every rank.
+
+    >>> import numpy as np
+    >>> import sfb
+    >>> from mpi4py import MPI
+    >>> rule = sfb.optim.SGD(lr=0.5)
+    >>> with sfb.Store(MPI.COMM_SELF, {"w": np.zeros((2, 3))}, rule, consistency=sfb.SSP(3)) as store:
+    ...     for _ in range(4):
+    ...         store.push("w", sfb.Factors(np.ones((1, 2)), np.ones((1, 3))))
+    ...         store.clock()
+    >>> store["w"]
+    array([[-2., -2., -2.],
+           [-2., -2., -2.]])
     """
 
     def __init__(
@@ -122,7 +130,9 @@ class Store(StoreBase):
         max_bytes: int = 64 << 20,
         progress: str = "poll",
         stall: float = STALL,
+        timer: Timer | None = None,
     ) -> None:
+        self._timer = timer = Timer() if timer is None else timer
         self.consistency = consistency = BSP() if consistency is None else consistency
         bucket: Bucket | None = None
         order = priorities.Priority()
@@ -139,7 +149,7 @@ class Store(StoreBase):
                 raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
             if progress == "thread" and MPI.Query_thread() != MPI.THREAD_MULTIPLE:
                 raise ValueError('progress="thread" needs an MPI with MPI_THREAD_MULTIPLE; use "poll"')
-            bucket = None if bandwidth is None else Bucket(parse_rate(bandwidth, "bandwidth"))
+            bucket = None if bandwidth is None else Bucket(parse_rate(bandwidth, "bandwidth"), timer.now)
             order = priorities.create(priority, seed + comm.rank)
             return f"{consistency!r}, max_bytes={max_bytes}"
 
@@ -148,7 +158,9 @@ class Store(StoreBase):
         self._bucket = bucket
         self._priority = order
         self._replica = Replica(self._tables, world.size, ordered=consistency.ordered, threads=self._threads)
-        self._relay = Relay(world, self.topology, self._deliver, priority=order, bucket=bucket, max_bytes=max_bytes)
+        self._relay = Relay(
+            world, self.topology, self._deliver, priority=order, bucket=bucket, max_bytes=max_bytes, timer=timer
+        )
         self._limit = max_bytes
         self._stall = stall
         self._pushed = 0
@@ -168,49 +180,34 @@ class Store(StoreBase):
         return f"Store({names}; {self.topology.name}, {self.consistency!r}, clock {self._clock})"
 
     def _refresh(self, name: str) -> None:
-        """Wait for what a read at this clock has to see, and apply all that is here.
+        """Wait until the updates have arrived that a read at this clock must see, and apply all that have arrived.
 
-        Under `BSP` and without ``bandwidth`` other ranks need nothing more of this one then to read at the same
-        clock: collectives of the user may follow.
+        Under `BSP` and without ``bandwidth`` this rank has then sent everything that others need for a read at the same
+        clock, so a collective of the user may follow.
         """
         bound = self.consistency.bound(self._clock)
         replica = self._replica
         self._reads += 1
         self._move()
-        if replica.seen < bound:
+        if replica.arrived < bound:
             self._waits += 1
-            began = perf_counter()
-            self._wait(lambda: replica.seen >= bound, lambda: replica.behind(bound), f"a read of {name!r}")
-            self._wait_seconds += perf_counter() - began
+            began = self._timer.now()
+            self._wait(lambda: replica.arrived >= bound, lambda: replica.behind(bound), f"a read of {name!r}")
+            self._wait_seconds += self._timer.now() - began
         with self._lock:
             replica.apply()
-            self._staleness[max(0, self._clock - 1 - replica.seen)] += 1
-        assert replica.seen >= bound, f"clock {self._clock} sees only clocks up to {replica.seen}"
+            self._staleness[max(0, self._clock - 1 - replica.arrived)] += 1
+        assert replica.arrived >= bound, f"clock {self._clock} sees only clocks up to {replica.arrived}"
 
-    def push(self, name: str, update: Factors | np.ndarray) -> None:
-        """Send an update, a gradient, to all ranks, this one included; it is stamped with this rank's clock.
-
-        Args:
-            name: Of the table.
-            update: `Factors` of the table's shape, S may be 0; or an array of that shape. It is copied.
-
-        Raises:
-            KeyError, TypeError, ValueError: The update does not fit; nothing was sent.
-            RuntimeError: The store is closed.
-            StoreError: Another rank has failed.
-        """
-        number = self._number(name)
-        self._check_open()
-        table = self._tables[number]
-        for size, payload, magnitude in self._parts(number, table, update):
+    def _push(self, number: int, update: Factors | np.ndarray) -> None:
+        """Send an update to all ranks, this one included, stamped with this rank's clock."""
+        for size, payload, magnitude in self._parts(number, update):
             entry = Entry(UPDATE, self._rank, self._clock, number, 0, self._pushed, size, magnitude, payload)
             self._send(entry)
             self._pushed += 1
         self._move()
 
-    def clock(self) -> None:
-        """End this rank's clock: what is pushed from now on belongs to the next."""
-        self._check_open()
+    def _end_clock(self) -> None:
         self._send(Entry(CLOCK, self._rank, self._clock, size=self._pushed))
         self._clock += 1
         self._pushed = 0
@@ -218,20 +215,19 @@ class Store(StoreBase):
         self._move()
 
     def flush(self) -> None:
-        """Wait until everything that this rank has pushed, or has to pass on, has left."""
+        """Wait until every update that this rank has pushed or must forward has left.
+
+        Raises:
+            RuntimeError: The store is closed.
+            StoreError: This or another rank has left the store by an exception.
+        """
         self._check_open()
         self._wait(lambda: self._relay.idle, list, "flush")
 
-    def close(self) -> None:
-        """End the use of the store; collective. Afterwards each replica holds every update of every rank.
-
-        Until all ranks come, updates of others are received, passed on and applied. Doing it twice is no error.
-        """
-        if not self._open:
-            return
-        self._check_open()
+    def _close(self) -> None:
+        """Receive, forward and apply updates until every rank has closed the store and has every update."""
         if self._pushed:
-            self.clock()
+            self._end_clock()
         self._send(Entry(END, self._rank, self._clock))
         replica, relay = self._replica, self._relay
         self._wait(
@@ -246,7 +242,17 @@ class Store(StoreBase):
         self._world.Free()
 
     def stats(self) -> Stats:
-        """Return what the store has done on this rank so far."""
+        """Return what the store has done on this rank so far.
+
+        >>> import numpy as np
+        >>> import sfb
+        >>> from mpi4py import MPI
+        >>> with sfb.Store(MPI.COMM_SELF, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.5)) as store:
+        ...     store.push("w", np.ones(3))
+        ...     store.clock()
+        >>> store.stats().updates, store.stats().sent_bytes
+        (1, 0)
+        """
         relay, replica = self._relay, self._replica
         return Stats(
             clock=self._clock,
@@ -266,20 +272,20 @@ class Store(StoreBase):
 
     @property
     def busy(self) -> bool:
-        """Whether the progress thread has anything to look after."""
+        """Whether the progress thread has anything to do."""
         return self._open
 
     def advance(self) -> None:
-        """Move messages, from the progress thread; updates are applied in calls of the user only."""
+        """Move messages, in the progress thread; only calls of the user apply updates."""
         with self._lock:
             if self._open and self._failure is None:
                 room = self.consistency.ordered or self._replica.waiting_bytes < self._limit
                 self._relay.step(receive=room)
                 self._note_peak()
 
-    def _parts(self, number: int, table: Table, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
-        """Check an update, and return size, payload and magnitude of each of its parts."""
-        self._check_update(table, update)
+    def _parts(self, number: int, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
+        """Return the size, payload and magnitude of each part of an update."""
+        table = self._tables[number]
         measure = self._priority.measure
         scale = 1.0
         if measure == "relative":
@@ -306,7 +312,7 @@ class Store(StoreBase):
         return parts
 
     def _send(self, entry: Entry) -> None:
-        """Hand an entry to the relay and to this rank's replica, once there is room for it."""
+        """Wait until there is room for an entry, and give it to the relay and to this rank's replica."""
         relay = self._relay
         if not relay.fits(entry.nbytes):
             self._wait(lambda: relay.fits(entry.nbytes), list, "push")
@@ -317,12 +323,16 @@ class Store(StoreBase):
     def _deliver(self, entry: Entry) -> None:
         """Take an entry of another rank."""
         if entry.kind == ABORT:
-            self._failure = self._failure or _left(entry.origin, entry.payload.tobytes())
+            self._failure = self._failure or farewell(entry.origin, entry.payload)
             return
         self._replica.deliver(entry)
 
     def _move(self, settle: bool = False) -> bool:
-        """Receive, pass on and send what is possible now; return whether anything happened."""
+        """Receive, forward and send what is possible now; return whether anything happened.
+
+        Raises:
+            StoreError: Another rank has failed.
+        """
         with self._lock:
             replica, relay = self._replica, self._relay
             relay.needed = self.consistency.bound(max(self._clock, replica.fastest))
@@ -346,31 +356,35 @@ class Store(StoreBase):
         *,
         settle: bool = False,
     ) -> None:
-        """Move messages until ``condition`` holds."""
+        """Move messages until ``condition`` holds.
+
+        Args:
+            condition: Returns whether the wait is over.
+            missing: Returns the ranks that this one waits for, for a warning.
+            what: The call that waits, for a warning.
+            settle: Whether to return credits at once.
+        """
         watch = Watch(self._stall, self._rank)
         while not condition():
             if not self._move(settle):
-                sched_yield()
+                self._timer.pause()
                 watch.look(missing, what)
 
     def _abandon(self, error: BaseException) -> None:
-        """Tell the other ranks that this one fails, or pass on that another does, as far as that is possible soon."""
+        """Tell the other ranks that this one fails, or forward that another does, for a few seconds at most."""
         if self._failure is None:
-            text = f"{type(error).__name__}: {error}"[:1000].encode()
-            self._relay.push(Entry(ABORT, self._rank, self._clock, payload=np.frombuffer(text, np.uint8)))
-            self._failure = _left(self._rank, text)
+            message = reason(error)
+            self._relay.push(Entry(ABORT, self._rank, self._clock, payload=message))
+            self._failure = farewell(self._rank, message)
         self._open = False
         self._say_farewell()
 
     def _say_farewell(self) -> None:
-        """Send what is still to be sent, as far as that is possible soon: others may have to hear of a failure."""
+        """Send pending entries for a few seconds at most: one of them may tell other ranks of the failure."""
         if self._ticker is not None:
             self._ticker.stop()
-        end = monotonic() + _FAREWELL
-        while not self._relay.idle and monotonic() < end:
+        now, pause = self._timer
+        end = now() + _FAREWELL
+        while not self._relay.idle and now() < end:
             if not self._relay.step():
-                sched_yield()
-
-
-def _left(rank: int, text: bytes) -> str:
-    return f"rank {rank} has left the store: {text.decode(errors='replace')}"
+                pause()

@@ -1,30 +1,29 @@
-"""A ceiling for the bytes that a rank sends in a second."""
+"""A limit of the bytes that a rank sends in a second."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 __all__ = ["Bucket"]
 
-_SLICE = 0.04  # of a second: what may be sent at once after silence, and in one message
+_SLICE = 0.04  # seconds of the rate that a rank may send at once after silence, or in one message
 
 
 class Bucket:
-    """A token bucket: what is sent is at most rate·t + 2·`size` bytes in any t seconds.
+    """A token bucket: it lets at most rate·t + 2·`size` bytes pass in any t seconds.
 
-    A message may be sent while there are tokens, and takes as many as it has bytes: the debt of a
-    message larger than that is paid before the next.
+    A message may leave while there are tokens, and takes as many as it has bytes. A message larger than that leaves a
+    debt, which the next message waits for.
 
     Args:
         rate: Bytes per second.
-        now: Clock in seconds.
+        now: Returns the time in seconds.
 
     Attributes:
-        size: Tokens that it holds, and the largest message to send, in bytes.
+        size: The number of tokens that the bucket holds, and the bytes of the largest message to send.
     """
 
-    def __init__(self, rate: float, now: Callable[[], float] = monotonic) -> None:
+    def __init__(self, rate: float, now: Callable[[], float]) -> None:
         self._rate = rate
         self._now = now
         self.size = max(1, int(_SLICE * rate))
@@ -32,12 +31,12 @@ class Bucket:
         self._filled = now()
 
     def ready(self) -> bool:
-        """Return whether a message may be sent."""
+        """Return whether a message may leave now."""
         now = self._now()
         self._tokens = min(self.size, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
         return self._tokens > 0
 
     def take(self, nbytes: int) -> None:
-        """Note that a message was sent."""
+        """Note that a message of ``nbytes`` bytes has left."""
         self._tokens -= nbytes

@@ -1,11 +1,11 @@
-"""Graphs that are known well, and those of networkx."""
+"""Well-known graphs, and graphs of networkx."""
 
 from __future__ import annotations
 
 from math import isqrt
 from typing import Any
 
-from sfb.topology.graph import Circulant, Network, Topology, check_size
+from sfb.topology.graph import Circulant, Digraph, Topology, check_size
 
 __all__ = [
     "chord",
@@ -20,19 +20,34 @@ __all__ = [
 
 
 def exponential(size: int) -> Circulant:
-    """Return the graph of the offsets 1, 2, 4, … below ``size``."""
+    """Return the graph of the offsets 1, 2, 4, … below ``size``.
+
+    >>> import sfb
+    >>> sfb.topology.exponential(10).offsets
+    (1, 2, 4, 8)
+    """
     check_size(size)
     return Circulant("exponential", size, [1 << k for k in range((size - 1).bit_length())])
 
 
 def ring(size: int) -> Circulant:
-    """Return the graph in which every rank sends to the next."""
+    """Return the graph in which every rank sends to the next.
+
+    >>> import sfb
+    >>> sfb.topology.ring(4).out_neighbours(3)
+    (0,)
+    """
     check_size(size)
     return Circulant("ring", size, [1])
 
 
 def complete(size: int) -> Circulant:
-    """Return the graph in which every rank sends to every other."""
+    """Return the graph in which every rank sends to every other.
+
+    >>> import sfb
+    >>> sfb.topology.complete(4).out_neighbours(1)
+    (2, 3, 0)
+    """
     check_size(size)
     return Circulant("complete", size, range(1, size))
 
@@ -42,6 +57,10 @@ def chord(size: int) -> Circulant:
 
     Stoica et al., "Chord: A Scalable Peer-to-peer Lookup Service", SIGCOMM 2001, section 4.3. Where N is a power of two
     it is the exponential graph.
+
+    >>> import sfb
+    >>> sfb.topology.chord(10).offsets
+    (5, 3, 2, 1)
     """
     check_size(size)
     return Circulant("chord", size, [-(-size >> k) for k in range(1, (size - 1).bit_length() + 1)])
@@ -52,6 +71,10 @@ def hypercube(size: int) -> Topology:
 
     Raises:
         ValueError: ``size`` is no power of two.
+
+    >>> import sfb
+    >>> sfb.topology.hypercube(8).out_neighbours(5)
+    (1, 4, 7)
     """
     import networkx
 
@@ -61,11 +84,16 @@ def hypercube(size: int) -> Topology:
     graph = networkx.DiGraph()
     graph.add_nodes_from(range(size))
     graph.add_edges_from((rank, rank ^ 1 << bit) for rank in range(size) for bit in range(size.bit_length() - 1))
-    return Network("hypercube", graph, transitive=True)
+    return Digraph("hypercube", graph, transitive=True)
 
 
 def torus(size: int) -> Topology:
-    """Return the grid, as square as ``size`` allows, whose rows and columns close to rings."""
+    """Return the grid, as square as ``size`` allows, whose rows and columns close to rings.
+
+    >>> import sfb
+    >>> sfb.topology.torus(12).out_neighbours(0)  # 3 rows of 4
+    (1, 3, 4, 8)
+    """
     import networkx
 
     check_size(size)
@@ -83,7 +111,7 @@ def torus(size: int) -> Topology:
         ):
             if other != rank:
                 graph.add_edge(rank, other)
-    return Network("torus", graph, transitive=True)
+    return Digraph("torus", graph, transitive=True)
 
 
 def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topology:
@@ -91,6 +119,10 @@ def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topol
 
     Raises:
         ValueError: There is no such graph: size·degree is odd, or the degree is not below the size.
+
+    >>> import sfb
+    >>> sfb.topology.random_regular(16, degree=3)
+    <random_regular, 16 ranks, degree 3>
     """
     import networkx
 
@@ -105,7 +137,7 @@ def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topol
     for attempt in range(100):
         graph = networkx.random_regular_graph(degree, size, seed=seed + attempt)
         if networkx.is_connected(graph):
-            return _network("random_regular", graph)
+            return _from_edges("random_regular", graph)
     raise ValueError(f"found no connected graph of {size} ranks and degree {degree}")
 
 
@@ -116,8 +148,12 @@ def from_networkx(graph: Any) -> Topology:
         graph: A Graph or DiGraph of the nodes 0 to N−1.
 
     Raises:
-        TypeError: It is no graph.
-        ValueError: Other nodes, an edge from a rank to itself, or not (strongly) connected.
+        TypeError: ``graph`` is no networkx graph.
+        ValueError: The graph has other nodes or an edge from a rank to itself, or is not (strongly) connected.
+
+    >>> import networkx, sfb
+    >>> sfb.topology.from_networkx(networkx.star_graph(3)).out_neighbours(0)
+    (1, 2, 3)
     """
     import networkx
 
@@ -127,12 +163,12 @@ def from_networkx(graph: Any) -> Topology:
         raise ValueError(f"the nodes of the graph must be the ranks 0 to {max(0, len(graph) - 1)}")
     if networkx.number_of_selfloops(graph):
         raise ValueError("the graph has edges from a rank to itself")
-    topology = _network("networkx", graph)
+    topology = _from_edges("networkx", graph)
     _ = topology.diameter
     return topology
 
 
-def _network(name: str, graph: Any) -> Network:
+def _from_edges(name: str, graph: Any) -> Digraph:
     import networkx
 
     directed = networkx.DiGraph()
@@ -140,4 +176,4 @@ def _network(name: str, graph: Any) -> Network:
     directed.add_edges_from(graph.edges)
     if not graph.is_directed():
         directed.add_edges_from((b, a) for a, b in graph.edges)
-    return Network(name, directed)
+    return Digraph(name, directed)

@@ -1,9 +1,9 @@
-"""Graphs over ranks and their quality: circulant ones, and any that networkx describes."""
+"""Graphs over ranks and their quality: circulant graphs, and any that networkx describes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ import numpy as np
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["Circulant", "Network", "Topology", "check_size"]
+__all__ = ["Circulant", "Digraph", "Topology", "check_size"]
 
 _DENSE = 1024  # ranks up to which all eigenvalues are computed
 
 
 def check_size(size: int) -> None:
-    """Raise ValueError if there is no graph of so few ranks."""
+    """Raise ValueError if ``size`` is below 1, the smallest number of ranks of a graph."""
     if size < 1:
         raise ValueError(f"a graph needs at least 1 rank, got {size}")
 
@@ -27,8 +27,12 @@ class Topology:
     """A directed graph over the ranks 0 to ``size`` − 1; immutable.
 
     Attributes:
-        name: Of its family.
+        name: Name of its family.
         size: Number of ranks.
+
+    >>> import sfb
+    >>> sfb.topology.halton(8)
+    <halton, 8 ranks, degree 3>
     """
 
     name: str
@@ -44,96 +48,122 @@ class Topology:
         return f"<{self.name}, {self.size} ranks, degree {self.degree}>"
 
     def out_neighbours(self, rank: int) -> tuple[int, ...]:
-        """Return the ranks that ``rank`` sends to."""
+        """Return the ranks that ``rank`` sends to.
+
+        >>> import sfb
+        >>> sfb.topology.ring(8).out_neighbours(7)
+        (0,)
+        """
         raise NotImplementedError
 
     def in_neighbours(self, rank: int) -> tuple[int, ...]:
-        """Return the ranks that send to ``rank``."""
-        raise NotImplementedError
+        """Return the ranks that send to ``rank``.
 
-    @property
-    def degree(self) -> int:
-        """The largest number of out-neighbours."""
-        raise NotImplementedError
-
-    @property
-    def connected(self) -> bool:
-        """Whether every rank can be reached from every other, that is, strongly."""
-        raise NotImplementedError
-
-    @property
-    def diameter(self) -> int:
-        """The most edges on a shortest path; the depth of the deepest relay tree.
-
-        Raises:
-            ValueError: The graph is disconnected.
+        >>> import sfb
+        >>> sfb.topology.ring(8).in_neighbours(7)
+        (6,)
         """
         raise NotImplementedError
 
     @property
-    def mean_distance(self) -> float:
-        """Edges on a shortest path, averaged over pairs of different ranks; raises as `diameter` does."""
+    def degree(self) -> int:
+        """The largest number of out-neighbours of a rank."""
         raise NotImplementedError
+
+    @property
+    def connected(self) -> bool:
+        """Whether the graph is strongly connected: a path leads from every rank to every other."""
+        raise NotImplementedError
+
+    @property
+    def _distances(self) -> tuple[int, float]:
+        """The largest distance of two ranks, and the sum of the distances from a rank, averaged over ranks."""
+        raise NotImplementedError
+
+    @property
+    def diameter(self) -> int:
+        """The largest distance of two ranks, in edges; the depth of the deepest relay tree.
+
+        Raises:
+            ValueError: The graph is disconnected.
+
+        >>> import sfb
+        >>> sfb.topology.halton(64).diameter, sfb.topology.exponential(64).diameter
+        (4, 6)
+        """
+        return self._distances[0]
+
+    @property
+    def mean_distance(self) -> float:
+        """The distance, in edges, averaged over pairs of different ranks.
+
+        Raises:
+            ValueError: The graph is disconnected.
+        """
+        return self._distances[1] / max(1, self.size - 1)
 
     @property
     def second_eigenvalue(self) -> float:
         """λ2, the second largest modulus of an eigenvalue of averaging over a rank and its out-neighbours.
 
         A step of averaging shrinks the distance from consensus by about this factor.
+
+        >>> import sfb
+        >>> round(sfb.topology.halton(64).second_eigenvalue, 3)
+        0.521
         """
         raise NotImplementedError
 
     @property
     def spectral_gap(self) -> float:
-        """1 − λ2."""
+        """1 − λ2; see `second_eigenvalue`."""
         return 1 - self.second_eigenvalue
 
-    def mixing_weights(self) -> csr_array:
-        """Return doubly stochastic weights, size×size: row i is what rank i keeps and takes from in-neighbours.
-
-        Raises:
-            ValueError: There are none of this kind for the graph.
-        """
-        raise NotImplementedError
-
     def children(self, origin: int, rank: int) -> tuple[int, ...]:
-        """Return whom ``rank`` passes on what comes from ``origin``: a tree of shortest paths reaches every rank once.
+        """Return the ranks to which ``rank`` passes on what comes from ``origin``.
+
+        The edges from ranks to their children are a tree of shortest paths that reaches every rank once.
 
         Raises:
             ValueError: The graph is disconnected.
+
+        >>> import sfb
+        >>> sfb.topology.halton(8).children(0, 5)
+        (1, 2)
         """
         raise NotImplementedError
 
     def relay_tree(self, origin: int) -> dict[int, tuple[int, ...]]:
-        """Return the children of every rank in the tree of ``origin``; raises as `children` does."""
-        return {rank: self.children(origin, rank) for rank in range(self.size)}
+        """Return the `children` of every rank in the tree of ``origin``.
 
-    def peer(self, rank: int, step: int) -> int:
-        """Return the one out-neighbour that ``rank`` sends to in a step, of a schedule that visits all in turn.
+        Raises:
+            ValueError: The graph is disconnected.
 
-        In a regular graph every rank is sent to by one in each step.
+        >>> import sfb
+        >>> sfb.topology.exponential(4).relay_tree(0)
+        {0: (1, 2), 1: (), 2: (3,), 3: ()}
         """
-        raise NotImplementedError
+        return {rank: self.children(origin, rank) for rank in range(self.size)}
 
     def _disconnected(self, reason: str) -> ValueError:
         return ValueError(f"the {self.name} graph of {self.size} ranks is disconnected: {reason}")
 
 
 class Circulant(Topology):
-    """Every rank sends to those at the same distances ahead of it, modulo the number of ranks.
+    """A graph in which every rank sends to the ranks at the same offsets ahead of it, modulo the number of ranks.
 
     Its eigenvalues are the Fourier transform of its weights, and one breadth-first tree of displacements serves every
     origin.
 
     Args:
-        name: Of its family.
+        name: Name of its family.
         size: Number of ranks.
-        offsets: The distances, from 1 to ``size`` − 1.
+        offsets: The offsets; those that are 0 modulo ``size`` or repeat an earlier one are left out.
     """
 
     offsets: tuple[int, ...]
 
-    def __init__(self, name: str, size: int, offsets: Sequence[int]) -> None:
+    def __init__(self, name: str, size: int, offsets: Iterable[int]) -> None:
         distinct = tuple(dict.fromkeys(int(offset) % size for offset in offsets))
         self._init(name=name, size=size, offsets=tuple(offset for offset in distinct if offset))
 
@@ -142,7 +172,7 @@ class Circulant(Topology):
         return tuple((rank + offset) % self.size for offset in self.offsets)
 
     def in_neighbours(self, rank: int) -> tuple[int, ...]:
-        """Return the ranks that send to ``rank``, likewise."""
+        """Return the ranks that send to ``rank``, in the order of the offsets."""
         return tuple((rank - offset) % self.size for offset in self.offsets)
 
     @property
@@ -169,7 +199,7 @@ class Circulant(Topology):
         while frontier.size and self.offsets:
             level += 1
             following = []
-            # Offsets that have served least come first, so that all edges carry about as much.
+            # The offsets used least come first, so that all edges have about the same load.
             for offset in sorted(self.offsets, key=lambda offset: (used[offset], offset)):
                 found = (frontier + offset) % self.size
                 found = found[distance[found] < 0]
@@ -181,14 +211,9 @@ class Circulant(Topology):
         return distance, reached_by
 
     @property
-    def diameter(self) -> int:
-        """The most edges on a shortest path."""
-        return int(self._tree[0].max())
-
-    @property
-    def mean_distance(self) -> float:
-        """Edges on a shortest path, averaged over pairs of different ranks."""
-        return float(self._tree[0].sum()) / max(1, self.size - 1)
+    def _distances(self) -> tuple[int, float]:
+        distance = self._tree[0]
+        return int(distance.max()), float(distance.sum())
 
     @functools.cached_property
     def second_eigenvalue(self) -> float:
@@ -197,12 +222,8 @@ class Circulant(Topology):
         weights[[0, *self.offsets]] = 1 / (self.degree + 1)
         return float(np.abs(np.fft.rfft(weights)[1:]).max(initial=0.0))
 
-    def mixing_weights(self) -> csr_array:
-        """Return equal weights of a rank and its in-neighbours; doubly stochastic, as the graph is regular."""
-        return _weights(self, np.full(self.size, 1 / (self.degree + 1)))
-
     def children(self, origin: int, rank: int) -> tuple[int, ...]:
-        """Return whom ``rank`` passes on what comes from ``origin``."""
+        """Return the children of ``rank`` in the tree of displacements, shifted to ``origin``."""
         reached_by, displacement = self._tree[1], rank - origin
         return tuple(
             (rank + offset) % self.size
@@ -210,29 +231,27 @@ class Circulant(Topology):
             if reached_by[(displacement + offset) % self.size] == offset
         )
 
-    def peer(self, rank: int, step: int) -> int:
-        """Return the rank at the next of the offsets."""
-        return (rank + self.offsets[step % self.degree]) % self.size if self.offsets else rank
 
-
-class Network(Topology):
-    """A graph of networkx; made by `sfb.topology.from_networkx`.
+class Digraph(Topology):
+    """A graph given by its edges, as networkx holds them.
 
     Args:
-        name: Of its family.
-        graph: A DiGraph of the nodes 0 to N−1.
-        transitive: Whether it looks the same from every rank.
+        name: Name of its family.
+        graph: A networkx DiGraph of the nodes 0 to N−1.
+        transitive: Whether the graph looks the same from every rank, so that distances from one are those from all.
     """
-
-    def __init__(self, name: str, graph: Any, *, transitive: bool = False) -> None:
-        out = tuple(tuple(sorted(graph.successors(rank))) for rank in range(len(graph)))
-        into = tuple(tuple(sorted(graph.predecessors(rank))) for rank in range(len(graph)))
-        self._init(name=name, size=len(graph), _out=out, _into=into, _graph=graph, _transitive=transitive)
 
     _out: tuple[tuple[int, ...], ...]
     _into: tuple[tuple[int, ...], ...]
     _graph: Any
     _transitive: bool
+    _trees: dict[int, list[list[int]]]
+
+    def __init__(self, name: str, graph: Any, *, transitive: bool = False) -> None:
+        ranks = range(len(graph))
+        out = tuple(tuple(sorted(graph.successors(rank))) for rank in ranks)
+        into = tuple(tuple(sorted(graph.predecessors(rank))) for rank in ranks)
+        self._init(name=name, size=len(graph), _out=out, _into=into, _graph=graph, _transitive=transitive, _trees={})
 
     def out_neighbours(self, rank: int) -> tuple[int, ...]:
         """Return the ranks that ``rank`` sends to, ascending."""
@@ -244,17 +263,17 @@ class Network(Topology):
 
     @property
     def degree(self) -> int:
-        """The largest number of out-neighbours."""
+        """The largest number of successors of a node."""
         return max(map(len, self._out))
 
     @functools.cached_property
     def connected(self) -> bool:
-        """Whether every rank can be reached from every other."""
+        """Whether networkx finds the graph strongly connected."""
         import networkx
 
         return networkx.is_strongly_connected(self._graph)
 
-    def _distances(self, origin: int) -> np.ndarray:
+    def _distances_from(self, origin: int) -> np.ndarray:
         from scipy.sparse.csgraph import dijkstra
 
         distances = dijkstra(self._adjacency, indices=origin, unweighted=True)
@@ -264,10 +283,9 @@ class Network(Topology):
         return distances
 
     @functools.cached_property
-    def _eccentricity(self) -> tuple[int, float]:
-        """The largest distance of two ranks, and the sum of distances from a rank, averaged over ranks."""
+    def _distances(self) -> tuple[int, float]:
         origins = range(1 if self._transitive else self.size)
-        largest, total = zip(*((d.max(), d.sum()) for d in map(self._distances, origins)), strict=True)
+        largest, total = zip(*((d.max(), d.sum()) for d in map(self._distances_from, origins)), strict=True)
         return int(max(largest)), sum(total) / len(origins)
 
     @functools.cached_property
@@ -278,19 +296,9 @@ class Network(Topology):
         columns = np.array([rank for out in self._out for rank in out], np.int64)
         return csr_array((np.ones(len(rows)), (rows, columns)), shape=(self.size, self.size))
 
-    @property
-    def diameter(self) -> int:
-        """The most edges on a shortest path."""
-        return self._eccentricity[0]
-
-    @property
-    def mean_distance(self) -> float:
-        """Edges on a shortest path, averaged over pairs of different ranks."""
-        return self._eccentricity[1] / max(1, self.size - 1)
-
     @functools.cached_property
     def second_eigenvalue(self) -> float:
-        """λ2, by all eigenvalues of up to 1024 ranks, by the largest few of more."""
+        """λ2, from all eigenvalues of up to 1024 ranks, or the largest three of more."""
         from scipy.sparse import diags_array, eye_array
         from scipy.sparse.linalg import eigs
 
@@ -302,37 +310,11 @@ class Network(Topology):
             values = eigs(averaging, k=3, which="LM", v0=np.ones(self.size), return_eigenvectors=False)
         return float(np.sort(np.abs(values))[-2]) if self.size > 1 else 0.0
 
-    def mixing_weights(self) -> csr_array:
-        """Return equal weights in a regular graph, and Metropolis-Hastings weights where all edges go both ways.
-
-        These are 1/(1 + the larger degree) of an edge's ends (Xiao and Boyd, "Fast linear iterations for distributed
-        averaging", Systems & Control Letters 2004, section 4.2).
-
-        Raises:
-            ValueError: The graph is neither.
-        """
-        degrees = np.array([len(out) for out in self._out])
-        if (degrees == degrees[0]).all() and all(len(into) == degrees[0] for into in self._into):
-            return _weights(self, 1 / (degrees + 1))
-        if self._out != self._into:
-            raise ValueError(f"{self.name}: doubly stochastic weights need a regular graph, or edges both ways")
-        from scipy.sparse import csr_array, diags_array
-
-        edges = self._adjacency.tocoo()
-        rows, columns = edges.coords
-        values = 1 / (1 + np.maximum(degrees[rows], degrees[columns]))
-        weights = csr_array((values, (rows, columns)), shape=(self.size, self.size))
-        return (weights + diags_array(1 - weights.sum(axis=1))).tocsr()
-
-    @functools.cached_property
-    def _trees(self) -> dict[int, list[list[int]]]:
-        return {}
-
     def children(self, origin: int, rank: int) -> tuple[int, ...]:
-        """Return whom ``rank`` passes on what comes from ``origin``."""
+        """Return the children of ``rank``; of several possible parents, a rank has the one with the fewest children."""
         tree = self._trees.get(origin)
         if tree is None:
-            distances = self._distances(origin)
+            distances = self._distances_from(origin)
             tree = [[] for _ in range(self.size)]
             for child in range(self.size):
                 if child != origin:
@@ -340,39 +322,3 @@ class Network(Topology):
                     tree[min(parents, key=lambda p: (len(tree[p]), p))].append(child)
             self._trees[origin] = tree
         return tuple(tree[rank])
-
-    @functools.cached_property
-    def _rounds(self) -> list[dict[int, int]] | None:
-        """Permutations that make up a regular graph, each along its edges; None for another graph."""
-        import networkx
-
-        degree = len(self._out[0])
-        if any(len(of) != degree for of in (*self._out, *self._into)):
-            return None
-        # A regular bipartite graph has a perfect matching, and is regular without it (König 1916).
-        left = networkx.Graph()
-        left.add_edges_from((rank, self.size + other) for rank, out in enumerate(self._out) for other in out)
-        rounds = []
-        for _ in range(degree):
-            matching = networkx.bipartite.hopcroft_karp_matching(left, range(self.size))
-            rounds.append({rank: matching[rank] - self.size for rank in range(self.size)})
-            left.remove_edges_from((rank, self.size + other) for rank, other in rounds[-1].items())
-        return rounds
-
-    def peer(self, rank: int, step: int) -> int:
-        """Return the one out-neighbour of a step."""
-        if not self._out[rank]:
-            return rank
-        if self._rounds is None:
-            return self._out[rank][step % len(self._out[rank])]
-        return self._rounds[step % len(self._rounds)][rank]
-
-
-def _weights(graph: Topology, own: np.ndarray) -> csr_array:
-    """Return the matrix that gives a rank and its in-neighbours the weight ``own`` of that rank."""
-    from scipy.sparse import csr_array
-
-    sources = [(rank, *graph.in_neighbours(rank)) for rank in range(graph.size)]
-    rows = np.repeat(np.arange(graph.size), [len(its) for its in sources])
-    columns = np.array([rank for its in sources for rank in its])
-    return csr_array((own[rows], (rows, columns)), shape=(graph.size, graph.size))

@@ -1,4 +1,4 @@
-"""Halton graphs: offsets from the van der Corput sequence, as published, as repaired before, and as used here."""
+"""Halton graphs: offsets from the van der Corput sequence, as published, as MALT-2 repaired them, and as used here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sfb.topology.graph import Circulant, check_size
 
 __all__ = ["halton", "halton_malt2", "halton_published"]
 
-_DRAWS = 4096  # choices of offsets to compare
-_POINTS = 1 << 22  # at most so many eigenvalues in all
-_BATCH = 1 << 18  # at once
-_DIGITS = 9  # of an eigenvalue that count: the same choice on every machine
+_DRAWS = 4096  # choices of offsets to compare, at most
+_POINTS = 1 << 22  # eigenvalues to compute in all, at most
+_BATCH = 1 << 18  # eigenvalues to compute at once, at most
+_DIGITS = 9  # decimals of an eigenvalue that count, so that every machine makes the same choice
 
 
 def halton_published(size: int) -> Circulant:
@@ -25,6 +25,10 @@ def halton_published(size: int) -> Circulant:
 
     Raises:
         ValueError: The graph is disconnected, as for 8, 12, 16, 24, 32, … ranks.
+
+    >>> import sfb
+    >>> sfb.topology.halton_published(10).offsets
+    (5, 2, 7)
     """
     check_size(size)
     graph = Circulant("halton_published", size, _points(size, 1, size.bit_length() - 1))
@@ -33,7 +37,12 @@ def halton_published(size: int) -> Circulant:
 
 
 def halton_malt2(size: int) -> Circulant:
-    """Return the repair of MALT-2, which starts the sequence where the first offset is 1; it mixes badly."""
+    """Return the repair of MALT-2, which starts the sequence where the first offset is 1; it mixes badly.
+
+    >>> import sfb
+    >>> sfb.topology.halton_malt2(10).offsets
+    (1, 6, 3)
+    """
     check_size(size)
     digits = size.bit_length() - 1  # ⌊log2 N⌋
     first = 1 << max(0, digits - 1)  # h = 1/2^digits
@@ -44,13 +53,18 @@ def halton_malt2(size: int) -> Circulant:
 def halton(size: int) -> Circulant:
     """Return the Halton graph: each offset lies in the cell of its Halton point, where the graph mixes best.
 
-    The k-th point, of level ℓ = bit length of k, owns a cell of about N/2^ℓ ranks around ⌊N·h_k⌋. Of random choices
-    of ⌈log2 N⌉ offsets, one in each cell, that with the smallest λ2 is taken whose diameter is no larger than the
-    exponential graph's. The draws depend on N alone, so the offsets are the same everywhere. The graph is connected
-    for every N.
+    The k-th point, of level ℓ = bit length of k, owns a cell of about N/2^ℓ ranks around ⌊N·h_k⌋. The function draws
+    choices of ⌈log2 N⌉ offsets, one in each cell, and takes the one with the smallest λ2 among those whose diameter is
+    no larger than the exponential graph's. The draws depend on N alone, so every machine takes the same offsets. The
+    graph is connected for every N.
 
     Raises:
         ValueError: ``size`` is below 1.
+
+    >>> import sfb
+    >>> graph = sfb.topology.halton(64)
+    >>> graph.offsets, graph.diameter
+    ((46, 22, 41, 8, 37, 25), 4)
     """
     check_size(size)
     count = (size - 1).bit_length()
@@ -61,7 +75,7 @@ def halton(size: int) -> Circulant:
     lows, highs = _cells(size, count)
     draws = min(_DRAWS, max(8, _POINTS // size))
     for attempt in range(64):
-        # Where no choice will do, cells are few ranks wide; let them overlap more and more.
+        # No choice will do where cells are few ranks wide; let them overlap more and more.
         wider = attempt // 2
         choices = _draw(size, draws, np.maximum(1, lows - wider), np.minimum(size - 1, highs + wider), attempt)
         values = np.concatenate([_second(size, part) for part in np.array_split(choices, -(-draws * size // _BATCH))])
@@ -82,7 +96,7 @@ def halton(size: int) -> Circulant:
 
 
 def _points(size: int, first: int, count: int) -> list[int]:
-    """Return ⌊N·h_k⌋ for ``count`` points of the van der Corput sequence, in integers; offsets of 0 are left out."""
+    """Return ⌊N·h_k⌋ where it is not 0, for ``count`` points of the van der Corput sequence, in integers."""
     points = []
     for k in range(first, first + count):
         bits = k.bit_length()
@@ -102,7 +116,10 @@ def _cells(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(size: int, draws: int, lows: np.ndarray, highs: np.ndarray, attempt: int) -> np.ndarray:
-    """Return choices of offsets, draws×cells, by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): the same for ever."""
+    """Return choices of offsets, draws×cells, by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+
+    NumPy's generators may change their streams between versions; this one does not.
+    """
     count = draws * len(lows)
     state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     state += np.uint64((size * 64 + attempt) * 0xBF58476D1CE4E5B9 % 2**64)
@@ -114,7 +131,7 @@ def _draw(size: int, draws: int, lows: np.ndarray, highs: np.ndarray, attempt: i
 
 
 def _second(size: int, choices: np.ndarray) -> np.ndarray:
-    """Return λ2 of each choice of offsets, rounded."""
+    """Return the rounded λ2 of each choice of offsets."""
     rows = np.arange(len(choices))[:, None]
     weights = np.zeros((len(choices), size))
     weights[:, 0] = 1

@@ -11,17 +11,17 @@ from sfb.topology.graph import Topology
 
 __all__ = ["draw_graph", "draw_quality"]
 
-_FEW = 40  # sizes up to which a line joins the points of a family
-_ALL_EDGES = 128  # ranks up to which the edges of all are drawn
+_FEW = 40  # points of a family up to which a line joins them
+_ALL_EDGES = 128  # ranks up to which all edges are drawn and all ranks numbered
 
 
 def draw_graph(graph: Topology, path: Path) -> None:
-    """Draw the ranks on a circle, with the edges of rank 0 in front, coloured by its relay tree's depth."""
+    """Draw the ranks on a circle, coloured by their depth in the relay tree of rank 0, whose edges lie in front."""
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
     angles = np.pi / 2 - 2 * np.pi * np.arange(graph.size) / graph.size
-    places = np.column_stack([np.cos(angles), np.sin(angles)])
+    points = np.column_stack([np.cos(angles), np.sin(angles)])
     depth = np.zeros(graph.size, int)
     line = [0]
     for rank in line:
@@ -31,15 +31,15 @@ def draw_graph(graph: Topology, path: Path) -> None:
     figure = Figure(figsize=(7, 7), layout="constrained")
     axes = figure.subplots()
     if graph.size <= _ALL_EDGES:
-        edges = [(places[rank], places[other]) for rank in range(graph.size) for other in graph.out_neighbours(rank)]
+        edges = [(points[rank], points[other]) for rank in range(graph.size) for other in graph.out_neighbours(rank)]
         axes.add_collection(LineCollection(edges, colors="0.85", linewidths=0.6, zorder=1))
     for other in graph.out_neighbours(0):
-        axes.annotate("", places[other], places[0], arrowprops={"arrowstyle": "->", "color": "C3"}, zorder=3)
-    points = axes.scatter(places[:, 0], places[:, 1], c=depth, cmap="viridis_r", s=max(4, 1500 / graph.size), zorder=4)
+        axes.annotate("", points[other], points[0], arrowprops={"arrowstyle": "->", "color": "C3"}, zorder=3)
+    shown = axes.scatter(points[:, 0], points[:, 1], c=depth, cmap="viridis_r", s=max(4, 1500 / graph.size), zorder=4)
     if graph.size <= _ALL_EDGES:
-        for rank, (x, y) in enumerate(places):
+        for rank, (x, y) in enumerate(points):
             axes.text(1.07 * x, 1.07 * y, str(rank), ha="center", va="center", fontsize=7)
-    figure.colorbar(points, ax=axes, shrink=0.7, label="edges from rank 0", ticks=range(depth.max() + 1))
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="edges from rank 0", ticks=range(depth.max() + 1))
     axes.set_title(
         f"{graph.name}, {graph.size} ranks: degree {graph.degree}, diameter {graph.diameter}, "
         f"λ2 {graph.second_eigenvalue:.3f}"
@@ -50,7 +50,7 @@ def draw_graph(graph: Topology, path: Path) -> None:
 
 
 def draw_quality(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw diameter and second eigenvalue against the number of ranks, one line a family."""
+    """Draw diameter and second eigenvalue against the number of ranks, a line for each family."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")

@@ -1,5 +1,3 @@
-import time
-
 import networkx
 import numpy as np
 import oracle
@@ -19,19 +17,19 @@ def test_replicas_agree_in_the_end(world, rng, topology):
     with sfb.AveragingStore(world, w0, sfb.optim.SGD(lr=1.0), topology=graph) as store:
         store.push("w", np.ascontiguousarray(updates[world.rank]))
         errors.append(store.consensus_error())
-        for _ in range(40):
+        for _ in range(40):  # in lockstep, where push-sum finds the mean
             _ = store["w"]
-            store.clock()
             world.Barrier()
-            time.sleep(0.001)
+            store.clock()
+            store._settle()
         errors.append(store.consensus_error())
         assert store.weight > 0
     oracle.assert_same_bits(world, store["w"])
     np.testing.assert_allclose(store["b"], w0["b"])
     if world.size > 1:
-        assert errors[1] < errors[0]
+        assert errors[1] < 0.01 * errors[0]
         mean = w0["w"] - updates.mean(axis=0)
-        assert abs(store["w"] - mean).max() < abs(updates).max()
+        assert abs(store["w"] - mean).max() < 0.01 * abs(updates).max()
     else:
         assert errors == [0, 0]
 
@@ -43,7 +41,7 @@ def test_trains_a_model(world, rng):
     v = np.random.default_rng(world.rank).standard_normal((samples, 4))
     with sfb.AveragingStore(world, {"w": np.zeros(shape)}, sfb.optim.SGD(lr=0.2 / samples)) as store:
         for step in range(300):
-            if step % 10 == 0:  # a replica of long ago, taken at the end, would be no error of the store's
+            if step % 10 == 0:  # a rank that ends long before the others would mix their early replicas into its last
                 world.Barrier()
             w = store["w"]
             store.push("w", sfb.Factors(v @ (w - truth).T, v))
@@ -53,7 +51,7 @@ def test_trains_a_model(world, rng):
 
 
 def test_a_rank_ahead_of_the_others_keeps_its_weight(world):
-    """Nobody takes what it sends, so it may give away a share once, and what it has learnt is in the mean."""
+    """Nobody receives what it sends, so it gives away a share only once, and its updates are in the mean."""
     with sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0)) as store:
         if world.rank == 0:
             for _ in range(100):
@@ -66,18 +64,17 @@ def test_a_rank_ahead_of_the_others_keeps_its_weight(world):
 
 def test_a_rank_that_does_nothing_holds_up_nobody(world):
     with sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0)) as store:
-        if world.rank == 0:
-            time.sleep(0.3)
         for _ in range(20 * world.rank):
             store.push("w", np.ones(3))
             store.clock()
             assert (store["w"] <= 0).all()
+        world.Barrier()  # rank 0 waits here until all others have finished without it
     oracle.assert_same_bits(world, store["w"])
     with pytest.raises(RuntimeError, match="closed"):
         store.push("w", np.ones(3))
 
 
-def test_a_failing_rank_is_heard_of(world):
+def test_a_rank_that_fails_tells_the_others(world):
     if world.size == 1:
         pytest.skip("needs others")
 

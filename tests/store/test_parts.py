@@ -1,4 +1,4 @@
-"""What the store is made of, without MPI."""
+"""The parts of the store, without MPI."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_a_bucket_keeps_any_second_to_its_rate():
     assert sizes[times < 4].sum() >= 3900
 
 
-def test_messages_keep_what_they_carry():
+def test_a_message_keeps_its_entries():
     rng = np.random.default_rng(0)
     entries = [
         Entry(UPDATE, 3, 2**40, 1, 2, 7, size, 0.5, rng.integers(0, 256, length).astype(np.uint8))
@@ -60,8 +60,9 @@ def test_messages_keep_what_they_carry():
         np.testing.assert_array_equal(before.payload, after.payload)
 
 
-def updates(*of):
-    return [Entry(UPDATE, 0, 0, table, number=i, magnitude=size) for i, (table, size) in enumerate(of)]
+def updates(*pairs):
+    """Return an entry for each (table, magnitude)."""
+    return [Entry(UPDATE, 0, 0, table, number=i, magnitude=size) for i, (table, size) in enumerate(pairs)]
 
 
 def order(name, entries):
@@ -75,9 +76,9 @@ def test_orders():
     assert sorted(order("random", entries)) == [0, 1, 2, 3, 4]
     assert order("random", updates(*[(0, 0.0)] * 50)) != list(range(50))
     assert order("round-robin", entries) == [0, 2, 3, 1, 4]
-    turns = priority.create("round-robin", 0)
-    turns.sent(entries[0])
-    assert [entry.number for entry in turns.order(entries)] == [2, 3, 0, 1, 4]
+    robin = priority.create("round-robin", 0)
+    robin.sent(entries[0])
+    assert [entry.number for entry in robin.order(entries)] == [2, 3, 0, 1, 4]
 
 
 def test_an_unknown_order():
