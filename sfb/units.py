@@ -18,6 +18,7 @@ _RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:
 def parse_size(text: str) -> int:
     """Return the bytes of a size, at least 1.
 
+    >>> from sfb.units import parse_size
     >>> [parse_size(text) for text in ("8", "64K", "1MiB")]
     [8, 65536, 1048576]
 
@@ -33,6 +34,7 @@ def parse_size(text: str) -> int:
 def format_size(nbytes: float) -> str:
     """Return the text that `parse_size` reads.
 
+    >>> from sfb.units import format_size
     >>> [format_size(nbytes) for nbytes in (8, 65536, 1 << 40)]
     ['8', '64K', '1024G']
     """
@@ -43,6 +45,7 @@ def format_size(nbytes: float) -> str:
 def parse_rate(rate: float | str, name: str = "rate") -> float:
     """Return the bytes per second of a rate, given as a number of them or as a text.
 
+    >>> from sfb.units import parse_rate
     >>> [parse_rate(rate) for rate in ("1Gbit/s", "10 MB/s", "64KiB/s", 5)]
     [125000000.0, 10000000.0, 65536.0, 5.0]
 
@@ -78,6 +81,7 @@ def parse_rate(rate: float | str, name: str = "rate") -> float:
 def format_rate(rate: float) -> str:
     """Return bytes per second with three digits.
 
+    >>> from sfb.units import format_rate
     >>> format_rate(125e6)
     '125 MB/s'
     """
@@ -87,6 +91,7 @@ def format_rate(rate: float) -> str:
 def format_bytes(nbytes: float) -> str:
     """Return bytes of traffic with three digits.
 
+    >>> from sfb.units import format_bytes
     >>> [format_bytes(nbytes) for nbytes in (12, 4_262_400, 999_999)]
     ['12 B', '4.26 MB', '1 MB']
     """
@@ -97,6 +102,7 @@ def format_bytes(nbytes: float) -> str:
 def milliseconds(seconds: float | None, digits: int = 3) -> str:
     """Return a time in milliseconds, without the unit; "-" for none.
 
+    >>> from sfb.units import milliseconds
     >>> milliseconds(0.0123456), milliseconds(0.2235, 1), milliseconds(None)
     ('12.346', '223.5', '-')
     """
@@ -106,6 +112,7 @@ def milliseconds(seconds: float | None, digits: int = 3) -> str:
 def microseconds(seconds: float | None, digits: int = 1) -> str:
     """Return a time in microseconds, without the unit; "-" for none.
 
+    >>> from sfb.units import microseconds
     >>> microseconds(0.0123456), microseconds(2.6e-6, 2), microseconds(None)
     ('12345.6', '2.60', '-')
     """

@@ -69,6 +69,7 @@ def what_if(
 ) -> Plan[Problem]:
     """Return the plan for an exchange of ``samples`` samples on each of ``ranks`` ranks; needs no MPI.
 
+    >>> from sfb.collectives import what_if
     >>> what_if(rows=4096, columns=4096, samples=1, ranks=4, nodes=4, memory="private").algorithm
     'broadcast'
 

@@ -21,6 +21,7 @@ _PACKED = 1 << 15
 def spread(ranks: int, nodes: int) -> list[int]:
     """Return the node of each rank, where ranks in their order fill nodes as evenly as possible.
 
+    >>> from sfb.collectives.problem import spread
     >>> spread(5, 2)
     [0, 0, 0, 1, 1]
     """

@@ -67,6 +67,7 @@ class Place:
     def of(node_of: Sequence[int], sharing: float) -> Place:
         """Return the place of ranks, given the node of each.
 
+        >>> from sfb.tuning.profile import Place
         >>> Place.of([0, 0, 1], 1.0)
         Place(ranks=3, ranks_per_node=2, nodes=2, sharing=1.0)
         """
