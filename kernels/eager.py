@@ -10,8 +10,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
+from sfb.kernels._compile import INNER, KERNEL
 from sfb.kernels._loops import update_dense
-from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, array_type, fits, form, take
 from sfb.kernels._vectors import flat
 from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE

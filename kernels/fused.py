@@ -10,8 +10,8 @@ Importing this module imports Numba and compiles, or loads from its cache.
 
 from numba import njit, types
 
+from sfb.kernels._compile import INNER, KERNEL
 from sfb.kernels._loops import reduce, update_dense
-from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
 from sfb.kernels.header import NOTE
 from sfb.kernels.status import AGREED, PENDING, UNFIT

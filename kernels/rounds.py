@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import INNER, KERNEL
 from sfb.kernels._vectors import flat
 from sfb.kernels.header import DIGEST, KIND, NBYTES, SIZE
 from sfb.kernels.status import DONE, PENDING

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from sfb.kernels import header as _header
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import INNER, KERNEL
 from sfb.kernels.header import DIGEST, FAILED, KIND, NBYTES, NOTE, PLAIN, SIZE, STATE, WORDS
 from sfb.kernels.status import AGREED, DIFFERENT, MIXED, PENDING, UNEVEN
 
