@@ -2,10 +2,10 @@
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import inner, kernel
 
 _TINY = np.float32(2.0**-14)  # the least normal float16
 _STEP = np.float32(2.0**-24)  # between those below
@@ -44,7 +44,7 @@ def _from_half(typing_context, bits):
     return types.float32(types.uint16), generate
 
 
-@njit(**INNER)
+@inner
 def _random(low, high, i):
     """32 bits that belong to element i, by MurmurHash3's finalizer (Appleby, 2011), which vectorises, of both words."""
     h = np.uint32(np.uint32(i) * np.uint32(0x9E3779B9) + low)
@@ -55,7 +55,7 @@ def _random(low, high, i):
     return np.uint32(h ^ (h >> np.uint32(16)))
 
 
-@njit(**INNER)
+@inner
 def _cut(bits, lost):
     """The upper half of a float32's bits after adding ``lost``; of a NaN, that of a quiet one."""
     upper = np.uint32(bits + lost) >> np.uint32(16)
@@ -63,15 +63,16 @@ def _cut(bits, lost):
     return np.uint16(quiet if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else upper)
 
 
-@njit(
-    types.void(
-        types.Array(types.float32, 1, "C", readonly=True),
-        types.Array(types.uint16, 1, "C"),
-        types.int64,
-        types.boolean,
-        types.uint64,
-    ),
-    **KERNEL,
+@kernel(
+    [
+        types.void(
+            types.Array(types.float32, 1, "C", readonly=True),
+            types.Array(types.uint16, 1, "C"),
+            types.int64,
+            types.boolean,
+            types.uint64,
+        )
+    ]
 )
 def pack(x, packed, kind, stochastic, seed):
     low, high = np.uint32(seed), np.uint32(seed >> np.uint64(32))
@@ -99,10 +100,7 @@ def pack(x, packed, kind, stochastic, seed):
             packed[i] = _to_half(value)
 
 
-@njit(
-    types.void(types.Array(types.uint16, 1, "C", readonly=True), types.Array(types.float32, 1, "C"), types.int64),
-    **KERNEL,
-)
+@kernel([types.void(types.Array(types.uint16, 1, "C", readonly=True), types.Array(types.float32, 1, "C"), types.int64)])
 def unpack(packed, x, kind):
     if kind == 0:
         for i in range(x.size):

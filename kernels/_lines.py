@@ -4,12 +4,12 @@ What goes past them, to memory, costs no reading of a line that is overwritten; 
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from sfb.kernels._options import INNER
+from sfb.kernels._compile import inner
 
 __all__ = ["LINE", "MAX", "MIN", "PROD", "SUM", "copy", "fence", "move", "reduce"]
 
@@ -151,14 +151,14 @@ def fence(typing_context):
     return types.void(), generate
 
 
-@njit(**INNER)
+@inner
 def copy(source, target):
     """Copy as many elements as ``target`` has."""
     for i in range(len(target)):
         target[i] = source[i]
 
 
-@njit(**INNER)
+@inner
 def _lines(target, aligned):
     """Return the elements before the first line, which is whole if ``aligned``, and how many lines there are."""
     line = LINE // target.itemsize
@@ -166,7 +166,7 @@ def _lines(target, aligned):
     return head, (len(target) - head) // line
 
 
-@njit(**INNER)
+@inner
 def move(source, target, streamed):
     """Copy as many elements as ``target`` has, past the caches if ``streamed``."""
     if not streamed:
@@ -179,7 +179,7 @@ def move(source, target, streamed):
     copy(source[tail : len(target)], target[tail:])
 
 
-@njit(**INNER)
+@inner
 def reduce(op, terms, begin, target, streamed):
     """Combine arrays in their order into ``target``, which may be one of them, past the caches if ``streamed``.
 

@@ -8,9 +8,9 @@ that the result streams through the cache once however shallow the product.
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._rules import FEWER, FEWEST, apply, rule_tile
 from sfb.kernels._tiles import LINE, ROWS, move, part, prefetch, tile
 from sfb.kernels._vectors import AVX512, flat
@@ -36,10 +36,6 @@ _SLOW = 100
 # In place of a rule's kind.
 NO_RULE = -1
 
-# Contraction lets a·b + c become one FMA; nothing is reordered, and NaN and Inf keep their meaning.
-_CONTRACT = {"fastmath": {"contract"}}
-_KERNEL, _INNER = KERNEL | _CONTRACT, INNER | _CONTRACT
-
 _whole, _4, _2, _1 = (tile[rows] for rows in (ROWS, 4, 2, 1))
 _whole_part, _4_part, _2_part, _1_part = (part[rows] for rows in (ROWS, 4, 2, 1))
 _fewest_ruled, _fewer_ruled = rule_tile[FEWEST], rule_tile[FEWER]
@@ -64,7 +60,7 @@ def _vector(t, readonly=False):
 _ENDS = [types.boolean, types.boolean, types.float64, types.float64]
 
 
-@njit(
+@kernel(
     _signatures(
         lambda t: types.void(
             *[_vector(t, readonly=True), types.int64, types.int64] * 2,
@@ -75,7 +71,8 @@ _ENDS = [types.boolean, types.boolean, types.float64, types.float64]
             *_ENDS,
         )
     ),
-    **_INNER,
+    python=False,
+    contract=True,
 )
 def _edge(a, a_at, a_step, b, b_at, b_step, b_panel, depth, c, c_at, c_step, rows, columns, resume, add, alpha, beta):
     """What is too few rows, or too few columns, for whole tiles; the first column of B's next tile is b_panel on."""
@@ -118,7 +115,7 @@ def _edge(a, a_at, a_step, b, b_at, b_step, b_panel, depth, c, c_at, c_step, row
         c_end += n * c_step
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def _pack_rows(u, first, depth, left, columns, height, band):
     """Put columns of u, from sample ``first`` on, into panels: band[p, j, i] ← u[first + j, left + p·height + i]."""
     whole = columns // height
@@ -132,7 +129,7 @@ def _pack_rows(u, first, depth, left, columns, height, band):
             band[(whole * depth + j) * height + i] = row[whole * height + i]
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def _pack_columns(v, first, depth, left, columns, slab):
     """The same of v, in panels as wide as a tile."""
     width = LINE // slab.itemsize
@@ -146,7 +143,7 @@ def _pack_columns(v, first, depth, left, columns, slab):
             slab[(whole * depth + j) * width + i] = flat_v[at + whole * width + i]
 
 
-@njit(
+@kernel(
     _signatures(
         lambda t: types.void(
             *[_input(t)] * 2,
@@ -160,7 +157,8 @@ def _pack_columns(v, first, depth, left, columns, slab):
             *[types.int64] * 5,
         )
     ),
-    **_INNER,
+    python=False,
+    contract=True,
 )
 def _product(
     u,
@@ -247,7 +245,7 @@ def _product(
             apply(kind, numbers, c, at_c, c_step, w, s, t, at_w, w_step, over, columns)
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def overlap(x, w):
     """Return whether two C-contiguous arrays share memory."""
     if x.size == 0 or w.size == 0:
@@ -256,7 +254,7 @@ def overlap(x, w):
     return first < begin + w.size * w.itemsize and begin < first + x.size * x.itemsize
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def _rows(u, v, w, first, start, stop):
     """Return the rows to work, all for a negative ``stop``; an end before the start if the arguments do not fit."""
     rows, end = w.shape[0], first + u.shape[1]
@@ -276,16 +274,16 @@ def wide(depth):
     return max(_NARROW, min(_WIDEST, SLAB // max(1, depth) // LINE * LINE))
 
 
-_wide = njit(**_INNER)(wide)
+_wide = inner(wide)
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def _repays(rows, depth, nbytes):
     """Return whether to pack v: for many rows, or where its samples lie too far apart to be fetched ahead."""
     return rows > _FEW_ROWS or (depth > 16 and nbytes > WIDE)
 
 
-@njit(**_INNER)
+@inner(contract=True)
 def _plan(u, rows, depth, columns, across, width, itemsize):
     """Return the elements of scratch for a packed band of u, 0 if its rows lie together, and for a slab of v."""
     samples = min(depth, DEPTH)
@@ -294,7 +292,7 @@ def _plan(u, rows, depth, columns, across, width, itemsize):
     return BAND * samples if pack_u else 0, -(-across // width) * width * samples if pack_v else 0
 
 
-@njit(
+@kernel(
     _signatures(
         lambda t: types.int64(
             _input(t),
@@ -309,7 +307,7 @@ def _plan(u, rows, depth, columns, across, width, itemsize):
             _vector(t),
         )
     ),
-    **_KERNEL,
+    contract=True,
 )
 def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     """Rows of w ← α·uᵀv, or β·w + α·uᵀv to ``add``; row ``first`` of w belongs to column 0 of u.
@@ -375,7 +373,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     return DONE
 
 
-@njit(
+@kernel(
     _signatures(
         lambda t: types.int64(
             types.int64,
@@ -393,7 +391,7 @@ def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
             _vector(t),
         )
     ),
-    **_KERNEL,
+    contract=True,
 )
 def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache; returns as `accumulate`."""
@@ -476,7 +474,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     return DONE
 
 
-@njit(
+@kernel(
     _signatures(
         lambda t: types.void(
             types.int64,
@@ -491,7 +489,7 @@ def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
             types.float64,
         )
     ),
-    **_KERNEL,
+    contract=True,
 )
 def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
     """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
@@ -508,7 +506,7 @@ def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
         apply(kind, p, scaled, 0, columns, flat_w, flat_s, flat_t, k * columns, columns, 1, columns)
 
 
-@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), **_KERNEL)
+@kernel(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64, types.float64)), contract=True)
 def shrink_rows(w, start, stop, threshold):
     """Shorten each row by ``threshold``, to nothing if it is no longer than that."""
     for k in range(start, stop):
@@ -522,7 +520,7 @@ def shrink_rows(w, start, stop, threshold):
             row[c] *= scale
 
 
-@njit(_signatures(lambda t: types.float64(_matrix(t), _matrix(t))), **KERNEL)
+@kernel(_signatures(lambda t: types.float64(_matrix(t), _matrix(t))))
 def inner(a, b):
     """The sum of the products of the elements of two arrays, one after the other, in float64."""
     total = 0.0
@@ -532,7 +530,7 @@ def inner(a, b):
     return total
 
 
-@njit(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), **_KERNEL)
+@kernel(_signatures(lambda t: types.void(_matrix(t), types.int64, types.int64)), contract=True)
 def reduce(parts, start, stop):
     """Add the elements of all rows of ``parts`` to those of its first, in the order of rows."""
     block = 4096 // parts.itemsize

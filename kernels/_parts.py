@@ -1,9 +1,9 @@
 """What exchanges that are single calls of a kernel have in common: their arrays, and the work on a matrix."""
 
-from numba import njit, types
+from numba import types
 
+from sfb.kernels._compile import inner
 from sfb.kernels._loops import accumulate, overlap, update
-from sfb.kernels._options import INNER
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.status import DONE
 
@@ -17,7 +17,7 @@ def array_type(t, dimensions, readonly=False):
     return types.Array(t, dimensions, "C", readonly=readonly)
 
 
-@njit(**INNER)
+@inner
 def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
     """Let a rule take uᵀv in some rows."""
     if kind in (ASSIGN, SGD):
@@ -28,13 +28,13 @@ def take(kind, alpha, beta, p, u, v, w, s, t, arrays, start, stop, scratch):
         raise RuntimeError(SMALL)
 
 
-@njit(**INNER)
+@inner
 def form(u, v, product, scratch, low=0):
     """Form rows of uᵀv, from ``low`` on; return whether that was possible."""
     return accumulate(u, v, product, -low, 0, product.shape[0], False, 1.0, 0.0, scratch) == DONE
 
 
-@njit(**INNER)
+@inner
 def fits(u, v, w, s, t, samples, rows, columns):
     """Return whether the arrays are of these sizes, and u and v apart from those that a sum changes."""
     if w.shape != (rows, columns) or s.shape != w.shape or t.shape != w.shape:

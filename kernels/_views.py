@@ -1,11 +1,11 @@
 """Arrays bound to the words of an int64 array: an argument costs a call of a kernel its time, a bound array none."""
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from sfb.kernels._options import INNER
+from sfb.kernels._compile import inner
 from sfb.kernels._vectors import flat
 
 __all__ = ["VIEW", "describe", "matrix_at", "words_at"]
@@ -35,13 +35,13 @@ def _view(typing_context, like, address, rows, columns):
     return result(like, types.int64, types.int64, types.int64), generate
 
 
-@njit(**INNER)
+@inner
 def matrix_at(words, at, like):
     """Return the matrix that three words describe, of the element type of ``like``."""
     return _view(like, words[at], words[at + 1], words[at + 2])
 
 
-@njit(**INNER)
+@inner
 def words_at(words, at):
     """Return the vector of int64 that three words describe."""
     return flat(matrix_at(words, at, words))

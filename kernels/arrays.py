@@ -3,10 +3,10 @@
 Importing this module imports Numba and compiles, or loads from its cache.
 """
 
-from numba import njit, types
+from numba import types
 
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._lines import LINE, MAX, MIN, PROD, SUM, copy, fence, move, reduce
-from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels.status import AGREED, DONE, PENDING, UNFIT
 from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached
 
@@ -51,38 +51,38 @@ def window_bytes(ranks):
     return ranks * (2 * FLAT + _BLOCK + 2 * slot)
 
 
-@njit(**INNER)
+@inner
 def _share(length, width, rank):
     """Return where a rank's share of a chunk begins and ends. A rank's shares of all chunks are one place in a slot."""
     return min(rank * width, length), min((rank + 1) * width, length)
 
 
-@njit(**INNER)
+@inner
 def _width(n, most, ranks, line):
     """Return the elements of a rank's share of a chunk, in whole lines, where a chunk has at most so many."""
     chunks = max(1, -(-n // (most // (ranks * line) * ranks * line)))
     return max(1, -(-n // (chunks * ranks * line))) * line
 
 
-@njit(**INNER)
+@inner
 def _small_slot(window, ranks, turn, rank, n):
     begin = (turn * ranks + rank) * (FLAT // window.itemsize)
     return window[begin : begin + n]
 
 
-@njit(**INNER)
+@inner
 def _at(words, ranks, turn, rank, which):
     """Return where the array that a rank reduces lies, or that for its result."""
     return _small_slot(words, ranks, turn, rank, 2)[which]
 
 
-@njit(**INNER)
+@inner
 def _block(window, ranks, me):
     begin = (2 * ranks * FLAT + me * _BLOCK) // window.itemsize
     return window[begin : begin + _BLOCK // window.itemsize]
 
 
-@njit(**INNER)
+@inner
 def _slot(window, ranks, turn, rank):
     first = ranks * (2 * FLAT + _BLOCK) // window.itemsize
     chunk = (len(window) - first) // (2 * ranks)
@@ -90,7 +90,7 @@ def _slot(window, ranks, turn, rank):
     return window[first : first + chunk]
 
 
-@njit(**INNER)
+@inner
 def _fill(window, ranks, me, turn, width, send, streamed):
     """Copy what others reduce of this rank's chunk into its slot."""
     slot, length = _slot(window, ranks, turn, me), len(send)
@@ -101,7 +101,7 @@ def _fill(window, ranks, me, turn, width, send, streamed):
         fence()
 
 
-@njit(**INNER)
+@inner
 def _reduce(window, ranks, me, turn, width, state, op, send, recv, streamed, beyond):
     """Reduce this rank's share of a chunk in the order of ranks, into its slot and ``recv``."""
     start, stop = _share(len(send), width, me)
@@ -117,7 +117,7 @@ def _reduce(window, ranks, me, turn, width, state, op, send, recv, streamed, bey
         fence()
 
 
-@njit(**INNER)
+@inner
 def _fetch(window, ranks, me, turn, width, recv, beyond):
     """Copy what the others have reduced of a chunk."""
     for step in range(1, ranks):
@@ -128,7 +128,7 @@ def _fetch(window, ranks, me, turn, width, recv, beyond):
         fence()
 
 
-@njit(**INNER)
+@inner
 def _bits(n):
     count = 0
     while n > 0:
@@ -137,12 +137,12 @@ def _bits(n):
     return count
 
 
-@njit(**INNER)
+@inner
 def _way(function, nbytes):
     return _WAYS + 3 * (64 * function + _bits(nbytes))
 
 
-@njit(**INNER)
+@inner
 def _streams(state, row):
     """Return whether this call's slots go past the caches: whichever took less time, now and then the other.
 
@@ -155,7 +155,7 @@ def _streams(state, row):
     return (state[row + 1] < state[row]) != (calls % _RETRY == 0 or calls & (calls - 1) == 0)
 
 
-@njit(**INNER)
+@inner
 def _note(state, row, streamed):
     """Note how long this call has worked."""
     way = row + streamed
@@ -165,7 +165,7 @@ def _note(state, row, streamed):
     state[row + 2] += 1
 
 
-@njit(**INNER)
+@inner
 def _leave(state, verdict):
     """Return the verdict; the next call begins anew unless others are awaited still."""
     if verdict != PENDING:
@@ -182,10 +182,7 @@ _I = types.int64
 _START = [_array(_I), types.UniTuple(_I, 4), _I, _I, _array(_I)]
 
 
-@njit(
-    [_I(*_START, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
-    **KERNEL,
-)
+@kernel([_I(*_START, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES])
 def allreduce(board, place, call, digest, state, window, op, send, recv):
     """Reduce ``send`` of all ranks into ``recv`` of each, if they agree to.
 
@@ -263,10 +260,7 @@ def allreduce(board, place, call, digest, state, window, op, send, recv):
     return _leave(state, DONE)
 
 
-@njit(
-    [_I(*_START, _array(t), _array(_I), _I, types.UniTuple(_I, 3), _array(t), _array(t)) for t in _TYPES],
-    **KERNEL,
-)
+@kernel([_I(*_START, _array(t), _array(_I), _I, types.UniTuple(_I, 3), _array(t), _array(t)) for t in _TYPES])
 def allreduce_shared(board, place, call, digest, state, window, words, op, places, source, target):
     """Reduce arrays that lie in memory which the ranks of a node share, where they lie, if the ranks agree to.
 
@@ -316,7 +310,7 @@ def allreduce_shared(board, place, call, digest, state, window, words, op, place
     return _leave(state, DONE)
 
 
-@njit(**INNER)
+@inner
 def _show(board, me, call, digest, phase, nbytes):
     """Show this rank's header, or a later phase."""
     if phase == ARRIVED:
@@ -325,7 +319,7 @@ def _show(board, me, call, digest, phase, nbytes):
         reach(board, me, call, phase)
 
 
-@njit(**INNER)
+@inner
 def _seen(board, place, call, phase):
     """Look whether the others have reached a phase, and with the first whether they agree."""
     ranks, me, spins, patience = place
@@ -334,10 +328,7 @@ def _seen(board, place, call, phase):
     return AGREED if reached(board, 0, ranks, call, phase, spins, patience) else PENDING
 
 
-@njit(
-    [_I(*_START, _I, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES],
-    **KERNEL,
-)
+@kernel([_I(*_START, _I, _array(t), _I, _array(t, readonly=True), _array(t)) for t in _TYPES])
 def reduce_scatter(board, place, call, digest, state, phase, window, op, send, recv):
     """Reduce a part of ``send`` of all ranks into ``recv`` of each, if the ranks agree to.
 
@@ -392,10 +383,7 @@ def reduce_scatter(board, place, call, digest, state, phase, window, op, send, r
 _BYTES = types.uint8
 
 
-@njit(
-    [_I(*_START, _I, _array(_BYTES), _I, _array(_BYTES, readonly=True), _array(_BYTES))],
-    **KERNEL,
-)
+@kernel([_I(*_START, _I, _array(_BYTES), _I, _array(_BYTES, readonly=True), _array(_BYTES))])
 def spread(board, place, call, digest, state, phase, window, n, send, recv):
     """Copy ``send`` of all ranks one behind another into ``recv`` of each, if the ranks agree to.
 

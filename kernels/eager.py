@@ -7,10 +7,10 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._loops import update_dense
-from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, array_type, fits, form, take
 from sfb.kernels._vectors import flat
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
@@ -50,7 +50,7 @@ def bind(payload, head, samples, kind, nbytes, mpi, plan, words, more, one, two)
     return np.array([payload, head, samples, kind, nbytes, *arrays], np.int64)
 
 
-@njit(**INNER)
+@inner
 def _add(sums, terms, first):
     if first:
         sums[:] = terms[: sums.size]
@@ -59,7 +59,7 @@ def _add(sums, terms, first):
             sums[i] += terms[i]
 
 
-@njit(**INNER)
+@inner
 def _write(bound, words, one, u, v, scratch):
     """Write the payload of this rank; return whether the arrays fit."""
     if bound[_PAYLOAD] == SUM:
@@ -72,7 +72,7 @@ def _write(bound, words, one, u, v, scratch):
     return True
 
 
-@njit(**INNER)
+@inner
 def _collect(bound, words, plan, one, two, u, v):
     """Add up the products of all ranks in their order, or put their factors one behind the other."""
     head = bound[_HEAD]
@@ -95,7 +95,7 @@ def _signature(t):
     return i(words, words, i, i, i, *arrays, i, f, f, array_type(t, 1), i, array_type(t, 1))
 
 
-@njit([_signature(t) for t in FLOATS], **KERNEL)
+@kernel([_signature(t) for t in FLOATS])
 def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
     """Exchange headers and payloads; if the headers of all ranks are alike, take the sum: w ← rule(w, Σ uᵀv).
 

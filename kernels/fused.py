@@ -9,10 +9,10 @@ Importing this module imports Numba and compiles, or loads from its cache.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._loops import reduce, update_dense
-from sfb.kernels._options import INNER, KERNEL
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
 from sfb.kernels.header import NOTE
@@ -103,7 +103,7 @@ def phase(bound, pieces=None):
     return FIRST + 2 * piece + step - 1
 
 
-@njit(**INNER)
+@inner
 def _copy(source, target, first):
     for j in range(source.shape[0]):
         row = target[first + j]
@@ -111,19 +111,19 @@ def _copy(source, target, first):
             row[c] = source[j, c]
 
 
-@njit(**INNER)
+@inner
 def _product(u, v, slab, low, rows, scratch):
     """Form rows of uᵀv in a slab; return whether the arrays fit."""
     return form(u, v, slab[: rows * v.shape[1]].reshape(rows, v.shape[1]), scratch, low)
 
 
-@njit(**INNER)
+@inner
 def _vacant(bound, board, user, spins):
     """Return whether the call that used the node's memory before has finished on all ranks."""
     return user == 0 or reached(board, 0, bound[_RANKS], user, LAST, spins, bound[_PATIENCE])
 
 
-@njit(**INNER)
+@inner
 def _agree(bound, board, call, digest, note, spins, stage):
     """Post the header, once, and compare it with those of the others; return as `look` does.
 
@@ -160,7 +160,7 @@ def _signature(t):
     return i(words, i, i, i, i, *arrays, i, f, f, array_type(t, 1), i, array_type(t, 1))
 
 
-@njit([_signature(t) for t in FLOATS], **KERNEL)
+@kernel([_signature(t) for t in FLOATS])
 def node(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
     """Copy this rank's factors among those of all, agree, and take the sum in this rank's rows: w ← rule(w, Σ uᵀv).
 
@@ -214,7 +214,7 @@ def node(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, 
     return DONE
 
 
-@njit([_signature(t) for t in FLOATS], **KERNEL)
+@kernel([_signature(t) for t in FLOATS])
 def dense(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
     """Form this rank's product, agree, and sum the products of all ranks in their order, in pieces of rows.
 

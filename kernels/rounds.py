@@ -12,10 +12,10 @@ messages are alike, nanoseconds of work, for those that call these, and room for
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._vectors import flat
 from sfb.kernels.header import DIGEST, KIND, NBYTES, SIZE
 from sfb.kernels.status import DONE, PENDING
@@ -59,7 +59,7 @@ def _test(typing_context, function, count, requests, flag, statuses):
     return types.int64(*[types.int64] * 5), _call(4, (0,))
 
 
-@njit(**INNER)
+@inner
 def _exchange(mpi, state, spins, sent, length, target, received, room, source, tag):
     """Send so many bytes, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
     at = state.ctypes.data
@@ -87,13 +87,13 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
         yield_core()
 
 
-@njit(**INNER)
+@inner
 def reset(state):
     """Make the state that of a call that has not begun, but for what came of the last."""
     state[0] = state[1] = state[_UNFIT] = 0
 
 
-@njit(**INNER)
+@inner
 def _alike(words, start, head):
     """Return whether the header that begins there equals the first, both of one rank, but for the time it says."""
     same = words[start + DIGEST] == words[DIGEST] and words[start + SIZE] == words[SIZE]
@@ -101,7 +101,7 @@ def _alike(words, start, head):
     return same and words[start + KIND] == words[head + KIND] and words[start + NBYTES] == words[head + NBYTES]
 
 
-@njit([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)], **KERNEL)
+@kernel([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)])
 def gather(mpi, plan, state, spins, tag, head, words, starts):
     """Put the messages of all nodes one behind another.
 
@@ -133,7 +133,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
     return DONE
 
 
-@njit(**INNER)
+@inner
 def _give(words, end, values, fits):
     """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
     nbytes = values.size * values.itemsize if fits else 0
@@ -143,7 +143,7 @@ def _give(words, end, values, fits):
     return message_words(end, nbytes)
 
 
-@njit(**INNER)
+@inner
 def _take(words, received, head, known, values, fits):
     """Put the headers of another node's message behind the ``known`` ones, and add the values that follow them.
 
@@ -168,7 +168,7 @@ def _take(words, received, head, known, values, fits):
     return True
 
 
-@njit(**INNER)
+@inner
 def _part(size, node, halvings):
     """Return where the part of so many values begins and ends that is a node's after halvings, one for a round."""
     low, high = 0, size
@@ -181,12 +181,11 @@ def _part(size, node, halvings):
     return low, high
 
 
-@njit(
+@kernel(
     [
         _INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS, types.Array(t, 2, "C"))
         for t in (types.float32, types.float64)
-    ],
-    **KERNEL,
+    ]
 )
 def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
     """Gather the headers of all nodes, a power of two of them, and with them add up values, to the same bits on all.

@@ -9,13 +9,13 @@ Importing this module imports Numba and compiles, or loads from its cache.
 import time
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from sfb.kernels import header as _header
-from sfb.kernels._options import INNER, KERNEL
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels.header import DIGEST, FAILED, NBYTES, NOTE, PLAIN, SIZE, STATE, WORDS
 from sfb.kernels.status import AGREED, DIFFERENT, MIXED, PENDING, UNEVEN
 
@@ -95,11 +95,11 @@ _BOARD = types.Array(types.int64, 1, "C")
 _INT = types.int64
 
 
-slot = njit(**INNER)(_header.slot)
-message_words = njit(**INNER)(_header.message_words)
+slot = inner(_header.slot)
+message_words = inner(_header.message_words)
 
 
-@njit(**INNER)
+@inner
 def _await(board, index, state, spins, patience):
     """Look up to ``spins`` times whether a state has been reached; yield the core now and then after ``patience``."""
     tries = 0
@@ -112,7 +112,7 @@ def _await(board, index, state, spins, patience):
     return True
 
 
-@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
+@kernel([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)])
 def look(board, processes, me, call, spins, patience):
     """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived.
 
@@ -133,7 +133,7 @@ def look(board, processes, me, call, spins, patience):
     return MIXED if verdict == DIFFERENT and plain else verdict
 
 
-@njit([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
+@kernel([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)])
 def meet(board, processes, me, call, digest, size, note, spins, patience):
     """Post this process's header for ``call``, then `look` at those of the others."""
     mine = slot(me, call)
@@ -144,7 +144,7 @@ def meet(board, processes, me, call, digest, size, note, spins, patience):
     return look(board, processes, me, call, spins, patience)
 
 
-@njit([_INT(_BOARD, _BOARD, _INT, _BOARD)], **KERNEL)
+@kernel([_INT(_BOARD, _BOARD, _INT, _BOARD)])
 def judge(words, processes, head, sizes):
     """Return the verdict on the headers in the messages of nodes, which lie one behind another in ``words``.
 
@@ -170,13 +170,13 @@ def judge(words, processes, head, sizes):
     return MIXED if verdict == DIFFERENT and plain else verdict
 
 
-@njit([types.void(_BOARD, _INT, _INT, _INT)], **KERNEL)
+@kernel([types.void(_BOARD, _INT, _INT, _INT)])
 def reach(board, me, call, phase):
     """Announce that this process has reached a phase of a call."""
     _store(board, slot(me, call) + STATE, _PHASES * call + phase)
 
 
-@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
+@kernel([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)])
 def reached(board, first, last, call, phase, spins, patience):
     """Return whether processes ``first`` to ``last`` − 1 have reached a phase of a call, after ``spins`` looks each."""
     for process in range(first, last):
@@ -185,7 +185,7 @@ def reached(board, first, last, call, phase, spins, patience):
     return True
 
 
-@njit([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)], **KERNEL)
+@kernel([types.boolean(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT)])
 def join(board, processes, me, call, phase, spins, patience):
     """Announce a phase of a call, and return whether all processes have `reached` it."""
     _store(board, slot(me, call) + STATE, _PHASES * call + phase)
