@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+from operator import index
 from typing import Any
 
 import numpy as np
 
-__all__ = ["FLOATS", "check_matrix", "check_receiver", "is_matrix", "is_receiver"]
+__all__ = ["FLOATS", "check_matrix", "check_receiver", "is_matrix", "is_receiver", "shareable"]
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _BEHAVED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
@@ -69,3 +71,32 @@ def check_receiver(name: str, array: Any) -> None:
     check_matrix(name, array)
     if not array.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
+
+
+def shareable(shape: Any, dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return a shape and a dtype of an array in shared memory, as NumPy reads them.
+
+    >>> from sfb.checks import shareable
+    >>> shareable(3, "float32")
+    ((3,), dtype('float32'))
+
+    Args:
+        shape: An integer or a sequence of integers ≥ 0.
+        dtype: Anything that NumPy takes for a dtype.
+
+    Raises:
+        TypeError: ``shape`` is no shape, or elements of ``dtype`` have no fixed size in memory.
+        ValueError: A size is negative, or the array does not fit into memory.
+    """
+    try:
+        sizes: tuple[int, ...] = (index(shape),)
+    except TypeError:
+        sizes = tuple(index(n) for n in shape)
+    kind = np.dtype(dtype)
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"shape must have no negative sizes, got {sizes}")
+    if kind.hasobject or kind.itemsize == 0 or kind.subdtype is not None:
+        raise TypeError(f"an array of {kind!r} cannot be shared: its elements have no fixed size in memory")
+    if prod(sizes) * kind.itemsize > np.iinfo(np.intp).max:
+        raise ValueError(f"an array of shape {sizes} and {kind} does not fit into memory")
+    return sizes, kind

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
-from operator import index
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -17,6 +15,7 @@ from mpi4py import MPI
 
 from sfb.arrays.dispatch import Arrays, gathers, scatters
 from sfb.arrays.probe import own_allreduce
+from sfb.checks import shareable
 from sfb.collectives.engine import Engine, Exchange
 from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall
@@ -43,9 +42,16 @@ _TICK = 5e-4  # seconds between two looks of the thread after exchanges under wa
 class Comm(MPI.Intracomm):
     """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster than MPI's; all else is mpi4py's own.
 
-    It is the communicator it is made from, not a duplicate. The library talks on a communicator of
-    its own, made by the first call that needs it; `free`, or the end of a ``with`` block, gives that
-    back, and a later call makes it anew.
+    A Comm is the communicator it is made from, not a duplicate. The library talks on a private communicator, made by
+    the first call that needs it; `free`, or the end of a ``with`` block, frees that, and a later call makes it anew.
+
+    >>> from mpi4py import MPI
+    >>> import numpy as np, sfb
+    >>> g, G = sfb.Factors(np.ones((2, 3)), np.ones((2, 4))), np.empty((3, 4))
+    >>> with sfb.Comm(MPI.COMM_SELF) as comm:
+    ...     comm.Allreduce(g, G)
+    >>> G[0]
+    array([2., 2., 2., 2.])
 
     Args:
         comm: The intracommunicator to use, `MPI.COMM_WORLD` for instance.
@@ -54,9 +60,9 @@ class Comm(MPI.Intracomm):
             array where another passes `Factors` hangs. Calls with `Factors` are always checked, on all ranks.
         node: Communicator of the ranks that share memory with this one, if it is not to be all
             ranks of the host: those of a NUMA domain, say. Giving it makes the call collective.
-        profile: What the machine can do: a `Profile`, or the file of one that ``sfb tune`` wrote. By default that
-            of the environment variable SFB_PROFILE, or else of the user's cache, or else the first choice of an
-            algorithm measures for up to half a second.
+        profile: What the machine can do: a `Profile`, or the file of one that ``sfb tune`` wrote. By default the
+            profile of the environment variable SFB_PROFILE, or else that of the user's cache; without either the
+            first choice of an algorithm measures one for up to half a second.
         reproducible: Choose algorithms by the profile given, or by stated rates, and never by measuring, so that the
             same program on the same ranks gives the same bits in every run.
         max_bytes: Ceiling of a rank's buffers for the factors of one exchange; beyond it they travel and are applied
@@ -64,9 +70,9 @@ class Comm(MPI.Intracomm):
         progress: "thread" for a thread that takes `Iallreduce` forward, "poll" to do so only inside calls of
             this library.
         wire: Send factors in 16 bits, "bfloat16" or "float16", rather than in their 32: half the bytes, and no longer
-            exact. They are rounded once, before the exchange, whatever the algorithm; all sums are formed in float32.
-        seed: Round them stochastically, so that the mean of many sums is exact; the same seed gives the same bits.
-            To nearest without one.
+            exact. Every algorithm rounds the factors once, before the exchange, and forms all sums in float32.
+        seed: Round the factors stochastically, so that the mean of many sums is exact; the same seed gives the same
+            bits. Without a seed they are rounded to nearest.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
 
     Raises:
@@ -123,7 +129,7 @@ class Comm(MPI.Intracomm):
     _placed: bool
     _team_or_none: Team | None
     _arrays: Arrays | None
-    _left_to_mpi: int  # bytes below which an array is MPI's whatever other ranks say
+    _left_to_mpi: int  # bytes below which MPI reduces an array, whatever other ranks propose
     _profiles: Profiles
     _engine_or_none: Engine | None
     _helpless: bool
@@ -256,7 +262,7 @@ class Comm(MPI.Intracomm):
         collective calls. It stays valid after `free`.
 
         Args:
-            shape: Of the array, equal on all ranks.
+            shape: The shape of the array, equal on all ranks.
             dtype: Any NumPy dtype without object fields, equal on all ranks.
 
         Raises:
@@ -267,14 +273,8 @@ class Comm(MPI.Intracomm):
         sizes: tuple[int, ...] = ()
         kind: np.dtype[Any] = np.dtype(np.float32)
         try:
-            sizes, kind = _sizes(shape), np.dtype(dtype)
-            if any(n < 0 for n in sizes):
-                raise ValueError(f"shape must have no negative sizes, got {sizes}")
-            if kind.hasobject or kind.itemsize == 0 or kind.subdtype is not None:
-                raise TypeError(f"an array of {kind!r} cannot be shared: its elements have no fixed size in memory")
-            if prod(sizes) * kind.itemsize > np.iinfo(np.intp).max:
-                raise ValueError(f"an array of shape {sizes} and {kind} does not fit into memory")
-        except Exception as caught:  # whatever it is, the other ranks wait to hear of it
+            sizes, kind = shareable(shape, dtype)
+        except Exception as caught:  # the other ranks wait to hear of it
             error = caught
         self._queue.drain()
         self._team.agree.check("shared", f"{sizes} of {kind.str}", error)
@@ -474,11 +474,3 @@ def _plain_error(recvbuf: Any, algorithm: str) -> Exception | None:
     if isinstance(recvbuf, Factors):
         return TypeError("Factors cannot receive; pass an array or an optimizer as recvbuf")
     return None
-
-
-def _sizes(shape: Any) -> tuple[int, ...]:
-    """Return ``shape`` as NumPy reads it: an integer or a sequence of them."""
-    try:
-        return (index(shape),)
-    except TypeError:
-        return tuple(index(n) for n in shape)
