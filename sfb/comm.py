@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.dispatch import Arrays, gathers, scatters
+from sfb.arrays.buffers import gathers, scatters
+from sfb.arrays.dispatch import Arrays
 from sfb.collectives.cache import Options
 from sfb.collectives.engine import Exchange, Exchanges
 from sfb.collectives.persistent import Persistent
