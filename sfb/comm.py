@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.dispatch import Arrays, gathers, scatters
+from sfb.arrays.buffers import gathers, scatters
+from sfb.arrays.dispatch import Arrays
 from sfb.arrays.probe import own_allreduce
 from sfb.checks import shareable
 from sfb.collectives.engine import Engine, Exchange

@@ -1,1 +1,1 @@
-"""Collectives of plain arrays: within a node, and between nodes."""
+"""Collectives of plain arrays: within a node by shared memory, between nodes by messages."""

@@ -1,4 +1,4 @@
-"""Sums of arrays between nodes, by messages of many blocks under way at once."""
+"""Allreduce of plain arrays between nodes, in segments of which several are in flight."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from os import sched_yield
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
 
-if TYPE_CHECKING:
-    from sfb.runtime.board import Watch
-    from sfb.runtime.team import Team
+from sfb.runtime.board import Watch
+from sfb.runtime.team import Team
 
-__all__ = ["Network"]
+__all__ = ["SegmentedAllreduce"]
 
-# Blocks under way at once, and the bytes of one: of at least a message to every peer, more where an array is large.
-_UNDER_WAY, _BLOCKS, _MESSAGE = 3, (1 << 19, 1 << 21), 1 << 16
+# Segments in flight; the least and the most bytes of one; and the least bytes of a message to a peer.
+_IN_FLIGHT, _SEGMENT, _MESSAGE = 3, (1 << 19, 1 << 21), 1 << 16
 # Tests between two looks at the clock.
 _TESTS = 1024
-# A call has two tags; what MPI guarantees.
+# A call has two tags; MPI guarantees 32768.
 _TAGS = 32768 // 2
 
 
-class Network:
-    """Allreduce among the ranks that have the same place on their nodes.
+class SegmentedAllreduce:
+    """Allreduce among the ranks that have the same slot on their nodes.
 
-    An array travels in blocks. Of each, every peer receives one part from all others, reduces it in the order of nodes,
-    and sends it to all others: like a ring (Patarasuk and Yuan, JPDC 2009) 2(N−1)/N of its bytes each way, but in two
-    steps rather than 2(N−1). Meanwhile other blocks are under way.
+    An array travels in segments. Every peer receives one part of a segment from all others, reduces it in the order of
+    nodes, and sends it to all others: like a ring (Patarasuk and Yuan, JPDC 2009) 2(N−1)/N of its bytes each way, but
+    in two steps rather than 2(N−1). Meanwhile other segments are in flight.
 
     Args:
-        team: The ranks, as many on each node.
+        team: The ranks, equally many on each node.
     """
 
     def __init__(self, team: Team) -> None:
@@ -47,53 +45,54 @@ class Network:
 
     @staticmethod
     def serves(team: Team) -> bool:
-        """Return whether there are several nodes, with as many ranks on each."""
+        """Return whether there are several nodes, with equally many ranks on each."""
         return team.nodes > 1 and len({team.node_of.count(node) for node in range(team.nodes)}) == 1
 
-    def block(self, nbytes: int) -> int:
-        """Return the bytes of a block of an array."""
-        least, most = _BLOCKS
-        return max(_MESSAGE * len(self._peers), min(most, max(least, nbytes // _UNDER_WAY)))
+    def segment_bytes(self, nbytes: int) -> int:
+        """Return the most bytes of a segment of an array of ``nbytes`` bytes."""
+        least, most = _SEGMENT
+        return max(_MESSAGE * len(self._peers), min(most, max(least, nbytes // _IN_FLIGHT)))
 
     def reserve(self) -> None:
-        """Have the memory that `allreduce` takes: what comes in of the blocks under way."""
+        """Allocate the memory that `allreduce` needs for what it receives."""
         if not self._memory:
-            most = max(_MESSAGE * len(self._peers), _BLOCKS[1])
-            self._memory = [np.empty(most, np.uint8) for _ in range(_UNDER_WAY)]
+            most = max(_MESSAGE * len(self._peers), _SEGMENT[1])
+            self._memory = [np.empty(most, np.uint8) for _ in range(_IN_FLIGHT)]
 
     def allreduce(
-        self, number: int, reduction: np.ufunc, blocks: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]
+        self, number: int, reduction: np.ufunc, segments: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]
     ) -> None:
-        """Reduce block by block.
+        """Reduce segment by segment.
 
         Args:
-            number: Of the call.
-            reduction: Of two arrays; for a sum `numpy.add`.
-            blocks: Of each, when it is its turn, what this rank gives and where the result goes, of at most `block`
-                bytes and as many on all peers, maybe the same; and what is to be called when that is there.
+            number: Number of the call.
+            reduction: Reduces two arrays; `numpy.add` for a sum.
+            segments: Yields, when a segment is to start, this rank's part and where the result goes, maybe the same
+                array, of at most `segment_bytes` and equally many on all peers; and what to call when the result is
+                there.
         """
         tag = 2 * (number % _TAGS)
-        under_way: deque[_Block] = deque()
+        in_flight: deque[_Segment] = deque()
         free = list(self._memory)
         watch: Watch | None = None
         tests = 0
         more = True
         while True:
-            while more and len(under_way) < _UNDER_WAY:
-                following = next(blocks, None)
+            while more and len(in_flight) < _IN_FLIGHT:
+                following = next(segments, None)
                 if following is None:
                     more = False
                 else:
-                    under_way.append(_Block(self, tag, reduction, free.pop(), *following))
-            if not under_way:
+                    in_flight.append(_Segment(self, tag, reduction, free.pop(), *following))
+            if not in_flight:
                 return
             moved = False
-            for block in under_way:
-                moved |= block.advance()
-                if not block.reduced:  # others send their parts of blocks in their order
+            for segment in in_flight:
+                moved |= segment.advance()
+                if not segment.reduced:  # peers send their parts of segments in order
                     break
-            if under_way[0].done:
-                first = under_way.popleft()
+            if in_flight[0].done:
+                first = in_flight.popleft()
                 free.append(first.memory)
                 first.then()
             elif not moved:
@@ -101,21 +100,21 @@ class Network:
                 tests += 1
                 if tests % _TESTS == 0:
                     watch = watch or self._team.board.watch()
-                    watch.look(lambda: under_way[0].lacking, "Allreduce")
+                    watch.look(lambda: in_flight[0].missing, "Allreduce")
 
 
-class _Block:
-    """A block under way.
+class _Segment:
+    """A segment in flight.
 
     Attributes:
-        memory: That it uses.
-        then: What is to be called at its end.
-        reduced: Whether this rank's part is.
+        memory: Where it receives.
+        then: What to call when the result is there.
+        reduced: Whether this rank's part is reduced.
     """
 
     def __init__(
         self,
-        network: Network,
+        exchange: SegmentedAllreduce,
         tag: int,
         reduction: np.ufunc,
         memory: np.ndarray,
@@ -123,9 +122,9 @@ class _Block:
         recv: np.ndarray,
         then: Callable[[], None],
     ) -> None:
-        world, peers, me = network._team.world, network._peers, network._me
+        world, peers, me = exchange._team.world, exchange._peers, exchange._me
         nodes = len(peers)
-        self._network = network
+        self._exchange = exchange
         self._tag = tag
         self._reduction = reduction
         self.memory = memory
@@ -135,7 +134,7 @@ class _Block:
         parts = [slice(low, high) for low, high in pairwise(cuts)]
         self._recv = recv
         self._parts = parts
-        # In an order in which not all send to the same peer at once.
+        # In this order not all ranks send to the same peer at once.
         self._others = [(me + i) % nodes for i in range(1, nodes)]
         mine = cuts[me + 1] - cuts[me]
         taken = memory[: (nodes - 1) * mine * send.itemsize].view(send.dtype).reshape(nodes - 1, mine)
@@ -147,16 +146,16 @@ class _Block:
 
     @property
     def done(self) -> bool:
-        """Whether all is there."""
+        """Whether the whole result is there."""
         return self.reduced and not self._requests
 
     @property
-    def lacking(self) -> list[int]:
-        """The ranks that something may be lacking from."""
-        return [self._network._peers[peer] for peer in self._others]
+    def missing(self) -> list[int]:
+        """The ranks whose messages may be missing."""
+        return [self._exchange._peers[peer] for peer in self._others]
 
     def advance(self) -> bool:
-        """Go on if something has come, and return whether it has."""
+        """Go on if all messages of a step have arrived, and return whether they have."""
         if self.done or not MPI.Request.Testall(self._requests):
             return False
         self._requests = []
@@ -167,8 +166,8 @@ class _Block:
 
     def _reduce(self) -> None:
         """Reduce this rank's part, and send it."""
-        network, tag = self._network, self._tag + 1
-        world, peers, me = network._team.world, network._peers, network._me
+        exchange, tag = self._exchange, self._tag + 1
+        world, peers, me = exchange._team.world, exchange._peers, exchange._me
         mine = self._recv[self._parts[me]]
         terms = [self._terms[peer] for peer in range(len(peers))]
         total = terms[0] if me else terms[1]  # not the user's own

@@ -37,7 +37,7 @@ class Board:
     Attributes:
         words: The memory of the board.
         window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
-        place: Ranks of the node, this rank's number, looks for others before a call returns, and looks before the
+        member: Ranks of the node, this rank's number, looks for others before a call returns, and looks before the
             rank yields its core.
         patience: Looks before the rank yields its core.
         last_phase: The last phase of a call.
@@ -61,7 +61,7 @@ class Board:
         self.ranks = node.size
         self.stall = stall
         self.patience = _POLITE if crowded else _PATIENT
-        self.place = self.ranks, self.me, SPINS, self.patience
+        self.member = self.ranks, self.me, SPINS, self.patience
         slots = self.ranks + 1  # one for what the first rank announces to the others
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
         words = header.slot(slots, 0)

@@ -9,8 +9,9 @@ from mpi4py import MPI
 
 import sfb
 from sfb.arrays import dispatch as arrays
-from sfb.arrays import internode as network
-from sfb.arrays.dispatch import Arrays, _nbytes
+from sfb.arrays import internode
+from sfb.arrays.buffers import nbytes_of
+from sfb.arrays.dispatch import Arrays
 from sfb.kernels import arrays as kernels
 from sfb.kernels import header, status
 
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.mpi
 
 @pytest.fixture
 def ours(any_comm, monkeypatch):
-    """A Comm that leaves nothing to MPI between nodes, in many blocks."""
+    """A Comm that leaves nothing to MPI between nodes, in many segments."""
     monkeypatch.setattr(Arrays, "_choice", lambda self, nbytes: True)
     monkeypatch.setattr(arrays, "_FAR", 1 << 16)
-    monkeypatch.setattr(network, "_BLOCKS", (1 << 16, 1 << 17))
-    monkeypatch.setattr(network, "_MESSAGE", 1 << 10)
+    monkeypatch.setattr(internode, "_SEGMENT", (1 << 16, 1 << 17))
+    monkeypatch.setattr(internode, "_MESSAGE", 1 << 10)
     return any_comm
 
 
@@ -125,7 +126,7 @@ def test_sizes_of_buffers():
         ([a, 2, row], 16),
         ([], 0),
     ]
-    assert [_nbytes(buffer) for buffer, _ in cases] == [nbytes for _, nbytes in cases]
+    assert [nbytes_of(buffer) for buffer, _ in cases] == [nbytes for _, nbytes in cases]
     row.Free()
 
 
@@ -288,7 +289,7 @@ def test_kernels_between_threads(ranks, dtype, rng):
             got, verdict = np.empty_like(mine), status.PENDING
             while verdict == status.PENDING:
                 call = words, (ranks, me, 100, 10), i + 1, -1, state
-                verdict = kernels.allreduce(*call, window.view(dtype), kernels.SUM, mine, got)
+                verdict = kernels.allreduce(*call, window, kernels.SUM, mine, got)
             if verdict != status.DONE or (got != total).any():
                 failures.append((me, i, verdict))
                 return

@@ -14,12 +14,14 @@ COUNTS = (0, 1, 7, 16, 31, 200, 1003)
 # Only other kernels can call them.
 @njit
 def reduce(op, terms, begin, target, streamed):
-    _lines.reduce(op, terms, begin, target, streamed)
+    size = target.itemsize
+    to, nbytes = _lines.address(target), _lines.nbytes_of(target)
+    _lines.reduce(_lines.kind_of(target), op, terms, begin * size, to, nbytes, streamed)
 
 
 @njit
 def move(source, target, streamed):
-    _lines.move(source, target, streamed)
+    _lines.move(_lines.address(source), _lines.address(target), _lines.nbytes_of(target), streamed)
 
 
 @pytest.fixture(params=[False, True], ids=["cached", "streamed"])
