@@ -249,6 +249,8 @@ class Comm(MPI.Intracomm):
         plan, samples = planned.prepared.plan, len(sendbuf)
 
         def begin() -> QueuedExchange:
+            if self._engine_or_none is not engine:
+                raise RuntimeError("the plan's communicator has been freed")
             queued = self._queue.begin(lambda alone: engine.complete(engine.start(planned, samples, alone=alone)))
             if plan.seconds > _TICK and self._has_thread:
                 self._wake()

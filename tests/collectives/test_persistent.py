@@ -49,6 +49,37 @@ def test_misuse(comm):
             call()
 
 
+def test_a_plan_does_not_outlive_its_communicator(world):
+    comm = sfb.Comm(world)
+    plan = comm.Allreduce_init(sfb.Factors(np.ones((1, 4)), np.ones((1, 3))), np.empty((4, 3)))
+    comm.free()
+    with pytest.raises(RuntimeError, match="freed"):
+        plan.Start()
+
+
+@pytest.mark.parametrize("algorithm", ["node", "broadcast", "dense"])
+@pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
+def test_plans_of_one_shape_under_way_at_once(request, world, rng, fixture, algorithm):
+    """Each has memory of its own, and their order on all ranks is that of Start."""
+    comm = request.getfixturevalue(fixture)
+    shape, plans = (40, 30), []
+    for i in range(4):
+        u, v = np.full((2, 40), world.rank + 1.0), np.full((2, 30), i + 1.0)
+        g = np.empty(shape)
+        plans.append((comm.Allreduce_init(sfb.Factors(u, v), g, algorithm=algorithm), g))
+    expected = 2 * sum(range(1, world.size + 1))
+    for _ in range(3):
+        for plan, g in plans:
+            g[:] = 0
+            plan.Start()
+        for i in (rng.permutation(4) + world.rank) % 4:
+            plan, g = plans[i]
+            plan.Wait()
+            np.testing.assert_array_equal(g, expected * (i + 1))
+    for plan, _ in plans:
+        plan.Free()
+
+
 def test_ranks_that_start_different_plans(comm, world):
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
