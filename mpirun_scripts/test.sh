@@ -18,7 +18,7 @@ export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THRE
 export SFB_TEST_MPIRUN=$mpirun
 failed=0
 
-# report NAME CODE: print what rank 0 says of a run, and on failure what the other ranks say.
+# report NAME CODE: print the last line of rank 0 in a run; if the run failed, all of it and the ends of the others.
 report() {
     local name=$1 code=$2 rank
     if [ "$code" = 0 ]; then
@@ -34,15 +34,15 @@ report() {
 }
 
 echo "== compiling the kernels"
-run_mpi "$limit" 4 "$bin/sfb" warmup # they share it; the tests that come first are one process
+run_mpi "$limit" 4 "$bin/sfb" warmup # four ranks share it; the first tests are one process
 
 echo "== pytest, one process"
 code=0
 timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/single.0" 2>&1 </dev/null || code=$?
 report single "$code"
 
-# Every rank writes to a file of its own, four reports at once cannot be read; and has temporary files of its own,
-# pytest clears away those of earlier runs.
+# Every rank gets a log of its own, as nobody can read four reports at once, and a folder of its own for temporary files,
+# as pytest removes those of earlier runs.
 rank_to_file='rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${SLURM_PROCID:-0}}}}
 log=$1.$rank; shift
 export PYTEST_DEBUG_TEMPROOT=$(dirname "$log")/tmp-$(basename "$log").d
@@ -57,7 +57,7 @@ for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
     report "ranks$ranks" "$code"
 done
 
-# The closing lines of all runs, added up.
+# Add up the closing lines of all runs.
 cat "$logs"/*.0 2>/dev/null | awk '
     /(passed|failed|error|skipped).* in [0-9.]+s/ {
         for (i = 2; i <= NF; i++) {
