@@ -116,7 +116,7 @@ class Call:
         board, staging = self.team.board, self.team.staging
         block = staging.grow(nbytes)
         user = staging.claim(self.number)
-        if not user or board.ranks == 1 or board.reached(user, board.last_phase):
+        if not user or board.reached(user, board.last_phase):
             return block, _NOTHING
         return block, [board.phase(user, board.last_phase, self.name)]
 
