@@ -164,6 +164,8 @@ class Comm(MPI.Intracomm):
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
         small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._left_to_mpi
         if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not Block.named:
+            if self._queue.busy:
+                self._under_way()
             _ALLREDUCE(self, sendbuf, recvbuf, op)
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
@@ -172,7 +174,9 @@ class Comm(MPI.Intracomm):
             engine = self._engine_or_none or self._engine
             self._last = engine.allreduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
-        if self._options.check and self._reduce_plain(sendbuf, recvbuf, op, algorithm):
+        if not self._options.check:
+            self._under_way()
+        elif self._reduce_plain(sendbuf, recvbuf, op, algorithm):
             return
         if Block.named:
             self._reduce_by_mpi(sendbuf, recvbuf, op)
@@ -181,14 +185,14 @@ class Comm(MPI.Intracomm):
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
-        arrays = self._arrays_on_node() if scatters(recvbuf) else None
-        if arrays is None or not arrays.reduce_scatter(sendbuf, recvbuf, op, leave=self._under_way()):
+        arrays, leave = self._arrays_on_node() if scatters(recvbuf) else None, self._under_way()
+        if arrays is None or not arrays.reduce_scatter(sendbuf, recvbuf, op, leave=leave):
             super().Reduce_scatter_block(sendbuf, recvbuf, op)
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
-        arrays = self._arrays_on_node() if gathers(recvbuf, self.size) else None
-        if arrays is None or not arrays.allgather(sendbuf, recvbuf, leave=self._under_way()):
+        arrays, leave = self._arrays_on_node() if gathers(recvbuf, self.size) else None, self._under_way()
+        if arrays is None or not arrays.allgather(sendbuf, recvbuf, leave=leave):
             super().Allgather(sendbuf, recvbuf)
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
@@ -434,11 +438,18 @@ class Comm(MPI.Intracomm):
             super().Allreduce(sendbuf, recvbuf, op)
 
     def _under_way(self) -> bool:
-        """Return whether exchanges are under way, of which there may be only so many beside plain arrays."""
+        """Return whether exchanges are under way beside a call of plain arrays, which waits for other ranks.
+
+        They may wait for this rank's part of an exchange: the thread takes it forward, or this call does so first.
+        """
         if not self._queue.busy:
             return False
+        if not self._has_thread:
+            self._queue.drain()
+            return False
         self._queue.make_room()
-        return True
+        self._wake()
+        return self._queue.busy
 
     def _arrays_on_node(self) -> Arrays | None:
         """Return what exchanges plain arrays, if all ranks are of one node."""

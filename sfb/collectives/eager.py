@@ -81,37 +81,39 @@ class EagerExchange(PersistentExchange):
     def start(self, pending: PendingCall) -> bool:
         """Send header and payload, and go on as far as possible."""
         agree = self._team.agree
-        buffers = self._idle.pop() if self._idle else EagerBuffers.allocate(self._team)
-        if buffers is not self._buffers:
-            self._bind(buffers)
         self._name, self._number = pending.call, agree.number + 1
+        buffers: EagerBuffers | None = None
         try:
             arguments = kernel_arguments(pending, self.problem.dtype)
+            buffers = self._idle.pop() if self._idle else EagerBuffers.allocate(self._team)
+            if buffers is not self._buffers:
+                self._bind(buffers)
             self._arguments = tag(self._number), pending.digest, *arguments
             self._advance(SPINS if pending.blocking else 0)
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
+        except BaseException:  # an interrupt, or an error of MPI: messages are under way
+            agree.number = self._number
+            self._keep()
+            raise
         if self.code == status.UNFIT:
-            self._idle.append(buffers)
+            if buffers is not None:
+                self._idle.append(buffers)
             return False
         pending.number = agree.number = self._number
         if self.code == status.PENDING:
-            agree.rounds.under_way[self._number] = self._state, self._bound, buffers
+            self._keep()
         return True
 
     def test(self) -> bool:
         """Go on without waiting."""
-        return self._advance(0)
+        return self.code != status.PENDING or self._advance(0)
 
     def wait(self) -> int:
-        """Go on to the end."""
+        """Go on to the end; after an interrupt, another call goes on from there."""
         if self.code == status.PENDING:
             rounds, number = self._team.agree.rounds, self._number
-            try:
-                RoundsRequest(rounds, self._name, number, self._go, self._state, self._bound, self._buffers).Wait()
-            except BaseException:
-                self._state, self._buffers = np.zeros_like(self._state), None  # MPI may still write to the others
-                raise
+            RoundsRequest(rounds, self._name, number, self._go, self._state, self._bound, self._buffers).Wait()
         return self.code
 
     def hand_over(self, pending: PendingCall) -> None:
@@ -151,14 +153,18 @@ class EagerExchange(PersistentExchange):
             return False
         if self.code == status.UNFIT:
             return True
-        self._team.agree.rounds.under_way.pop(self._number, None)
         if self.code > 0:
             raise MPI.Exception(self.code)
+        self._team.agree.rounds.under_way.pop(self._number, None)
         self.rebuild_seconds = int(self._state[self._rounds.WORK]) * 1e-9
         if self.code == status.DONE:
             assert self._buffers is not None
             self._idle.append(self._buffers)
         return True
+
+    def _keep(self) -> None:
+        """Keep alive, whatever becomes of this object, the memory that MPI may write to."""
+        self._team.agree.rounds.under_way[self._number] = self._state, self._bound, self._buffers
 
     def _go(self, spins: int) -> int:
         self._advance(spins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from functools import partial
 from time import perf_counter
@@ -66,6 +67,8 @@ class Engine:
         self._receivers = Receivers(options, team.owns)
         self._plans = _Plans()
         self._buffers: list[EagerBuffers] = []
+        # The arrays that calls under way change, by identity, and how many calls.
+        self._targets: Counter[int] = Counter()
 
     def allreduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange.
@@ -94,12 +97,23 @@ class Engine:
             op: What the user passed.
             alone: Whether no other call is under way.
         """
-        if not self._start_cached(pending, op, alone):
+        pending.after = not alone and _target(pending) in self._targets
+        if pending.after or not self._start_cached(pending, op, alone):
             self._propose(pending, op)
         return pending
 
     def complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
         """Complete a call in steps (`sfb.runtime.steps`)."""
+        target = _target(pending)
+        self._targets[target] += 1
+        try:
+            return (yield from self._complete(pending))
+        finally:
+            self._targets[target] -= 1
+            if not self._targets[target]:
+                del self._targets[target]
+
+    def _complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
         exchange = pending.exchange
         if exchange is None:
             yield None
@@ -119,6 +133,8 @@ class Engine:
         prepared = pending.prepared if pending.signature is None else (yield from self._prepare(pending))
         assert prepared is not None
         pending.prepared = prepared
+        if pending.after:
+            yield ALONE
         exchange = prepared.acquire(blocking=pending.blocking)
         began = perf_counter()
         yield from exchange.run(pending)
@@ -154,7 +170,8 @@ class Engine:
             pending.digest = planned.signature.digest("Start")
             if factors.shape != problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {problem.shape} with S={samples} when the plan was made")
-            if self._start(pending, prepared, alone):
+            pending.after = not alone and _target(pending) in self._targets
+            if not pending.after and self._start(pending, prepared, alone):
                 return pending
             self._check(pending)
         except Exception as caught:  # the other ranks wait to hear of it
@@ -297,6 +314,11 @@ class Engine:
         if pending.blocking and prepared.plan.trial is not None:
             prepared.time(exchange.algorithm, seconds - exchange.waited, exchange.waited)
         return Exchange(exchange.algorithm, prepared.wire_bytes(exchange.algorithm), seconds - rebuild, rebuild)
+
+
+def _target(pending: PendingCall) -> int:
+    """Return what stands for the array that a call changes."""
+    return id(getattr(pending.recvbuf, "array", pending.recvbuf))
 
 
 class _Plans:

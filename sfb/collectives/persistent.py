@@ -28,6 +28,7 @@ class PendingCall(Proposal):
     """A call under way on this rank, as the user made it, and what the rank proposes to the others.
 
     Attributes:
+        after: Whether an older call under way has the same receiver, whose sum comes first.
         began: The clock when this rank came to the call.
         factors: What the user passed.
         recvbuf: What the user passed.
@@ -39,11 +40,23 @@ class PendingCall(Proposal):
         exchange: The exchange that has been started; None if only a header has been posted.
     """
 
-    __slots__ = ("algorithm", "began", "cached", "exchange", "factors", "prepared", "receiver", "recvbuf", "signature")
+    __slots__ = (
+        "after",
+        "algorithm",
+        "began",
+        "cached",
+        "exchange",
+        "factors",
+        "prepared",
+        "receiver",
+        "recvbuf",
+        "signature",
+    )
 
     def __init__(self, call: str, factors: Any, recvbuf: Any, algorithm: str, *, blocking: bool) -> None:
         super().__init__(call, blocking=blocking)
         self.began = perf_counter()
+        self.after = False
         self.factors = factors
         self.recvbuf = recvbuf
         self.algorithm = algorithm

@@ -64,6 +64,11 @@ class QueuedExchange:
             self.end()
         except Exception as error:
             self._fail(error)
+        except BaseException as interrupt:  # the steps cannot go on from it
+            error = RuntimeError("an interrupt ended the exchange on this rank; the others may wait for it")
+            error.__cause__ = interrupt
+            self._fail(error)
+            raise
         else:
             self.posted = self.posted or step is POSTED
             self._alone = step is ALONE
