@@ -11,8 +11,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
 from sfb.kernels._compile import INNER, KERNEL
-from sfb.kernels._loops import update_dense
 from sfb.kernels._parts import FLOATS, array_type, fits, form, take
+from sfb.kernels._updates import update_dense
 from sfb.kernels._vectors import flat
 from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE
 from sfb.kernels.rounds import ALIKE, WORK, gather, reset, sum_values

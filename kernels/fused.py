@@ -11,8 +11,9 @@ Importing this module imports Numba and compiles, or loads from its cache.
 from numba import njit, types
 
 from sfb.kernels._compile import INNER, KERNEL
-from sfb.kernels._loops import reduce, update_dense
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
+from sfb.kernels._reductions import reduce
+from sfb.kernels._updates import update_dense
 from sfb.kernels.header import NOTE
 from sfb.kernels.status import AGREED, PENDING, UNFIT
 from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached, slot
