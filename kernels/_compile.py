@@ -8,12 +8,11 @@ from llvmlite import binding
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-__all__ = ["INNER", "KERNEL", "inner", "kernel"]
+__all__ = ["inner", "kernel"]
 
 # Options of Numba. No C function calls a kernel; and only kernels call the others, so they need no wrapper for Python.
 _KERNEL = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER = {**_KERNEL, "no_cpython_wrapper": True}
-KERNEL, INNER = {**_KERNEL, "cache": True}, {**_INNER, "cache": True}
 # a·b + c may become one fused multiply-add; nothing is reordered, and NaN and Inf keep their meaning.
 _CONTRACT = {"fastmath": {"contract"}}
 

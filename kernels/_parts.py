@@ -3,7 +3,8 @@
 from numba import types
 
 from sfb.kernels._compile import inner
-from sfb.kernels._loops import accumulate, overlap, update
+from sfb.kernels._products import accumulate, overlap
+from sfb.kernels._updates import update
 from sfb.kernels.rules import ASSIGN, SGD
 from sfb.kernels.status import DONE
 

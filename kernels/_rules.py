@@ -1,15 +1,21 @@
 """Update rules as LLVM vectors: the same bits wherever an element lies, and however a gradient came about."""
 
+from collections import namedtuple
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sfb.kernels._tiles import Tile
-from sfb.kernels._vectors import I64, Vectors, pointer
+from sfb.kernels._tiles import ROWS, Tile
+from sfb.kernels._vectors import I64, Vectors
 from sfb.kernels.rules import ADAGRAD, ADAM, ASSIGN, MOMENTUM, NESTEROV, PROXIMAL, SGD
 
-__all__ = ["FEWER", "FEWEST", "apply", "rule_tile"]
+__all__ = ["FEWER", "FEWEST", "Update", "apply", "prefetch", "rule_tile"]
+
+# A rule in rows of w and of its states s and t: the rule's kind; pointers to its numbers, to w, s and t, which are any
+# arrays where it has no states; elements from one row to the next; and how many of w, s and t to prefetch.
+Update = namedtuple("Update", "kind numbers w s t step arrays")
 
 # Rows of tiles that a rule takes: of one with two states, and of others. Each row of w and of its states
 # is a stream from memory, and those of an even pitch share a set of the first cache.
@@ -112,68 +118,79 @@ def _emit(rule, step, numbers, g, g_step, places, w_step, rows, columns):
             work(row.index, builder.mul(whole, lanes), mask)
 
 
-@intrinsic
-def apply(typing_context, kind, p, g, g_at, g_step, w, s, t, at, step, rows, columns):
-    """Let a rule take ``columns`` elements of so many rows of a gradient.
+def _unpack(builder, update, offset):
+    """Return the fields of an `Update`, with pointers to w, s and t that lie ``offset`` elements further on."""
+    kind, numbers, *arrays, step, used = cgutils.unpack_tuple(builder, update)
+    return kind, numbers, [builder.gep(array, [offset]) for array in arrays], step, used
 
-    All arrays are flat. Of g and of w rows begin at ``g_at`` and ``at`` and lie ``g_step`` and ``step`` apart; s and t
-    are the states, of the places of w; any arrays where the rule has none. ``kind`` and the numbers p are as
-    `sfb.kernels.rules` says.
-    """
+
+@intrinsic
+def apply(typing_context, update, offset, g, rows, columns):
+    """Let a rule take rows of a gradient g, in rows of w that begin ``offset`` elements further on."""
 
     def generate(context, builder, signature, arguments):
-        kind, p, g, g_at, g_step, *arrays, at, step, rows, columns = arguments
-        kinds = signature.args
-        places = [pointer(context, builder, kinds[5 + i], array, at) for i, array in enumerate(arrays)]
-        g = pointer(context, builder, kinds[2], g, g_at)
-        p = pointer(context, builder, kinds[1], p, ir.Constant(I64, 0))
-        rule = _Rule(builder, context.get_value_type(element), p)
-        for number, (function, numbers, kept) in _RULES.items():
+        kind, numbers, places, step, _ = _unpack(builder, *arguments[:2])
+        pointer, g_step = cgutils.unpack_tuple(builder, arguments[2])
+        rule = _Rule(builder, context.get_value_type(g.types[0].dtype), numbers)
+        for number, (function, count, kept) in _RULES.items():
             with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
-                _emit(rule, function, numbers, g, g_step, places[:kept], step, rows, columns)
+                _emit(rule, function, count, pointer, g_step, places[:kept], step, *arguments[3:])
         return context.get_dummy_value()
 
-    element, i = w.dtype, types.int64
-    return types.void(i, p, g, i, i, w, s, t, i, i, i, i), generate
+    return types.void(update, types.int64, g, types.int64, types.int64), generate
 
 
 def _rule_tile(rows):
-    """Make what works a whole tile of so many rows and lets a rule take it.
+    """Make what works a whole tile of so many rows and lets a rule take α times its sums.
 
-    Arguments as of `sfb.kernels._tiles.tile` and, from ``kind`` on, `apply`; last, how far ahead of it that tile begins
-    of which w and the states are prefetched.
+    Arguments are those of `sfb.kernels._tiles.tile` and of `apply`; last, how far ahead of it that tile begins of which
+    w and the states are prefetched.
     """
 
-    def typed(typing_context, a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, w, s, t, at, step, ahead):
+    def typed(typing_context, a, b, depth, alpha, update, offset, ahead):
+        dtype = a.types[0].dtype
+
         def generate(context, builder, signature, arguments):
-            a, a_at, a_step, b, b_at, b_step, depth, alpha, kind, p, *arrays, at, step, ahead = arguments
-            kinds = signature.args
-            tile = Tile(builder, context.get_value_type(element), rows)
-            a = pointer(context, builder, kinds[0], a, a_at)
-            b = pointer(context, builder, kinds[3], b, b_at)
-            p = pointer(context, builder, kinds[9], p, ir.Constant(I64, 0))
-            places = [pointer(context, builder, kinds[10 + i], array, at) for i, array in enumerate(arrays)]
+            a_strip, b_strip, depth, alpha, update, offset, ahead = arguments
+            tile = Tile(builder, context.get_value_type(dtype), rows)
             nothing = [[tile.constant(0.0)] * len(tile.masks)] * rows
-            scale, sums = tile.splat(alpha), tile.product(a, a_step, b, b_step, depth, nothing)
+            (a_at, a_step), (b_at, b_step) = (cgutils.unpack_tuple(builder, strip) for strip in (a_strip, b_strip))
+            scale, sums = tile.splat(alpha), tile.product(a_at, a_step, b_at, b_step, depth, nothing)
             sums = [[builder.fmul(scale, total) for total in row] for row in sums]
-            rule = _Rule(builder, tile.element, p)
-            for number, (function, numbers, kept) in _RULES.items():
+            kind, numbers, places, step, _ = _unpack(builder, update, offset)
+            rule = _Rule(builder, tile.element, numbers)
+            for number, (function, count, kept) in _RULES.items():
                 with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(I64, number))):
-                    values = rule.splats(numbers)
-                    for row, offset in zip(sums, tile.offsets(step), strict=True):
+                    values = rule.splats(count)
+                    for row, start in zip(sums, tile.offsets(step), strict=True):
                         for place in places[:kept]:
-                            tile.prefetch(place, builder.add(offset, ahead))
-                        given = [tile.load(place, offset) for place in places[:kept]]
+                            tile.prefetch(place, builder.add(start, ahead))
+                        given = [tile.load(place, start) for place in places[:kept]]
                         results = [function(rule, values, g, *old) for g, *old in zip(row, *given, strict=True)]
                         for place, new in zip(places, zip(*results, strict=True), strict=False):
-                            tile.store(new, place, offset)
+                            tile.store(new, place, start)
             return context.get_dummy_value()
 
-        element, i = w.dtype, types.int64
-        return types.void(a, i, i, b, i, i, i, element, i, p, w, s, t, i, i, i), generate
+        return types.void(a, b, types.int64, dtype, update, types.int64, types.int64), generate
 
     return intrinsic(typed)
 
 
 # By rows.
 rule_tile = {rows: _rule_tile(rows) for rows in (FEWEST, FEWER)}
+
+
+@intrinsic
+def prefetch(typing_context, update, offset):
+    """Bring `ROWS` rows, as wide as a tile, of the arrays of an update into the second cache; never faults."""
+
+    def generate(context, builder, signature, arguments):
+        _, _, places, step, used = _unpack(builder, *arguments)
+        tile = Tile(builder, context.get_value_type(update.types[2].dtype), ROWS)
+        for number, place in enumerate(places):
+            with builder.if_then(builder.icmp_signed(">", used, ir.Constant(I64, number))):
+                for start in tile.offsets(step):
+                    tile.prefetch(place, start)
+        return context.get_dummy_value()
+
+    return types.void(update, types.int64), generate

@@ -4,19 +4,30 @@ Every element of a tile is one chain of fused multiply-adds over the samples in 
 depend neither on the place of the tile nor on the width of the machine's vectors.
 """
 
+from collections import namedtuple
+
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sfb.kernels._vectors import AVX512, I32, I64, VECTOR, Vectors, pointer
+from sfb.kernels._vectors import AVX512, I32, I64, VECTOR, Vectors
 
-__all__ = ["LINE", "ROWS", "Tile", "move", "part", "prefetch", "tile"]
+__all__ = ["LINE", "ROWS", "Ending", "Panels", "Strip", "Tile", "move", "row", "tile", "width_of"]
 
 # So many vectors wide, and so many rows, that accumulators, operands and a broadcast fill 16 or 32 registers. Few rows,
 # since each is a stream from memory: 12 of half the width took 1.6 times as long at depth 1.
 _VECTORS = 4 if AVX512 else 2
 ROWS = 6
 LINE = VECTOR * _VECTORS  # bytes of a row of a tile
+
+# Rows of an array, or samples of a factor: a pointer to the first, and elements from one to the next.
+Strip = namedtuple("Strip", "pointer step")
+# Columns of a factor: sample j of panel p, as many columns as a tile has rows or columns, begins at
+# pointer + p·pitch + j·step.
+Panels = namedtuple("Panels", "pointer step pitch")
+# What becomes of the sums of a tile of C: C ← α·(sums, after C if ``resume``) or, to ``add``, C ← β·C + α·sums.
+Ending = namedtuple("Ending", "resume add alpha beta")
 
 
 class Tile(Vectors):
@@ -138,72 +149,88 @@ class Tile(Vectors):
         builder.position_at_end(end)
 
 
-def _product(rows, masked):
-    """Make what works a tile of C: sample j of A begins at ``a_at + j·a_step``, row i of C at ``c_at + i·c_step``.
+def _unpack(context, builder, dtype, a, b, c, ending):
+    """Return LLVM's values of the fields of what a tile takes, with α and β as elements."""
+    resume, add, *factors = cgutils.unpack_tuple(builder, ending)
+    factors = [context.cast(builder, factor, types.float64, dtype) for factor in factors]
+    return *(cgutils.unpack_tuple(builder, strip) for strip in (a, b, c)), (resume, add, *factors)
 
-    In the place of ``columns``, a whole tile takes how far ahead of it that one begins which is to be prefetched.
+
+@intrinsic
+def tile(typing_context, a, b, depth, c, ahead, ending):
+    """Work a whole tile, C ← sum over samples j of a[j]·b[j]ᵀ, as its `Ending` says.
+
+    All but ``depth`` and ``ahead`` are tuples with names; ``ahead`` is how many elements behind this tile that one
+    begins which is to be prefetched.
+    """
+    dtype = c.types[0].dtype
+
+    def generate(context, builder, signature, arguments):
+        a, b, depth, c, ahead, ending = arguments
+        a, b, c, ending = _unpack(context, builder, dtype, a, b, c, ending)
+        Tile(builder, context.get_value_type(dtype), ROWS).emit(*a, *b, depth, *c, *ending, ahead=ahead)
+        return context.get_dummy_value()
+
+    return types.void(a, b, types.int64, c, types.int64, ending), generate
+
+
+def _row(rows):
+    """Make what works a row of tiles of so many rows; the last tile may have fewer columns than the others.
+
+    Arguments are those of `tile`, except: panel q of b, a `Panels`, belongs to tile q; and C has ``columns``.
     """
 
-    def typed(context, a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, resume, add, alpha, beta):
+    def typed(typing_context, a, b, depth, c, columns, ending):
+        dtype = c.types[0].dtype
+        lanes = VECTOR // (dtype.bitwidth // 8)
+
         def generate(context, builder, signature, arguments):
-            a, a_at, a_step, b, b_at, b_step, depth, c, c_at, c_step, columns, *ends = arguments
-            kinds = signature.args
-            a = pointer(context, builder, kinds[0], a, a_at)
-            b = pointer(context, builder, kinds[3], b, b_at)
-            c = pointer(context, builder, kinds[7], c, c_at)
-            rest = a, a_step, b, b_step, depth, c, c_step, *ends
-            element = context.get_value_type(c_type.dtype)
-            if not masked:
-                Tile(builder, element, rows).emit(*rest, ahead=columns)
-                return context.get_dummy_value()
-            # The narrowest that holds them: 784 columns leave a sixteenth of a tile.
+            a, b, depth, c, columns, ending = arguments
+            a, (b_at, b_step, pitch), (c_at, c_step), ending = _unpack(context, builder, dtype, a, b, c, ending)
+            element, width = context.get_value_type(dtype), ir.Constant(I64, lanes * _VECTORS)
+            whole, right = builder.udiv(columns, width), builder.urem(columns, width)
+
+            def emit(q, *masked):
+                to = builder.gep(c_at, [builder.mul(q, width)])
+                its = builder.gep(b_at, [builder.mul(q, pitch)]), b_step
+                Tile(builder, element, rows, *masked).emit(*a, *its, depth, to, c_step, *ending)
+
+            with cgutils.for_range(builder, whole) as each:
+                emit(each.index)
+            # The narrowest tile that holds the rest: 784 columns leave a sixteenth of one.
             narrow = 0
             for vectors in (1, 2, 4)[: _VECTORS.bit_length()]:
-                lanes = vectors * VECTOR // (c_type.dtype.bitwidth // 8)
-                above, within = (
-                    builder.icmp_signed(relation, columns, ir.Constant(I64, limit))
-                    for relation, limit in ((">", narrow), ("<=", lanes))
-                )
+                above = builder.icmp_unsigned(">", right, ir.Constant(I64, narrow))
+                narrow = lanes * vectors
+                within = builder.icmp_unsigned("<=", right, ir.Constant(I64, narrow))
                 with builder.if_then(builder.and_(above, within)):
-                    Tile(builder, element, rows, columns, vectors).emit(*rest)
-                narrow = lanes
+                    emit(whole, right, vectors)
             return context.get_dummy_value()
 
-        c_type, i, t = c, types.int64, c.dtype
-        return types.void(a, i, i, b, i, i, i, c, i, i, i, types.boolean, types.boolean, t, t), generate
+        return types.void(a, b, types.int64, c, types.int64, ending), generate
 
     return intrinsic(typed)
 
 
+# By rows: those of a whole tile, and the powers of two that any fewer are made of.
+row = {rows: _row(rows) for rows in (ROWS, 4, 2, 1)}
+
+
 @intrinsic
-def move(typing_context, source, at, target, to):
-    """Copy a row of a whole tile from one flat array to another."""
+def width_of(typing_context, pointer):
+    """Return the columns of a whole tile."""
+    width = LINE // (pointer.dtype.bitwidth // 8)
+    return types.int64(pointer), lambda context, builder, signature, arguments: ir.Constant(I64, width)
+
+
+@intrinsic
+def move(typing_context, source, target):
+    """Copy a row of a whole tile."""
 
     def generate(context, builder, signature, arguments):
         emitter = Tile(builder, context.get_value_type(target.dtype), 1)
         zero = ir.Constant(I64, 0)
-        from_ = pointer(context, builder, signature.args[0], *arguments[:2])
-        emitter.store(emitter.load(from_, zero), pointer(context, builder, signature.args[2], *arguments[2:]), zero)
+        emitter.store(emitter.load(arguments[0], zero), arguments[1], zero)
         return context.get_dummy_value()
 
-    return types.void(source, types.int64, target, types.int64), generate
-
-
-@intrinsic
-def prefetch(typing_context, array, at, step):
-    """Bring `ROWS` rows, as wide as a tile, of a flat array into the second cache; never faults."""
-
-    def generate(context, builder, signature, arguments):
-        array, at, step = arguments
-        tile = Tile(builder, context.get_value_type(element), ROWS)
-        for offset in tile.offsets(step):
-            tile.prefetch(pointer(context, builder, signature.args[0], array, at), offset)
-        return context.get_dummy_value()
-
-    element, i = array.dtype, types.int64
-    return types.void(array, i, i), generate
-
-
-# By the rows that are left: those of a whole tile, and the powers of two that any fewer are made of.
-tile = {rows: _product(rows, False) for rows in (ROWS, 4, 2, 1)}
-part = {rows: _product(rows, True) for rows in tile}
+    return types.void(source, target), generate

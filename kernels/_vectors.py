@@ -1,4 +1,4 @@
-"""The machine's vectors, and the LLVM code that loads, combines and stores them."""
+"""The machine's vectors, the LLVM code that loads, combines and stores them, and pointers to them."""
 
 from llvmlite import ir
 from numba import types
@@ -7,7 +7,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-__all__ = ["AVX512", "I32", "I64", "VECTOR", "Vectors", "flat", "pointer"]
+__all__ = ["AVX512", "I32", "I64", "VECTOR", "Vectors", "at", "flat", "shift"]
 
 AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 VECTOR = 64 if AVX512 else 32  # bytes
@@ -16,9 +16,22 @@ I64 = ir.IntType(64)
 I32 = ir.IntType(32)
 
 
-def pointer(context, builder, kind, array, at):
-    """Return LLVM's pointer to an element of a flat array of a type of Numba."""
-    return builder.gep(make_array(kind)(context, builder, array).data, [at])
+@intrinsic
+def at(typing_context, array, index):
+    """Return a pointer to an element of a C-contiguous array, counted along its rows; it keeps nothing alive."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.gep(make_array(array)(context, builder, arguments[0]).data, [arguments[1]])
+
+    return types.CPointer(array.dtype)(array, types.int64), generate
+
+
+@intrinsic
+def shift(typing_context, pointer, count):
+    """Return a pointer to the element that lies ``count`` elements behind that of another pointer."""
+    return pointer(pointer, types.int64), lambda context, builder, signature, arguments: builder.gep(
+        arguments[0], [arguments[1]]
+    )
 
 
 @intrinsic

@@ -10,8 +10,8 @@ import numpy as np
 from numba import types
 
 from sfb.kernels._compile import inner, kernel
-from sfb.kernels._loops import update_dense
 from sfb.kernels._parts import FLOATS, array_type, fits, form, take
+from sfb.kernels._updates import update_dense
 from sfb.kernels._vectors import flat
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
 from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE

@@ -12,8 +12,9 @@ import numpy as np
 from numba import types
 
 from sfb.kernels._compile import inner, kernel
-from sfb.kernels._loops import reduce, update_dense
 from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
+from sfb.kernels._reductions import reduce
+from sfb.kernels._updates import update_dense
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
 from sfb.kernels.header import NOTE
 from sfb.kernels.status import AGREED, DONE, PENDING, UNFIT

@@ -65,9 +65,9 @@ class QueuedExchange:
         except Exception as error:
             self._fail(error)
         except BaseException as interrupt:  # the steps cannot go on from it
-            error = RuntimeError("an interrupt ended the exchange on this rank; the others may wait for it")
-            error.__cause__ = interrupt
-            self._fail(error)
+            ended = RuntimeError("an interrupt ended the exchange on this rank; the others may wait for it")
+            ended.__cause__ = interrupt
+            self._fail(ended)
             raise
         else:
             self.posted = self.posted or step is POSTED

@@ -74,7 +74,7 @@ class Team:
         self.threads = threads_of(self.node, available)
         try:
             with on_all_ranks(self.world, "Comm"):
-                load(self.node, kernels.PLAIN)
+                load(self.node, kernels.ARRAY_STAGES)
         except Exception:
             self.node.Free()
             self.world.Free()

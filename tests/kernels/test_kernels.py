@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfb import kernels
-from sfb.kernels import status
+from sfb.kernels import _products, _updates, status
 from sfb.kernels.rules import ADAM
 
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -282,7 +282,7 @@ def test_reduce_adds_rows_in_order(rng, dtype):
 @pytest.mark.parametrize("columns", [1, 70, 5000, 21504])
 def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
     """An exchange plans its scratch for the most samples, to update or to accumulate, and may have fewer."""
-    rows, loops = 30, kernels._compiled()
+    rows = 30
     w, s, t = (np.zeros((rows, columns), dtype) for _ in range(3))
     numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
     for planned in (1, 20, 33, 64, 200, 256, 300):
@@ -290,22 +290,21 @@ def test_scratch_serves_whatever_has_no_more_samples(dtype, columns, rng):
         guarded = np.full(room + 4096, 7, dtype)
         for depth in {planned, planned - 1, min(planned, 200), min(planned, 64), min(planned, 32)}:
             u, v = rng.standard_normal((depth, rows)).astype(dtype), rng.standard_normal((depth, columns)).astype(dtype)
-            assert loops.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room]) == status.DONE
+            assert _products.accumulate(u, v, w, 0, 0, rows, True, 1.0, 1.0, guarded[:room]) == status.DONE
             assert (guarded[room:] == 7).all()
-            assert loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room]) == status.DONE
+            assert _updates.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, rows, 1.0, guarded[:room]) == status.DONE
             assert (guarded[room:] == 7).all()
 
 
 def test_too_little_scratch_is_refused(rng):
     """A kernel says how much it lacks, and has changed nothing."""
-    loops = kernels._compiled()
     w, s, t = rng.standard_normal((3, 40, 500))
     before = w.copy()
     numbers = kernels.adam(0.1, 1, (0.9, 0.99), 1e-8).numbers(w.dtype)
     u, v = rng.standard_normal((300, 40)), rng.standard_normal((300, 500))
     for call in (
-        lambda scratch: loops.accumulate(u, v, w, 0, 0, 40, True, 1.0, 1.0, scratch),
-        lambda scratch: loops.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, 40, 1.0, scratch),
+        lambda scratch: _products.accumulate(u, v, w, 0, 0, 40, True, 1.0, 1.0, scratch),
+        lambda scratch: _updates.update(ADAM, numbers, u, v, w, s, t, 3, 0, 0, 40, 1.0, scratch),
     ):
         room = call(np.empty(0))
         assert room > 0

@@ -1,0 +1,58 @@
+"""Memory that the kernels need beside their arguments."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import numpy as np
+
+from sfb.kernels.stages import compiled
+
+__all__ = ["local", "room_for", "scratch", "scratch_for"]
+
+_ALIGN = 64
+
+
+class _Local(threading.local):
+    """Scratch of a thread, which grows with what is asked of it.
+
+    Attributes:
+        memory: Arrays by the bytes of an element.
+    """
+
+    def __init__(self) -> None:
+        self.memory = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
+
+
+local = _Local()
+
+
+def scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return this thread's scratch, after making room for ``room`` elements."""
+    memory = local.memory[dtype.itemsize]
+    if memory.size < room:
+        raw = np.empty(room * dtype.itemsize + _ALIGN, np.uint8)
+        offset = -raw.ctypes.data % _ALIGN
+        memory = local.memory[dtype.itemsize] = raw[offset : offset + room * dtype.itemsize].view(dtype)
+    return memory
+
+
+def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:
+    """Return this thread's scratch, with room for what any kernel does with up to ``depth`` samples of w's factors."""
+    return scratch(room_for(depth, w.shape[1], w.itemsize), w.dtype)
+
+
+@functools.lru_cache(1024)
+def room_for(depth: int, columns: int, itemsize: int) -> int:
+    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 5 MiB."""
+    panels, tiles, updates = compiled("_panels"), compiled("_tiles"), compiled("_updates")
+    samples, deep = min(depth, panels.DEPTH), depth > panels.DEPTH
+    width = tiles.LINE // itemsize
+    # The caller may accumulate or use a rule, and may have fewer samples in the end.
+    across = min(columns, panels.wide(depth) // itemsize)
+    packed = (panels.BAND + across + 2 * width) * samples
+    if deep:
+        return packed + updates.TALL * across
+    return packed + tiles.ROWS * min(columns + width, panels.WIDE // itemsize)

@@ -1,0 +1,244 @@
+"""Products of factors and update rules that take them, in rows of a matrix, by one thread or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from sfb.kernels._arguments import check_arrays, check_factors, check_rows, states_of
+from sfb.kernels._scratch import local, scratch
+from sfb.kernels._threads import share
+from sfb.kernels.rules import ASSIGN, SGD, Rule
+from sfb.kernels.stages import compiled
+from sfb.kernels.status import DONE
+
+__all__ = ["accumulate", "norm", "rebuild", "reduce", "shrink_rows", "update", "update_dense"]
+
+# Stands for the end of the rows.
+_ALL = -1
+# Errors of calls with arguments that no kernel is compiled for.
+_REFUSED = (TypeError, KeyError, AttributeError, IndexError)
+
+
+def rebuild(
+    u: np.ndarray,
+    v: np.ndarray,
+    g: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Set rows of g to those of α·uᵀv.
+
+    Args:
+        u: m×K, C-contiguous float32 or float64; m may be 0. Or fewer columns of it, from ``first`` on.
+        v: m×D, likewise.
+        g: K×D, C-contiguous and writeable; shares no memory with u or v.
+        start: First row.
+        stop: End of the rows; all that u has by default.
+        first: The row of g that column 0 of u belongs to; negative if g lacks that row and others after it.
+        alpha: Factor of the product.
+        threads: To share the rows among.
+
+    Raises:
+        ValueError: Shapes that do not fit, or rows out of range.
+        TypeError: Dtypes, orders or read-only arrays that the kernels do not take.
+    """
+    _accumulate(u, v, g, start, stop, first, False, alpha, 0.0, threads)
+
+
+def accumulate(
+    u: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Set rows of w to those of β·w + α·uᵀv; arguments and errors as of `rebuild`."""
+    _accumulate(u, v, w, start, stop, first, True, alpha, beta, threads)
+
+
+def update(
+    rule: Rule,
+    u: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    states: Sequence[np.ndarray | None] = (),
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Let a rule take the gradient α·uᵀv in rows of w, in one pass; the gradient is never stored.
+
+    Args:
+        rule: `assign`, `sgd`, `adam`, `adagrad` or `proximal`.
+        u: m×K, as in `rebuild`.
+        v: m×D, likewise.
+        w: K×D, C-contiguous and writeable.
+        states: The K×D arrays like w that the rule keeps.
+        start: First row.
+        stop: End of the rows; all by default.
+        first: As in `rebuild`.
+        alpha: Factor of the gradient.
+        threads: To share the rows among.
+
+    Raises:
+        ValueError: Shapes or states that do not fit, or rows out of range.
+        TypeError: As `rebuild` does.
+    """
+    if rule.kind in (ASSIGN, SGD):
+        scale, keep = rule.linear
+        _accumulate(u, v, w, start, stop, first, rule.kind == SGD, scale * alpha, keep, threads)
+        return
+    kernel, kind, arrays = compiled("_updates").update, rule.kind, 1 + rule.states
+    if threads == 1:
+        end = _ALL if stop is None else stop
+        try:
+            numbers, scratch = rule.numbers(w.dtype), local.memory[w.itemsize]
+            s = states[0] if arrays > 1 else w
+            t = states[1] if arrays > 2 else w
+            if kernel(kind, numbers, u, v, w, s, t, arrays, first, start, end, alpha, scratch) == DONE:
+                return
+        except _REFUSED:
+            check_factors(u, v, w, start, stop, first)
+            check_arrays(w, *states_of(rule, w, states))
+            raise
+    stop = check_factors(u, v, w, start, stop, first)
+    s, t = states_of(rule, w, states)
+    before = kind, rule.numbers(w.dtype), u, v, w, s, t, arrays, first
+    share(partial(_complete, kernel, w, before, (alpha,)), start, stop, len(u) * w.shape[1], threads)
+
+
+def update_dense(
+    rule: Rule,
+    g: np.ndarray,
+    w: np.ndarray,
+    states: Sequence[np.ndarray | None] = (),
+    start: int = 0,
+    stop: int | None = None,
+    first: int = 0,
+    *,
+    alpha: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Let a rule take the gradient α·g, which exists already: K×D like w, or rows of it from ``first`` on."""
+    if g.shape[1] != w.shape[1]:
+        raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
+    stop = check_rows(w, start, stop, first, g.shape[0])
+    s, t = states_of(rule, w, states)
+    kernel, numbers = compiled("_updates").update_dense, rule.numbers(w.dtype)
+    if threads == 1:
+        kernel(rule.kind, numbers, g, w, s, t, first, start, stop, alpha)
+        return
+
+    def work(low: int, high: int) -> None:
+        kernel(rule.kind, numbers, g, w, s, t, first, low, high, alpha)
+
+    share(work, start, stop, 8 * w.shape[1], threads)
+
+
+def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | None = None, *, threads: int = 1) -> None:
+    """Scale each row r of w by max(0, 1 − threshold/‖r‖), the proximal step of the group lasso.
+
+    Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.4.
+
+    Args:
+        w: K×D, C-contiguous and writeable float32 or float64.
+        threshold: ≥ 0; rows no longer than that become 0.
+        start: First row.
+        stop: End of the rows; all by default.
+        threads: To share the rows among.
+
+    Raises:
+        ValueError: Rows out of range, or a negative threshold.
+    """
+    stop = check_rows(w, start, stop, 0, w.shape[0])
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be ≥ 0, got {threshold!r}")
+    kernel = compiled("_updates").shrink_rows
+    share(lambda low, high: kernel(w, low, high, threshold), start, stop, 8 * w.shape[1], threads)
+
+
+def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
+    """Return the Frobenius norm of uᵀv from the Gram matrices uuᵀ and vvᵀ; the same on every machine.
+
+    ‖uᵀv‖² = Σ (uuᵀ ∘ vvᵀ): m²(K+D) multiplications, and uᵀv is not formed.
+
+    Args:
+        u: m×K, C-contiguous float32 or float64.
+        v: m×D, likewise.
+        threads: To share the work among.
+    """
+    depth = len(u)
+    grams = np.empty((2, depth, depth), u.dtype)
+    for factor, gram in zip((u, v), grams, strict=True):
+        turned = np.ascontiguousarray(factor.T)
+        rebuild(turned, turned.copy(), gram, threads=threads)
+    return float(np.sqrt(max(0.0, compiled("_reductions").inner_product(*grams))))
+
+
+def reduce(parts: np.ndarray, start: int, stop: int) -> None:
+    """Add elements ``start`` to ``stop`` of all rows of ``parts`` to those of its first row, in the order of rows.
+
+    Args:
+        parts: R×n, C-contiguous float32 or float64.
+        start: First element.
+        stop: End of the elements.
+
+    Raises:
+        ValueError: Elements out of range.
+    """
+    if parts.ndim != 2 or not 0 <= start <= stop <= parts.shape[1]:
+        raise ValueError(f"elements {start} to {stop} do not lie within the rows of {parts.shape}")
+    compiled("_reductions").reduce(parts, start, stop)
+
+
+def _accumulate(
+    u: np.ndarray,
+    v: np.ndarray,
+    w: np.ndarray,
+    start: int,
+    stop: int | None,
+    first: int,
+    add: bool,
+    alpha: float,
+    beta: float,
+    threads: int,
+) -> None:
+    kernel = compiled("_products").accumulate
+    if threads == 1:
+        end = _ALL if stop is None else stop
+        try:
+            if kernel(u, v, w, first, start, end, add, alpha, beta, local.memory[w.itemsize]) == DONE:
+                return
+        except _REFUSED:
+            check_factors(u, v, w, start, stop, first)
+            raise
+    stop = check_factors(u, v, w, start, stop, first)
+    after = add, alpha, beta
+    share(partial(_complete, kernel, w, (u, v, w, first), after), start, stop, len(u) * w.shape[1], threads)
+
+
+def _complete(
+    kernel: Callable[..., int], w: np.ndarray, before: tuple[Any, ...], after: tuple[Any, ...], start: int, stop: int
+) -> None:
+    """Call a kernel for some rows, with arguments that fit and as much scratch as it says that it needs."""
+    missing = kernel(*before, start, stop, *after, local.memory[w.itemsize])
+    if missing > 0:
+        missing = kernel(*before, start, stop, *after, scratch(missing, w.dtype))
+    if missing != DONE:
+        raise RuntimeError("a kernel refused arguments that were found to fit")
