@@ -5,7 +5,7 @@ import oracle
 import pytest
 
 import sfb
-from sfb.collectives import Problem, pipelined, spread
+from sfb.collectives import Problem, fill_nodes, pipelined
 
 pytestmark = pytest.mark.mpi
 
@@ -72,7 +72,7 @@ def test_several_at_once(lone_comm, world, small_bands):
 
 def problem(shape, samples, ranks, **options):
     counts = np.full(ranks, samples, np.int64)
-    node_of = spread(ranks, options.pop("nodes", ranks))
+    node_of = fill_nodes(ranks, options.pop("nodes", ranks))
     return Problem(shape=shape, dtype=np.dtype("f4"), counts=counts, node_of=node_of, passes=2, **options)
 
 
