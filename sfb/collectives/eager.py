@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives import broadcast, dense
-from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import KernelExchange, PendingCall, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
 from sfb.kernels import status
 from sfb.runtime.limits import EAGER_LIMIT, SPINS, tag
@@ -41,7 +41,7 @@ class EagerBuffers(NamedTuple):
         return cls(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(EAGER_LIMIT // team.size, np.uint8))
 
 
-class EagerExchange(PersistentExchange):
+class EagerExchange(KernelExchange):
     """An exchange by ``broadcast`` or ``dense`` with one rank per node, in the messages of the agreement.
 
     A rank sends its factors, or its product, beside its header. The bits are those of the algorithm in steps.
@@ -67,9 +67,7 @@ class EagerExchange(PersistentExchange):
         self._room = kernels.room_for(problem.depth, problem.shape[1], problem.itemsize)
         self._idle = buffers
         self._buffers: EagerBuffers | None = None
-        self._name, self._number = "", 0
         self._bound = np.empty(0, np.int64)
-        self._arguments: tuple[Any, ...] = ()
 
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
@@ -105,10 +103,6 @@ class EagerExchange(PersistentExchange):
             self._keep()
         return True
 
-    def test(self) -> bool:
-        """Go on without waiting."""
-        return self.code != status.PENDING or self._advance(0)
-
     def wait(self) -> int:
         """Go on to the end; after an interrupt, another call goes on from there."""
         if self.code == status.PENDING:
@@ -121,10 +115,6 @@ class EagerExchange(PersistentExchange):
         assert self._buffers is not None
         self._team.agree.resume(pending, (self._buffers.words.copy(), self._starts.tolist()))
         self._idle.append(self._buffers)
-
-    def forget(self) -> None:
-        """Drop the arguments of the last exchange."""
-        self._arguments = ()
 
     def _bind(self, buffers: EagerBuffers) -> None:
         """Bind what all calls have in common, over these buffers."""

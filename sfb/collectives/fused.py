@@ -9,7 +9,7 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import dense, node
-from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import KernelExchange, PendingCall, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
 from sfb.kernels import status
 from sfb.runtime.board import SPINS
@@ -19,7 +19,7 @@ from sfb.runtime.windows import Block
 __all__ = ["FusedExchange"]
 
 
-class FusedExchange(PersistentExchange):
+class FusedExchange(KernelExchange):
     """An exchange within a node by ``node`` or ``dense``, whose kernel also posts the header.
 
     The kernel writes its data into the staging memory of the node. Older exchanges may use that memory, so none may be
@@ -38,9 +38,7 @@ class FusedExchange(PersistentExchange):
         self._block: Block | None = None
         self._bound = np.empty(0, np.int64)
         self._pieces: int | None = None
-        self._name = ""
-        self._number = self._user = 0
-        self._arguments: tuple[Any, ...] = ()
+        self._user = 0
 
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
@@ -57,10 +55,6 @@ class FusedExchange(PersistentExchange):
         agree.number += 1
         return True
 
-    def test(self) -> bool:
-        """Go on without waiting."""
-        return self.code != status.PENDING or self._advance(0)
-
     def wait(self) -> int:
         """Go on to the end."""
         if self.code == status.PENDING:
@@ -71,10 +65,6 @@ class FusedExchange(PersistentExchange):
         """Let the call go on from the verdict on the headers."""
         self._team.staging.disclaim(self._number)
         pending.verdict = self.code
-
-    def forget(self) -> None:
-        """Drop the arguments of the last exchange."""
-        self._arguments = ()
 
     def run(self, pending: PendingCall) -> Generator[Any, None, None]:
         """Do the exchange of an agreed call, without a header."""

@@ -18,7 +18,7 @@ from sfb.runtime.agreement import Proposal
 from sfb.runtime.team import Team
 from sfb.tuning.plan import Plan
 
-__all__ = ["PendingCall", "PersistentExchange", "Prepared", "is_brief", "kernel_arguments"]
+__all__ = ["KernelExchange", "PendingCall", "PersistentExchange", "Prepared", "is_brief", "kernel_arguments"]
 
 # Multiplications from which the threads of a rank share the work. A fused or eager exchange has one thread.
 _WORTH = 1 << 21
@@ -141,6 +141,27 @@ class PersistentExchange(ABC):
         yield from ALGORITHMS[self.algorithm].run(problem, call, pending.factors, pending.receiver)
         call.finish()
         self.rebuild_seconds = call.rebuild_seconds
+
+
+class KernelExchange(PersistentExchange):
+    """A fused or eager exchange: a call of a kernel, and further calls of it while other ranks are missing."""
+
+    def __init__(self, algorithm: str, problem: Problem, team: Team) -> None:
+        super().__init__(algorithm, problem, team)
+        self._name, self._number = "", 0
+        self._arguments: tuple[Any, ...] = ()
+
+    def test(self) -> bool:
+        """Go on without waiting."""
+        return self.code != status.PENDING or self._advance(0)
+
+    def forget(self) -> None:
+        """Drop the arguments of the last exchange."""
+        self._arguments = ()
+
+    @abstractmethod
+    def _advance(self, spins: int) -> bool:
+        """Call the kernel, which looks ``spins`` times for other ranks; return whether the exchange has ended."""
 
 
 class Prepared:
