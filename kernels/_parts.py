@@ -1,4 +1,4 @@
-"""What exchanges that are single calls of a kernel have in common: their arrays, and the work on a matrix."""
+"""The common parts of fused and eager kernels: their arguments, and the work on a matrix."""
 
 from numba import types
 
@@ -16,6 +16,13 @@ FLOATS = types.float32, types.float64
 def array_type(t, dimensions, readonly=False):
     """Return the type of an array in C order."""
     return types.Array(t, dimensions, "C", readonly=readonly)
+
+
+def arguments(t):
+    """Return the types of the last arguments of these kernels, from u to the scratch, for elements of type t."""
+    i, f = types.int64, types.float64
+    arrays = [*[array_type(t, 2, readonly=True)] * 2, *[array_type(t, 2)] * 3]
+    return *arrays, i, f, f, array_type(t, 1), i, array_type(t, 1)
 
 
 @inner

@@ -1,4 +1,4 @@
-"""Arrays bound to the words of an int64 array: an argument costs a call of a kernel its time, a bound array none."""
+"""Arrays bound to the words of an int64 array. Each argument slows the call of a kernel; a bound array does not."""
 
 import numpy as np
 from numba import types
@@ -15,13 +15,13 @@ VIEW = 3
 
 
 def describe(array):
-    """Return the words that describe a C-contiguous array of one or two dimensions; whoever binds it keeps it alive."""
+    """Return the words that describe a C-contiguous array of one or two dimensions; the caller keeps it alive."""
     return [array.ctypes.data, *np.atleast_2d(array).shape]
 
 
 @intrinsic
 def _view(typing_context, like, address, rows, columns):
-    """Return the matrix at an address, of the element type of another array; it keeps nothing alive."""
+    """Return the matrix at an address, of the element type of ``like``; it does not keep its memory alive."""
     result = types.Array(like.dtype, 2, "C")
 
     def generate(context, builder, signature, arguments):

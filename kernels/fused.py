@@ -1,9 +1,10 @@
-"""Exchanges of factors within a node, each a single call: in Python the steps of a small one cost more than its work.
+"""Fused exchanges of factors: one call of a kernel does the whole exchange of a rank within a node.
 
-A call does what a rank does with the memory that its node shares, and waits for others by the phases of the board
-(`sfb.kernels.sync`). It goes on as far as it can; where other ranks are missing it returns `PENDING`, and the next call
-resumes. A rank writes its data before it posts its header, and the header says so: if all ranks have done that, none
-needs to wait for data once they agree. Between nodes: `sfb.kernels.eager`.
+In Python the steps of a small exchange cost more than its work. A kernel exchanges data in memory that the node shares,
+and waits for other ranks by the phases of the board (`sfb.kernels.sync`). It goes on as far as it can; while other
+ranks are missing it returns `PENDING`, and the next call resumes. A rank writes its data before it posts its header,
+and the header says so: if all ranks do this, none waits for data once they agree. `sfb.kernels.eager` has the exchanges
+between nodes.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -12,7 +13,7 @@ import numpy as np
 from numba import types
 
 from sfb.kernels._compile import inner, kernel
-from sfb.kernels._parts import FLOATS, SMALL, array_type, fits, form, take
+from sfb.kernels._parts import FLOATS, SMALL, arguments, array_type, fits, form, take
 from sfb.kernels._reductions import reduce
 from sfb.kernels._updates import update_dense
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
@@ -22,15 +23,15 @@ from sfb.kernels.sync import ARRIVED, LAST, look, meet, now, reach, reached, slo
 
 __all__ = ["FIRST", "WAITED", "WORKED", "bind_dense", "bind_node", "dense", "node", "phase"]
 
-# The first phase of an exchange, after that in which its ranks agree.
+# The first phase of an exchange, after the phase in which its ranks agree.
 FIRST = ARRIVED + 1
 
-# The words of what is bound. These change: the stage; nanoseconds of forming and applying the sum, and of waiting for
-# headers; the clock when the header was posted; whether all ranks wrote their data before their headers.
+# The words of ``bound``. These change: the stage; nanoseconds of forming and applying the sum, and of waiting for
+# headers; the time at which the header was posted; whether all ranks wrote their data before their headers.
 _STAGE, WORKED, WAITED, _POSTED, _AHEAD = range(5)
-# These stay: ranks of the node, this one's number, looks before it yields its core; S; whether all ranks work one copy
-# of w, so that all have to finish; the board; memory that the node shares. Then for `node` v of all ranks, where this
-# rank's samples begin, and the rows that it works; for `dense` the rows of a piece and the number of pieces.
+# These stay: the ranks of the node, this rank's number, its looks before it yields its core; S; whether the ranks share
+# w, so that all have to finish; the board; memory that the node shares. Then, for `node`, v of all ranks, the first of
+# this rank's samples, and the rows that it updates; for `dense`, the rows of a piece and the number of pieces.
 _RANKS, _ME, _PATIENCE, _SAMPLES, _SHARED = range(5, 10)
 _BOARD = 10
 _MEMORY = _BOARD + VIEW
@@ -38,9 +39,9 @@ _REST = _MEMORY + VIEW
 _LOW, _START, _STOP = range(_REST + VIEW, _REST + VIEW + 3)
 _HIGH, _PIECES = range(_REST, _REST + 2)
 
-# The stages before the ranks agree; the others are counted from 1.
+# The stages before the ranks agree. Later stages count from 1.
 _WRITE, _HEADER = 0, -1
-# What the header notes of data that have been written: factors, or a product.
+# The note of a header on data already written: factors, or a product.
 _FACTORS, _PRODUCT = 1, 2
 
 
@@ -50,19 +51,19 @@ def _bind(ranks, me, patience, samples, shared, board, memory, rest):
 
 
 def bind_node(ranks, me, patience, samples, shared, board, all_u, all_v, low, start, stop):
-    """Return what `node` takes as ``bound``.
+    """Return ``bound`` of `node`.
 
     Args:
-        ranks: Of the node.
-        me: This rank's number on it.
+        ranks: The number of ranks on the node.
+        me: This rank's number on the node.
         patience: Looks at a word before the rank yields its core.
-        samples: S, of this rank.
-        shared: Whether w is shared by the ranks, so that each works its own rows.
-        board: Of the node.
+        samples: S of this rank.
+        shared: Whether the ranks share w, so that each updates its own rows.
+        board: The board of the node.
         all_u: m×K, the factors of all ranks, in memory that they share.
         all_v: m×D.
-        low: The first of this rank's samples among them.
-        start: The first row of w that this rank works.
+        low: The first of this rank's samples among the m.
+        start: The first row of w that this rank updates.
         stop: The end of these rows.
     """
     rest = [*describe(all_v), low, start, stop]
@@ -70,26 +71,28 @@ def bind_node(ranks, me, patience, samples, shared, board, all_u, all_v, low, st
 
 
 def bind_dense(ranks, me, patience, samples, shared, board, slabs, high, pieces):
-    """Return what `dense` takes as ``bound``.
+    """Return ``bound`` of `dense`.
 
     Args:
-        ranks: Of the node.
-        me: This rank's number on it.
+        ranks: The number of ranks on the node.
+        me: This rank's number on the node.
         patience: Looks at a word before the rank yields its core.
-        samples: S, of this rank.
-        shared: Whether w is shared by the ranks, so that each works its rows of a piece.
-        board: Of the node.
-        slabs: (2·ranks)×n, two sets of a slab of every rank, used alternately, in memory that the ranks share.
-        high: The rows of a piece; the last may have fewer.
+        samples: S of this rank.
+        shared: Whether the ranks share w, so that each updates its rows of a piece.
+        board: The board of the node.
+        slabs: (2·ranks)×n, two sets of one slab per rank, used alternately, in memory that the ranks share.
+        high: The rows of a piece; the last piece may have fewer.
         pieces: The number of pieces.
     """
     return _bind(ranks, me, patience, samples, shared, board, describe(slabs), [high, pieces])
 
 
 def phase(bound, pieces=None):
-    """Return the phase that an exchange waits for, `LAST` where it waits for the call that used the memory before.
+    """Return the phase for which an exchange waits; `LAST` also if it waits for the call that used the memory before.
 
-    ``pieces`` are those of `dense`, None for `node`.
+    Args:
+        bound: The words of the exchange.
+        pieces: The number of pieces of `dense`; None for `node`.
     """
     stage = int(bound[_STAGE])
     if stage == _HEADER:
@@ -114,21 +117,21 @@ def _copy(source, target, first):
 
 @inner
 def _product(u, v, slab, low, rows, scratch):
-    """Form rows of uᵀv in a slab; return whether the arrays fit."""
+    """Form rows of uᵀv in a slab, and return whether the arrays fit."""
     return form(u, v, slab[: rows * v.shape[1]].reshape(rows, v.shape[1]), scratch, low)
 
 
 @inner
 def _vacant(bound, board, user, spins):
-    """Return whether the call that used the node's memory before has finished on all ranks."""
+    """Return whether all ranks have finished the call that used the node's memory before."""
     return user == 0 or reached(board, 0, bound[_RANKS], user, LAST, spins, bound[_PATIENCE])
 
 
 @inner
 def _agree(bound, board, call, digest, note, spins, stage):
-    """Post the header, once, and compare it with those of the others; return as `look` does.
+    """Post the header, once, and compare it with the headers of the others; return as `look` does.
 
-    If all ranks agree, the exchange goes on at ``stage``. It does so at once for a ``digest`` of 0: they have agreed.
+    If all ranks agree, the exchange goes on at ``stage``. A ``digest`` of 0 says that the ranks have agreed already.
     """
     ranks, me = bound[_RANKS], bound[_ME]
     if digest == 0:
@@ -156,29 +159,28 @@ def _agree(bound, board, call, digest, note, spins, stage):
 
 
 def _signature(t):
-    i, f, words = types.int64, types.float64, array_type(types.int64, 1)
-    arrays = [*[array_type(t, 2, readonly=True)] * 2, *[array_type(t, 2)] * 3]
-    return i(words, i, i, i, i, *arrays, i, f, f, array_type(t, 1), i, array_type(t, 1))
+    i = types.int64
+    return i(array_type(i, 1), i, i, i, i, *arguments(t))
 
 
 @kernel([_signature(t) for t in FLOATS])
 def node(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
-    """Copy this rank's factors among those of all, agree, and take the sum in this rank's rows: w ← rule(w, Σ uᵀv).
+    """Copy this rank's factors beside those of the others, agree, and take the sum in its rows: w ← rule(w, Σ uᵀv).
 
     Args:
-        bound: As `bind_node` returns it.
-        spins: Looks at a word before the call returns.
+        bound: The words that `bind_node` returns.
+        spins: Looks at a word before the kernel returns.
         call: The number of this call.
         user: The number of the call that used the node's memory before, or 0.
-        digest: What the header says has to be equal on all ranks; 0 where the ranks have agreed already.
-        u: S×K, this rank's.
+        digest: The digest of the header; 0 if the ranks have agreed already.
+        u: S×K, of this rank.
         v: S×D.
         w: K×D.
-        s: K×D, the rule's first state.
-        t: K×D, its second; w in place of a state that the rule lacks.
+        s: K×D, the first state of the rule; w if the rule has none.
+        t: K×D, the second state; w if the rule has none.
         kind: The rule (`sfb.kernels.rules`).
-        alpha: Factor of the sum where the rule is linear.
-        beta: Factor of w where it is.
+        alpha: The factor of the sum in a linear rule.
+        beta: The factor of w in a linear rule.
         p: The rule's numbers.
         arrays: How many of w, s and t the rule uses.
         scratch: Memory of this thread.
@@ -219,8 +221,8 @@ def node(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, 
 def dense(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
     """Form this rank's product, agree, and sum the products of all ranks in their order, in pieces of rows.
 
-    The rule takes each piece when its sum is there. Arguments and results as of `node`, but for ``bound``, as
-    `bind_dense` returns it.
+    The rule takes each piece once its sum is there. Arguments and results are those of `node`; `bind_dense` returns
+    ``bound``.
     """
     board, slabs = words_at(bound, _BOARD), matrix_at(bound, _MEMORY, w)
     ranks, me, patience = bound[_RANKS], bound[_ME], bound[_PATIENCE]
@@ -237,7 +239,7 @@ def dense(bound, spins, call, user, digest, u, v, w, s, t, kind, alpha, beta, p,
             if pieces > 0 and not _product(u, v, slabs[me], 0, rows, scratch):
                 return UNFIT
             bound[WORKED] = now() - began
-        # The product of the first piece is there: the exchange goes on by reducing it.
+        # The product of the first piece is there: the next stage reduces it.
         verdict = _agree(bound, board, call, digest, _PRODUCT, spins, 2 if pieces > 0 else 1)
         if verdict != AGREED:
             return verdict

@@ -1,8 +1,8 @@
-"""The header by which a rank tells the others what it is about to do: on the board of a node, and in messages.
+"""The layout of headers, by which ranks announce a call to each other: on the board of a node, and in messages.
 
-On a *board*, the page of shared memory on which the ranks of a node post headers, each rank has `RING` slots of `WORDS`
-words; call n uses slot n mod `RING`. A message between nodes begins with the three header words of each rank of the
-sending node, then tells which algorithm its payload belongs to and how many bytes it has; the payload follows.
+On a *board*, the page of shared memory on which the ranks of a node post headers, each rank has `RING` slots of
+`BOARD_WORDS` words; call n uses slot n mod `RING`. A message between nodes has a head and a payload. The head holds the
+`WORDS` words of the header of each rank of the sending node, then the kind of the payload and its bytes.
 """
 
 __all__ = [
@@ -22,17 +22,17 @@ __all__ = [
     "slot",
 ]
 
-# The words of a header: what stands for all that has to be equal on all ranks; the samples, or bytes, of the rank; what
-# else the rank says. On a board a fourth word, the state, tells call and phase, and is stored last.
+# The words of a header: the digest of all that has to be equal on all ranks; the samples, or bytes, of the rank; and a
+# note. On a board a fourth word holds the state, that is call and phase; a rank stores it last.
 DIGEST, SIZE, NOTE, STATE = range(4)
 WORDS, BOARD_WORDS = 3, 4
-# Calls whose slots on a board are different.
+# The number of slots of a rank on a board.
 RING = 64
 
 # The last words of the head of a message, counted from its end: the kind of the payload (0: none), and its bytes.
 KIND, NBYTES = -2, -1
 
-# The digest of plain arrays that MPI is to reduce; digests below it stand for other plain arrays.
+# The digest of plain arrays that MPI is to reduce. Digests below it stand for other plain arrays.
 PLAIN = 0
 # The digest of a rank whose own arguments are wrong, above all others.
 FAILED = (1 << 63) - 1
@@ -49,5 +49,5 @@ def head_words(ranks):
 
 
 def message_words(head, nbytes):
-    """Return the words of a message with a payload of so many bytes."""
+    """Return the words of a message with a payload of ``nbytes``."""
     return head + (nbytes + 7) // 8

@@ -1,14 +1,15 @@
-"""Rounds of messages between nodes, by MPI's own functions: from Python each would take several calls.
+"""Rounds of messages between nodes (`sfb.runtime.rounds`), by MPI's own functions.
 
-The functions and handles of MPI are given as numbers, so that nothing here depends on which MPI it is:
+In Python each round would take several calls. The kernels take the functions and handles of MPI as numbers, so that
+they do not depend on the MPI library:
 
     mpi = MPI_Isend, MPI_Irecv, MPI_Testall, the communicator, MPI_BYTE, bytes of a handle
 
-`sfb.runtime.rounds` says what the rounds are. Row i of a plan is the i-th: nodes known before it, nodes learnt in it,
-and the ranks from which and to which messages go; the last row says how many nodes there are, which this is, and from
-how many bytes on a sum is divided among nodes. The state of a call is `STATE` words, 0 at first: the rounds that are
-over, whether messages of the next are under way, their requests, a flag, whether values do not fit, whether all
-messages are alike, nanoseconds of work, for those that call these, and room for what MPI says of messages.
+A plan has a row for each round: the number of nodes known before, the number of nodes learnt, and the ranks from which
+and to which messages go. Its last row holds the number of nodes, this node, and the bytes from which a sum is divided
+among nodes. The state of a call is `STATE` words, 0 at first: the number of rounds over, whether messages of the next
+round are under way, their requests, MPI's flag, whether values do not fit, whether all messages are alike, nanoseconds
+of work, which callers count, and room for MPI's statuses.
 """
 
 from llvmlite import ir
@@ -23,7 +24,7 @@ from sfb.kernels.sync import message_words, yield_core
 
 __all__ = ["ALIKE", "REQUESTS", "STATE", "WORK", "gather", "reset", "sum_values"]
 
-# Words of a state, more than any MPI needs, and where some of them are.
+# The words of a state, more than any MPI needs, and the positions of some.
 STATE, REQUESTS, ALIKE, WORK = 24, 2, 6, 7
 _FLAG, _UNFIT, _STATUSES = 4, 5, 8
 
@@ -32,7 +33,12 @@ _PLAN = types.Array(types.int64, 2, "C")
 
 
 def _call(count, parameters):
-    """Make what calls a C function of so many parameters, ints where they are, else words, by its address."""
+    """Make the generator of a call of a C function by its address.
+
+    Args:
+        count: The number of its parameters, which are words.
+        parameters: The parameters that are ints instead.
+    """
 
     def generate(context, builder, signature, arguments):
         word, number = ir.IntType(64), ir.IntType(32)
@@ -61,7 +67,7 @@ def _test(typing_context, function, count, requests, flag, statuses):
 
 @inner
 def _exchange(mpi, state, spins, sent, length, target, received, room, source, tag):
-    """Send so many bytes, and receive up to ``room``; look ``spins`` times more, in the end, whether that is done."""
+    """Send ``length`` bytes, receive up to ``room`` bytes, and look up to 1 + ``spins`` times whether both are done."""
     at = state.ctypes.data
     if state[1] == 0:
         for i in range(2):
@@ -83,19 +89,19 @@ def _exchange(mpi, state, spins, sent, length, target, received, room, source, t
         if spins <= 0:
             return PENDING
         spins -= 1
-        # What the message waits for may need the core.
+        # The sender of the message may need the core.
         yield_core()
 
 
 @inner
 def reset(state):
-    """Make the state that of a call that has not begun, but for what came of the last."""
+    """Prepare the state for another call; the results of the last stay."""
     state[0] = state[1] = state[_UNFIT] = 0
 
 
 @inner
 def _alike(words, start, head):
-    """Return whether the header that begins there equals the first, both of one rank, but for the time it says."""
+    """Return whether a message of one rank equals the first in digest, size, and kind and bytes of the payload."""
     same = words[start + DIGEST] == words[DIGEST] and words[start + SIZE] == words[SIZE]
     start += head
     return same and words[start + KIND] == words[head + KIND] and words[start + NBYTES] == words[head + NBYTES]
@@ -103,17 +109,18 @@ def _alike(words, start, head):
 
 @kernel([_INT(_WORDS, _PLAN, _WORDS, _INT, _INT, _INT, _WORDS, _WORDS)])
 def gather(mpi, plan, state, spins, tag, head, words, starts):
-    """Put the messages of all nodes one behind another.
+    """Gather the messages of all nodes, one behind another.
 
     Args:
-        mpi: As above.
+        mpi: MPI's functions and handles.
         plan: The rounds.
-        state: Of the call.
-        spins: Looks for a message before this returns.
-        tag: Of messages.
-        head: Words of a header, of which the last says how many bytes follow.
-        words: This node's message, and room for those of others.
-        starts: Of nodes + 1 words: 0 and where this node's message ends; then where each message begins and ends.
+        state: The state of the call.
+        spins: Looks for a message before the kernel returns.
+        tag: The tag of the messages.
+        head: Words of the head of a message, the last of which holds the bytes of the payload.
+        words: This node's message, and room for the messages of others.
+        starts: nodes + 1 words: 0 and the end of this node's message. Receives the words at which messages begin, and
+            the end of the last.
 
     Returns:
         `DONE`; `PENDING`, to be called again; or, above 0, an error code of MPI.
@@ -135,7 +142,7 @@ def gather(mpi, plan, state, spins, tag, head, words, starts):
 
 @inner
 def _give(words, end, values, fits):
-    """Put values, if they are wanted, behind the headers, which have so many words, and return the words of both."""
+    """Write values, if they fit, behind ``end`` words of headers, and return the words of both."""
     nbytes = values.size * values.itemsize if fits else 0
     words[end + NBYTES] = nbytes
     if fits:
@@ -145,10 +152,10 @@ def _give(words, end, values, fits):
 
 @inner
 def _take(words, received, head, known, values, fits):
-    """Put the headers of another node's message behind the ``known`` ones, and add the values that follow them.
+    """Copy the headers of another node's message behind the ``known`` ones, and add the values that follow them.
 
     Returns:
-        Whether there was what belongs there: headers are alike, and behind the last are as many bytes.
+        Whether the message fits: its headers are alike, and as many bytes as there are values follow the last.
     """
     words[known * head + NBYTES] = 0
     at, nbytes = 0, 0
@@ -170,11 +177,11 @@ def _take(words, received, head, known, values, fits):
 
 @inner
 def _part(size, node, halvings):
-    """Return where the part of so many values begins and ends that is a node's after halvings, one for a round."""
+    """Return the range of ``size`` values that a node keeps after so many rounds, each of which halves it."""
     low, high = 0, size
-    for turn in range(halvings):
+    for step in range(halvings):
         middle = (low + high) // 2
-        if node >> turn & 1:
+        if node >> step & 1:
             low = middle
         else:
             high = middle
@@ -188,39 +195,39 @@ def _part(size, node, halvings):
     ]
 )
 def sum_values(mpi, plan, state, spins, tag, head, words, received, values):
-    """Gather the headers of all nodes, a power of two of them, and with them add up values, to the same bits on all.
+    """Gather the headers of all nodes, and sum their values to the same bits on all; the nodes are a power of two.
 
-    In the same rounds as `gather`: other nodes may do that meanwhile. If they do, or if they are about something else,
-    there is no sum; the headers show it. Arguments and results as of `gather`, but for: ``words``, this node's header,
-    then those of all with nothing behind them, and room for the values; ``received``, as much room.
+    The rounds are those of `gather`, which other nodes may call instead. If they do, or if headers differ, no node
+    forms a sum, and the headers show the reason. Arguments and results are those of `gather`, except for ``words``:
+    this node's header, then room for the headers of all nodes and for the values; ``received``: as much room.
 
-    Few values go whole in each round (recursive doubling). Of many, a node keeps half of its part in each and sends the
-    other, and then gathers the parts in as many rounds more (recursive halving and doubling; Thakur, Rabenseifner and
-    Gropp, IJHPCA 19(1), 2005, section 4.4).
+    Few values travel whole in each round (recursive doubling). Of many values a node keeps half of its range in each
+    round, sends the other half, and then gathers the ranges in as many rounds more (recursive halving and doubling;
+    Thakur, Rabenseifner and Gropp, IJHPCA 19(1), 2005, section 4.4).
     """
-    at, place = words.ctypes.data, received.ctypes.data
+    at, into = words.ctypes.data, received.ctypes.data
     elements = flat(values)
     size, itemsize = elements.size, elements.itemsize
     count, nodes, home = len(plan) - 1, plan[-1, 0], plan[-1, 1]
     halved = size * itemsize >= plan[-1, 2]
     while state[0] < count:
-        turn = state[0]
-        known, _, source, target = plan[turn]
+        step = state[0]
+        known, _, source, target = plan[step]
         fits = state[_UNFIT] == 0
-        low, high = _part(size, home, turn + 1 if halved else 0)
-        first, last = _part(size, home ^ known, turn + 1 if halved else 0)
+        low, high = _part(size, home, step + 1 if halved else 0)
+        first, last = _part(size, home ^ known, step + 1 if halved else 0)
         length = _give(words, known * head, elements[first:last], fits) if state[1] == 0 else 0
-        code = _exchange(mpi, state, spins, at, 8 * length, target, place, 8 * received.size, source, tag)
+        code = _exchange(mpi, state, spins, at, 8 * length, target, into, 8 * received.size, source, tag)
         if code != DONE:
             return code
         if not _take(words, received, head, known, elements[low:high], fits):
             state[_UNFIT] = 1
-    # All know by now whether all sum.
+    # By now each node knows whether all sum.
     while halved and state[_UNFIT] == 0 and state[0] < 2 * count:
-        turn = 2 * count - 1 - state[0]
-        known, _, source, target = plan[turn]
-        low, high = _part(size, home, turn + 1)
-        first, last = _part(size, home ^ known, turn + 1)
+        step = 2 * count - 1 - state[0]
+        known, _, source, target = plan[step]
+        low, high = _part(size, home, step + 1)
+        first, last = _part(size, home ^ known, step + 1)
         start, length, room = elements.ctypes.data, (high - low) * itemsize, (last - first) * itemsize
         sent, missing = start + low * itemsize, start + first * itemsize
         code = _exchange(mpi, state, spins, sent, length, target, missing, room, source, tag)

@@ -1,7 +1,7 @@
-"""The codes that kernels return; one set for all of them.
+"""The return codes of all kernels.
 
-Codes are at most 0. A kernel that returns a number above 0 says in its docstring what it counts: elements of scratch
-that are missing, or an error code of MPI.
+Codes are at most 0. The docstring of a kernel that returns numbers above 0 says what they are: missing elements of
+scratch, or an error code of MPI.
 """
 
 __all__ = ["AGREED", "APART", "DIFFERENT", "DONE", "MIXED", "PENDING", "UNEVEN", "UNFIT"]

@@ -1,7 +1,7 @@
-"""How the processes of a node agree and wait by its board: numbered calls, their headers and phases.
+"""The agreement of the processes of a node, and their waits, by its board: numbered calls, their headers and phases.
 
-The state of a process in call n (`sfb.kernels.header.STATE`) is 2²⁰·n + phase. A state only grows. A process stores it
-after what it announces, with release semantics, and loads the state of others with acquire semantics.
+The state of a process in call n (`sfb.kernels.header.STATE`) is 2²⁰·n + phase, and only grows. A process stores its
+state after the data that it announces, with release semantics, and loads the state of others with acquire semantics.
 
 Importing this module imports Numba and compiles, or loads from its cache.
 """
@@ -77,7 +77,7 @@ def yield_core(typing_context):
 
 @intrinsic
 def now(typing_context):
-    """Nanoseconds of a clock that never goes back."""
+    """Return nanoseconds of a clock that never goes back."""
 
     def generate(context, builder, signature, arguments):
         word = ir.IntType(64)
@@ -101,7 +101,7 @@ message_words = inner(_header.message_words)
 
 @inner
 def _await(board, index, state, spins, patience):
-    """Look up to ``spins`` times whether a state has been reached; yield the core now and then after ``patience``."""
+    """Return whether a word reaches a state within ``spins`` looks; yield the core now and then after ``patience``."""
     tries = 0
     while _load(board, index) < state:
         tries += 1
@@ -114,10 +114,10 @@ def _await(board, index, state, spins, patience):
 
 @kernel([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT)])
 def look(board, processes, me, call, spins, patience):
-    """Compare the headers of processes 0 to ``processes`` − 1 with this one's, once they have arrived.
+    """Compare the headers of processes 0 to ``processes`` − 1 with the header of this one.
 
     Returns:
-        `PENDING` if one has not, else a verdict.
+        A verdict; `PENDING` while a header is missing.
     """
     mine = slot(me, call)
     verdict, plain = AGREED, board[mine + DIGEST] <= PLAIN
@@ -135,7 +135,7 @@ def look(board, processes, me, call, spins, patience):
 
 @kernel([_INT(_BOARD, _INT, _INT, _INT, _INT, _INT, _INT, _INT, _INT)])
 def meet(board, processes, me, call, digest, size, note, spins, patience):
-    """Post this process's header for ``call``, then `look` at those of the others."""
+    """Post the header of this process for ``call``, then `look` at the headers of the others."""
     mine = slot(me, call)
     board[mine + DIGEST] = digest
     board[mine + SIZE] = size
@@ -146,11 +146,11 @@ def meet(board, processes, me, call, digest, size, note, spins, patience):
 
 @kernel([_INT(_BOARD, _BOARD, _INT, _BOARD)])
 def judge(words, processes, head, sizes):
-    """Return the verdict on the headers in the messages of nodes, which lie one behind another in ``words``.
+    """Return the verdict on the headers in the messages of nodes.
 
     Args:
-        words: The messages (`sfb.kernels.header`).
-        processes: Of each node.
+        words: The messages (`sfb.kernels.header`), one behind another.
+        processes: The number of processes of each node.
         head: Words of a message before its payload.
         sizes: Receives the sizes of all processes.
     """

@@ -6,7 +6,7 @@ import pytest
 
 
 def split_hosts(world, part):
-    """Return a communicator of the ranks of this host that have the same part(rank on the host)."""
+    """Return a communicator of the ranks of this host for which ``part(rank on the host)`` is the same."""
     from mpi4py import MPI
 
     host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
@@ -24,7 +24,7 @@ def world():
 
 @contextmanager
 def comm_of_nodes(world, ranks):
-    """Yield a Comm that takes every so many ranks of a host for a node of their own, or all of them for None."""
+    """Yield a Comm whose nodes have ``ranks`` ranks of a host each, or all of them if None."""
     import sfb
 
     if ranks is None:
@@ -46,21 +46,21 @@ def comm(world):
 
 @pytest.fixture(params=[None, 2, 1], ids=["one node", "nodes of two", "nodes of one"])
 def any_comm(request, world):
-    """A Comm over the real nodes, and ones over nodes of two ranks and of one rank."""
+    """A Comm over the real nodes, then over nodes of two ranks, then over nodes of one rank."""
     with comm_of_nodes(world, request.param) as comm:
         yield comm
 
 
 @pytest.fixture
 def lone_comm(world):
-    """A Comm over nodes of one rank."""
+    """A Comm with one rank per node."""
     with comm_of_nodes(world, 1) as comm:
         yield comm
 
 
 @pytest.fixture
 def rng(request):
-    """A generator of random numbers, the same on every rank; pytest prints the seed of a test that fails."""
+    """A generator of random numbers, the same on every rank. pytest prints the seed of a failing test."""
     seed = int(os.environ.get("SFB_TEST_SEED", 0))
     print(f"SFB_TEST_SEED={seed}")
     return np.random.default_rng([seed, *request.node.nodeid.encode()])

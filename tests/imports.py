@@ -13,22 +13,22 @@ _BY_NAME = ("import_module", "__import__")
 
 @dataclass(frozen=True)
 class Import:
-    """An import by a module, wherever in it: in a function or under TYPE_CHECKING, too.
+    """An import anywhere in a module, also in a function or under TYPE_CHECKING.
 
     Attributes:
         module: The module that imports.
         target: The module imported. ``from sfb import Name`` refers to the module that defines the name.
-        names: What the import takes from the target.
-        place: File, line and text.
+        names: The names that the import takes from the target.
+        line: The file, the number and the text of its line.
     """
 
     module: str
     target: str
     names: tuple[str, ...]
-    place: str
+    line: str
 
     def __str__(self) -> str:
-        return self.place
+        return self.line
 
 
 class Tree:
@@ -59,7 +59,7 @@ class Tree:
 
     @cached_property
     def targets(self) -> dict[str, set[str]]:
-        """The modules that each module imports, but for itself."""
+        """The modules that each module imports, without itself."""
         found: dict[str, set[str]] = {name: set() for name in self.files}
         for item in self.imports:
             if item.target != item.module:
@@ -67,7 +67,7 @@ class Tree:
         return found
 
     def reachable(self, start: str) -> set[str]:
-        """Return the modules that imports lead to from ``start``, which is one of them if it lies on a circle."""
+        """Return the modules that ``start`` imports, directly or not; ``start`` is one of them on a circle."""
         found: set[str] = set()
         ahead = [start]
         while ahead:
@@ -100,7 +100,7 @@ class Tree:
 
 
 def _source(module: str, path: Path, node: ast.ImportFrom) -> str:
-    """Return the module that ``from … import`` names, also relative to the importing one."""
+    """Return the module that ``from … import`` names; it may be relative to the importing module."""
     if not node.level:
         return node.module or ""
     parts = module.split(".")

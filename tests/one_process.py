@@ -1,4 +1,4 @@
-"""Ranks that live in one process: kernels that wait for others return, so a test calls those of all ranks in turn."""
+"""Ranks in one process: kernels that wait for others return, so a test calls the kernels of all ranks in a loop."""
 
 import ctypes
 
@@ -8,7 +8,7 @@ from sfb.kernels import status
 
 
 def run(calls):
-    """Call every rank's kernel until none is pending; return the codes. A call that never ends fails the test."""
+    """Call the kernels of all ranks until none is pending, and return their codes. A kernel that never ends fails."""
     codes = [status.PENDING] * len(calls)
     for _ in range(1000):
         for rank, call in enumerate(calls):
@@ -31,7 +31,7 @@ class FakeMPI:
         self._functions = []
 
     def functions(self, rank):
-        """Return what `sfb.kernels.rounds` takes of MPI on one rank."""
+        """Return MPI's functions and handles for one rank, as `sfb.kernels.rounds` takes them."""
         word, number = ctypes.c_int64, ctypes.c_int
 
         def send(buffer, nbytes, kind, target, tag, comm, request):
@@ -57,7 +57,7 @@ class FakeMPI:
         post = ctypes.CFUNCTYPE(number, word, number, word, number, number, word, word)
         look = ctypes.CFUNCTYPE(number, number, word, word, word)
         made = [post(send), post(receive), look(test)]
-        self._functions += made  # they have to outlive the calls
+        self._functions += made  # kernels hold their addresses only
         addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in made]
         return np.array([*addresses, 0, 0, 8], np.int64)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sfb.collectives import Problem, spread
+from sfb.collectives import Problem, fill_nodes
 
 
 def even(shape, samples, ranks, nodes=1, shared=False, sharing=1.0, **options):
@@ -11,7 +11,7 @@ def even(shape, samples, ranks, nodes=1, shared=False, sharing=1.0, **options):
         shape=shape,
         dtype=np.dtype("f4"),
         counts=np.full(ranks, samples, np.int64),
-        node_of=spread(ranks, nodes),
+        node_of=fill_nodes(ranks, nodes),
         passes=1,
         shared=shared,
         sharing=sharing,

@@ -1,4 +1,4 @@
-"""Wrong arguments on one rank or on all: the same error everywhere, no hang, nothing changed."""
+"""Wrong arguments on one rank or on all: all ranks raise the same error, none hangs, and nothing has changed."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ WRONG = {
 
 
 def refuse(world, call, error, message):
-    """Every rank raises the same error."""
+    """Assert that every rank raises the same error, and return its text."""
     with pytest.raises(error, match=message) as caught:
         call()
     texts = world.allgather(str(caught.value))
@@ -67,7 +67,7 @@ def test_wrong_arguments(comm, world, what, who):
         assert f"rank {world.size - 1}:" in text
     if isinstance(recvbuf, np.ndarray):
         assert not recvbuf.any()
-    comm.Allreduce(good(), recvbuf := np.zeros((4, 3)))  # the communicator still works
+    comm.Allreduce(good(), recvbuf := np.zeros((4, 3)))  # the communicator works on
     np.testing.assert_array_equal(recvbuf, 2 * world.size)
 
 
@@ -186,7 +186,7 @@ def test_not_an_intracommunicator():
 
 
 def test_another_communicators_array_on_one_rank_only(comm, world):
-    """The first call of a communicator, with a shared array that it has not seen, on one rank."""
+    """In the first call of a communicator, one rank passes a shared array of another communicator."""
     several(world)
     w = comm.shared((4, 3), np.float64)
     with sfb.Comm(world) as other:
@@ -197,7 +197,7 @@ def test_another_communicators_array_on_one_rank_only(comm, world):
 
 
 def refuse_after(world, comm, spoil, error, message):
-    """Factors or an optimizer that were fine when they were made, and are not on the last rank."""
+    """Assert that a call fails after ``spoil`` has changed factors or optimizer on the last rank."""
     factors, optimizer = good(), sfb.optim.SGD(np.zeros((4, 3)), lr=0.1, momentum=0.9)
     comm.Allreduce(factors, optimizer)
     if world.rank == world.size - 1:
@@ -252,7 +252,7 @@ def test_plan_on_one_rank_and_allreduce_on_another(comm, world):
     assert "rank 0: plan with" in text
 
 
-@pytest.mark.parametrize("which", ["those of plain arrays", "the others"])
+@pytest.mark.parametrize("which", ["kernels of plain arrays", "other kernels"])
 @pytest.mark.parametrize("algorithm", ["broadcast", "node"])
 def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm, which):
     from sfb import kernels
@@ -261,8 +261,8 @@ def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm
         raise OSError("no room for the cache")
 
     comm = sfb.Comm(world)
-    if which == "the others":
-        comm.node.Barrier()  # its first use loads those of plain arrays
+    if which == "other kernels":
+        comm.node.Barrier()  # the first use of the node loads the kernels of plain arrays
     if world.rank == world.size - 1:
         monkeypatch.setattr(kernels, "load", fail)
     refuse(world, lambda: comm.Allreduce(good(), np.zeros((4, 3)), algorithm=algorithm), RuntimeError, "no room")
@@ -274,7 +274,7 @@ def test_a_node_that_is_no_communicator(world):
 
 
 def test_a_node_on_one_rank_only(world):
-    """The others, for whom making a Comm is not collective, meet rank 0 in their first Allreduce."""
+    """Rank 0 makes its Comm collectively; the others join it in their first Allreduce."""
     several(world)
 
     def call():

@@ -1,4 +1,4 @@
-"""A Comm is an Intracomm: the same checks on COMM_WORLD and on Comm(COMM_WORLD)."""
+"""A Comm is an Intracomm: COMM_WORLD and Comm(COMM_WORLD) pass the same checks."""
 
 import pickle
 
@@ -30,7 +30,7 @@ def any_intracomm(request):
 @pytest.mark.parametrize("count", [0, 1, 7, 1000])
 def test_allreduce(any_intracomm, dtype, count):
     comm = any_intracomm
-    # Small enough for int8: on overflow MPIs wrap around or saturate.
+    # The sums fit into int8: on overflow some MPIs wrap around, others saturate.
     x = (np.arange(count) % 10 + comm.rank).astype(dtype)
     expected = sum((np.arange(count) % 10 + r).astype(dtype) for r in range(comm.size))
     y = np.zeros(count, dtype)
@@ -150,7 +150,7 @@ def test_is_the_communicator_it_is_made_from(comm, world):
 
 
 def test_traffic_and_attributes_are_private(world):
-    """Nothing of the library's arrives at, or is copied from, the user's communicator."""
+    """The library sends nothing on the user's communicator, and copies nothing from it."""
     copies = []
     keyval = MPI.Comm.Create_keyval(copy_fn=lambda *args: copies.append(args))
     user = world.Dup()
@@ -168,7 +168,7 @@ def test_traffic_and_attributes_are_private(world):
     MPI.Comm.Free_keyval(keyval)
 
 
-def test_free_gives_back_what_the_object_owns(world):
+def test_free_frees_what_the_object_owns(world):
     user = world.Dup()
     factors = sfb.Factors(np.ones((1, 4)), np.ones((1, 3)))
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Whole jobs under mpirun, each with a hard time-out: ranks that fail must not leave others waiting."""
+"""Whole jobs under mpirun, with hard time-outs: a rank that fails must not leave the others waiting."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ needs_mpirun = pytest.mark.skipif(MPIRUN is None, reason="no mpirun on PATH; set
 
 
 def mpirun(ranks, *command, seconds=90):
-    """Run a job; return its exit code and all it printed; kill its process group if it hangs."""
+    """Run a job, and return its exit code and its output; kill its process group if it hangs."""
     job = subprocess.Popen(
         [MPIRUN, "-n", str(ranks), *map(str, command)],
         stdin=subprocess.DEVNULL,
@@ -72,7 +72,7 @@ def test_fewer_samples_than_ranks(tmp_path):
 
 @needs_mpirun
 def test_one_rank_that_fails_ends_the_job():
-    """A disk fails on one node; no other rank waits for the failed one."""
+    """A disk fails on one node, and no other rank waits for the failed one."""
     script = """
         import sys
         from mpi4py import MPI
@@ -125,7 +125,7 @@ def test_a_rank_that_is_alone_is_noticed(monkeypatch):
 
 
 def alone(*arguments):
-    """Run the command in a single process whose launcher, of another MPI, started 4."""
+    """Run the command in a single process, as if the launcher of another MPI had started four."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA", "PMIX"))}
     return subprocess.run(
         [sys.executable, "-m", "sfb", *arguments],

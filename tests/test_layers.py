@@ -1,4 +1,4 @@
-"""No import points up the layers or runs in a circle, neither inside functions nor for types."""
+"""No import points up the layers or lies on a circle, also inside functions and for types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imports import Tree
 
 ROOT = Path(__file__).parents[1]
 
-# The modules and packages of sfb/, lowest first. Those of one row do not import each other.
+# The modules and packages of sfb/, from the lowest layer up. Modules of one row do not import each other.
 LAYERS = (
     ("_version", "kernels", "launch", "topology", "units"),
     ("checks",),
@@ -29,7 +29,7 @@ LAYERS = (
 )
 HEIGHT = {name: height for height, row in enumerate(LAYERS) for name in row}
 
-# Modules and packages that work where MPI cannot be loaded, and so does all that they import.
+# Modules and packages that work where MPI cannot be loaded, like all that they import.
 WITHOUT_MPI = (
     "checks",
     "factors",
@@ -47,10 +47,10 @@ WITHOUT_MPI = (
     "units",
 )
 
-# Packages that use only public names of the others.
+# Packages that use only public names of other packages.
 OUTSIDERS = ("bench", "models", "schedule", "torch")
 
-# Most modules in sfb/ itself, beside its packages.
+# The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12
 
 
@@ -61,7 +61,7 @@ def part(module: str) -> str | None:
 
 
 def upward(tree: Tree) -> Iterator[str]:
-    """Yield the imports of a higher layer, or of a neighbour in the same one."""
+    """Yield the imports of a higher layer, or of a neighbour in the same layer."""
     for item in tree.imports:
         own, other = part(item.module), part(item.target)
         if other is None or own == other:
@@ -107,7 +107,7 @@ def tree():
 
 
 def none(found: Iterable[str], what: str) -> None:
-    """Fail if there are any, and name all."""
+    """Fail if anything is found, and list it."""
     lines = list(found)
     if lines:
         pytest.fail("\n".join([f"{what}:", *lines]), pytrace=False)
@@ -118,7 +118,7 @@ def test_no_import_points_up(tree):
     none(upward(tree), "imports that point up the layers")
 
 
-def test_no_import_runs_in_a_circle(tree):
+def test_no_import_lies_on_a_circle(tree):
     none(circles(tree), "circles of imports")
 
 
@@ -135,7 +135,7 @@ def test_sfb_itself_holds_few_modules():
     assert len(names) <= MOST_MODULES, names
 
 
-# A tree without faults. Tests add an import to one of its modules.
+# A tree without faults. Each test adds an import to one of its modules.
 GOOD = {
     "sfb/__init__.py": "from sfb.factors import Factors\nif True:\n    from sfb.comm import Comm\n",
     "sfb/checks.py": "",
@@ -150,17 +150,17 @@ GOOD = {
     "kernels/__init__.py": "from sfb.kernels import _loops\n",
     "kernels/_loops.py": "",
 }
-PLACES = {
+POSITIONS = {
     "open": "{}\n",
     "in a function": "def f():\n    {}\n",
     "for types": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}\n",
 }
-anywhere = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+anywhere = pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS)
 
 
 @pytest.fixture
 def good(tmp_path):
-    """Return what makes the tree of `GOOD` with lines added to one file."""
+    """Return a function that makes the tree of `GOOD` with lines added to one file."""
 
     def make(file: str = "sfb/checks.py", lines: str = "") -> Tree:
         for name, text in GOOD.items():
@@ -192,9 +192,9 @@ def test_a_tree_without_faults(good):
         "sfb.Comm",
     ],
 )
-def test_an_upward_import_is_found(good, place, line):
-    number = place[: place.index("{}")].count("\n") + 1
-    found = list(upward(good("sfb/tuning/trial.py", place.format(line))))
+def test_an_upward_import_is_found(good, position, line):
+    number = position[: position.index("{}")].count("\n") + 1
+    found = list(upward(good("sfb/tuning/trial.py", position.format(line))))
     assert found == [f"sfb/tuning/trial.py:{number}: {line}  (comm is above tuning)"]
 
 
@@ -219,8 +219,8 @@ def test_another_name_for_sfb_is_found(good):
 
 
 @anywhere
-def test_a_circle_is_found(good, place):
-    (found,) = circles(good("sfb/tuning/trial.py", place.format("from sfb.tuning.plan import Plan")))
+def test_a_circle_is_found(good, position):
+    (found,) = circles(good("sfb/tuning/trial.py", position.format("from sfb.tuning.plan import Plan")))
     assert found.startswith("sfb.tuning.plan, sfb.tuning.trial:")
     assert "sfb/tuning/plan.py:1: from .trial import Trial" in found
     assert "sfb/tuning/trial.py:" in found

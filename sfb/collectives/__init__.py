@@ -1,8 +1,8 @@
-"""Exchanges of factors: exact algorithms, one a module, and what runs them."""
+"""Exchanges of factors: exact algorithms, one a module, and the engine that runs them."""
 
 from __future__ import annotations
 
 from sfb.collectives.algorithms import ALGORITHMS, check_algorithm, what_if
-from sfb.collectives.problem import Problem, spread
+from sfb.collectives.problem import Problem, fill_nodes
 
-__all__ = ["ALGORITHMS", "Problem", "check_algorithm", "spread", "what_if"]
+__all__ = ["ALGORITHMS", "Problem", "check_algorithm", "fill_nodes", "what_if"]

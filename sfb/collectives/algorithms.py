@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sfb.collectives import broadcast, dense, node, pipelined, sharded
-from sfb.collectives.problem import Problem, spread
+from sfb.collectives.call import Call
+from sfb.collectives.problem import Problem, fill_nodes
+from sfb.factors import Factors
+from sfb.receiver import Receiver
 from sfb.tuning.plan import AUTO, Candidate, Plan, choose
+from sfb.tuning.profile import Profile
 
 if TYPE_CHECKING:
-    from sfb.collectives.call import Call
-    from sfb.factors import Factors
-    from sfb.receiver import Receiver
-    from sfb.runtime.team import Team
-    from sfb.tuning.profile import Profile
+    from sfb.runtime.team import Team  # needs MPI, which estimates do without
 
 __all__ = ["ALGORITHMS", "Algorithm", "check_algorithm", "what_if"]
 
 
 class Algorithm(Candidate[Problem], Protocol):
-    """A module that prices itself, prepares and runs one exchange of factors.
+    """A module that estimates, prepares and runs an exchange of factors.
 
-    A module may offer more: ``staging_bytes(problem)`` and ``bind(problem, team, block)`` if its exchanges within a
-    node can be fused (`sfb.collectives.fused`); ``payload(problem)`` if those between nodes can be eager
+    A module has ``staging_bytes(problem)`` and ``bind(problem, team, block)``, too, if its exchanges within a node can
+    be fused (`sfb.collectives.fused`), and ``payload(problem)`` if its exchanges between nodes can be eager
     (`sfb.collectives.eager`).
     """
 
     def prepare(self, problem: Problem, team: Team, /) -> None:
-        """Allocate buffers; collective, and may raise MemoryError on any rank."""
+        """Allocate buffers; collective. A rank may raise MemoryError."""
 
     def run(self, problem: Problem, call: Call, factors: Factors, receiver: Receiver, /) -> Iterator[Any]:
-        """Exchange the factors and update the receiver; yield what to wait for (`sfb.runtime.steps`); collective."""
+        """Exchange the factors and update the receiver, in steps (`sfb.runtime.steps`); collective."""
 
 
-# In the order that decides ties.
+# The first of those with equal estimates is taken.
 ALGORITHMS: dict[str, Algorithm] = {
     "node": node,
     "broadcast": broadcast,
@@ -78,17 +78,17 @@ def what_if(
         columns: D.
         samples: S.
         ranks: P.
-        nodes: The nodes that the ranks fill.
+        nodes: The number of nodes that the ranks fill.
         dtype: The dtype of factors and sum.
         receiver: "array", "sgd" or "momentum".
         memory: "shared" or "private".
-        profile: What the machine can do; stated rates by default.
+        profile: The profile of the machine; stated rates by default.
     """
     problem = Problem(
         shape=(rows, columns),
         dtype=np.dtype(dtype),
         counts=np.full(ranks, samples, np.int64),
-        node_of=spread(ranks, nodes),
+        node_of=fill_nodes(ranks, nodes),
         passes={"array": 1, "sgd": 2, "momentum": 4}[receiver],
         shared=memory == "shared",
         assigns=receiver == "array",

@@ -21,7 +21,7 @@ __all__ = ["cost", "payload", "prepare", "run", "suits", "wire_bytes"]
 
 
 def suits(problem: Problem) -> bool:
-    """Return whether "auto" may take it."""
+    """Return whether "auto" may take this algorithm: always."""
     return True
 
 
@@ -41,19 +41,20 @@ def cost(problem: Problem) -> list[Use]:
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes of the other ranks' factors."""
-    again = len(problem.row_blocks) - 1 if problem.sample_blocks > 1 else 0
+    # Each block of rows gathers v anew if the samples come in parts.
+    times = len(problem.row_blocks) if problem.sample_blocks > 1 else 1
     samples = problem.depth - int(problem.counts[rank])
-    return samples * (sum(problem.shape) + again * problem.shape[1]) * problem.sent_itemsize
+    return samples * (problem.shape[0] + times * problem.shape[1]) * problem.sent_itemsize
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate room for everybody's factors."""
+    """Allocate room for the factors of all ranks."""
     if problem.ranks > 1 and problem.fits:
         team.pool.reserve(*(problem.depth * n * problem.itemsize for n in problem.shape))
 
 
 def payload(problem: Problem) -> tuple[int, int] | None:
-    """Return what a rank sends in an eager exchange, its factors, and their bytes; None if they are too many."""
+    """Return the payload of an eager exchange, factors, and its bytes; None if it exceeds the eager limit."""
     from sfb.kernels.eager import FACTORS
 
     nbytes = problem.deepest * problem.sample_bytes
@@ -95,7 +96,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 
 
 def _gather(problem: Problem, call: Call, factors: Factors) -> Gathering:
-    """Gather u and v by themselves."""
+    """Gather u and v in a collective each."""
     requests, gathered = [], []
     for mine in (factors.u, factors.v):
         gathered.append(call.buffer((problem.depth, mine.shape[1]), problem.dtype))
@@ -106,7 +107,7 @@ def _gather(problem: Problem, call: Call, factors: Factors) -> Gathering:
 
 
 def _gather_packed(problem: Problem, call: Call, factors: Factors) -> Gathering:
-    """Gather u and v as one message of each rank."""
+    """Gather u and v as one message from each rank."""
     ranks, (rows, columns) = problem.ranks, problem.shape
     messages = call.buffer((ranks, factors.u.size + factors.v.size), problem.dtype)
     yield from posted(call.allgather_packed(call.team.world, factors, messages), True)

@@ -1,4 +1,4 @@
-"""Receivers that were checked before, and what all ranks have to agree on to exchange factors into them."""
+"""The cache of checked receivers, and the signatures of calls with them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sfb.runtime.windows import Block, find
 
 __all__ = ["MOST", "CachedReceiver", "Receivers", "Signature", "check_factors", "describe_call", "normal"]
 
-MOST = 256  # receivers, and plans, that are kept
+MOST = 256  # receivers, and plans, in a cache
 
 
 class Signature:
-    """What has to be equal on all ranks in calls with one receiver, its settings and an algorithm.
+    """The part of a call's arguments that has to be equal on all ranks: receiver, settings and algorithm.
 
     Args:
-        key: The part that plans depend on.
-        rest: The other part.
+        key: The values on which plans depend.
+        rest: The other values.
 
     Attributes:
-        key: The part that plans depend on.
+        key: The values on which plans depend.
     """
 
     __slots__ = ("_digests", "_whole", "key")
@@ -53,14 +53,14 @@ class CachedReceiver:
     """A receiver that has been checked, and the signatures of calls with it.
 
     Args:
-        recvbuf: What the user passed, an array or an optimizer; kept by a weak reference.
-        receiver: ``recvbuf``, or what sets that array.
-        block: The shared memory that it lies in, if any.
+        recvbuf: The user's argument, an array or an optimizer; the cache holds a weak reference to it.
+        receiver: ``recvbuf`` if it is an optimizer, or an `Assign` to the array.
+        block: The shared memory in which the array lies; None for memory of this rank.
         options: The options of the communicator.
 
     Attributes:
         complete: Whether the receiver has all its state.
-        block: The shared memory that it lies in, if any.
+        block: The shared memory in which the array lies; None for memory of this rank.
         shape: (K, D).
         dtype: The dtype of its array.
     """
@@ -79,7 +79,7 @@ class CachedReceiver:
         self._signatures: dict[object, Signature] = {}
 
     def receiver(self, recvbuf: Any) -> Receiver:
-        """Return the receiver that ``recvbuf`` is, or what sets an array to a sum."""
+        """Return ``recvbuf`` if it is an optimizer, or an `Assign` to the array."""
         if not self._is_array:
             return recvbuf
         assign = Assign.__new__(Assign)  # its array has been checked
@@ -87,7 +87,7 @@ class CachedReceiver:
         return assign
 
     def same(self, recvbuf: Any) -> bool:
-        """Return whether ``recvbuf`` is this receiver with the same arrays, whose shape may have changed."""
+        """Return whether ``recvbuf`` is this receiver with the same arrays; their shapes may have changed."""
         if not self.complete or self._recvbuf() is not recvbuf:
             return False
         if self._is_array:
@@ -98,14 +98,14 @@ class CachedReceiver:
         return not state or all(array is reference() for array, reference in zip(state, self._state, strict=True))
 
     def valid(self, recvbuf: Any) -> bool:
-        """Return whether ``recvbuf`` is this receiver, and its arrays are what they were."""
+        """Return whether ``recvbuf`` is this receiver with the same arrays, of the same shapes."""
         if not self.same(recvbuf):
             return False
         arrays: tuple[Any, ...] = (recvbuf,) if self._is_array else (recvbuf.array, *recvbuf.state)
         return all(is_receiver(array) and array.shape == self.shape for array in arrays)
 
     def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
-        """Return the signature of a call if it is cached."""
+        """Return the signature of a call if it is cached, else None."""
         return self._signatures.get((algorithm, receiver.settings))
 
     def signature(self, algorithm: str, receiver: Receiver) -> Signature:
@@ -126,11 +126,11 @@ class CachedReceiver:
 
 
 class Receivers:
-    """The receivers of a communicator that have been checked, by identity.
+    """The checked receivers of a communicator, by identity.
 
     Args:
         options: The options of the communicator.
-        owns: Returns whether the ranks that share a block of memory are those of this rank's node.
+        owns: Returns whether exactly the ranks of this node share a block of memory.
     """
 
     def __init__(self, options: Options, owns: Callable[[Block], bool]) -> None:
@@ -139,14 +139,14 @@ class Receivers:
         self._cached: dict[int, CachedReceiver] = {}
 
     def find(self, recvbuf: Any) -> CachedReceiver | None:
-        """Return the cached receiver of ``recvbuf``, which may have changed since."""
+        """Return the cached receiver of ``recvbuf``, which may have changed, or None."""
         return self._cached.get(id(recvbuf))
 
     def checked(self, recvbuf: Any) -> CachedReceiver:
-        """Return the cached receiver of ``recvbuf``, after checking it if anything about it is new.
+        """Return the cached receiver of ``recvbuf``, after checking ``recvbuf`` if it is new or has changed.
 
         Raises:
-            TypeError, ValueError: It cannot take a sum.
+            TypeError, ValueError: ``recvbuf`` cannot take a sum.
         """
         cached = self.find(recvbuf)
         if cached is not None and cached.valid(recvbuf):
@@ -170,7 +170,7 @@ class Receivers:
 
 
 def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: MPI.Op, wire: str | None) -> None:
-    """Raise TypeError or ValueError unless a receiver can take the sum of such factors."""
+    """Raise TypeError or ValueError unless a receiver can take the sum of these factors."""
     if not isinstance(factors, Factors):
         raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
     if op is not MPI.SUM and op != MPI.SUM:
@@ -191,12 +191,12 @@ def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: 
 
 
 def normal(settings: tuple[object, ...]) -> tuple[object, ...]:
-    """Return settings in the form in which ranks compare them: 1 is 1.0."""
+    """Return settings in the form in which ranks compare them, with all numbers as floats."""
     return tuple(float(value) if isinstance(value, Real) else value for value in settings)
 
 
 def _address(array: np.ndarray | None) -> object:
-    """Return where an array lies, as far as that has to be equal on all ranks; "" if it is yet to be created."""
+    """Return the part of an array's address that has to be equal on all ranks; "" for an array yet to be created."""
     if array is None:
         return ""
     block = find(array)
@@ -204,7 +204,7 @@ def _address(array: np.ndarray | None) -> object:
 
 
 def describe_call(factors: Any, receiver: Any, algorithm: str) -> str:
-    """Describe what a rank passed; never raises."""
+    """Describe what a rank passed; never raise."""
     if not isinstance(factors, Factors):
         return f"{type(factors).__name__} and {type(receiver).__name__}"
     if not isinstance(receiver, Receiver):

@@ -1,4 +1,4 @@
-"""One exchange under way on this rank: what it waits for, and the collectives it waits with."""
+"""A call of an algorithm on this rank: its collectives, phases and buffers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfb.factors import Factors
 from sfb.kernels import half
 from sfb.runtime import limits
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from sfb.factors import Factors
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
@@ -27,18 +27,17 @@ _NOTHING: list[Any] = []
 class Call:
     """One call of an algorithm.
 
-    A collective returns what there is to wait for: nothing where the call blocks. Waiting is by `Test`
-    and `Wait`, as of MPI's requests.
+    Its collectives return a list of requests, objects with ``Test`` and ``Wait``; an empty list if the call blocks.
 
     Args:
         team: The ranks.
-        number: Of the call, the same on all ranks.
+        number: The number of the call, the same on all ranks.
         name: The user's call, for messages.
-        blocking: Wait inside the collectives.
-        wire: Format of 16 bits in which factors travel between ranks; they have been rounded to it.
+        blocking: Whether the collectives wait for their end.
+        wire: The 16-bit format in which factors travel between ranks; the factors have been rounded to it.
 
     Attributes:
-        rebuild_seconds: Time spent in forming and applying the sum so far.
+        rebuild_seconds: Seconds spent so far in forming and applying the sum.
     """
 
     __slots__ = (
@@ -82,10 +81,10 @@ class Call:
         self.rebuild_seconds += perf_counter() - self._began
 
     def meet(self, last: bool = False) -> list[Any]:
-        """Let the ranks of the node see what this one has written, and return what to wait for to see theirs.
+        """Announce to the node what this rank has written; return requests for the other ranks to do the same.
 
         Args:
-            last: This rank has finished its part.
+            last: Whether this rank has finished its part.
         """
         board = self.team.board
         if board.ranks == 1:
@@ -96,7 +95,7 @@ class Call:
         return [board.phase(self.number, self._phase, self.name)]
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "") -> np.ndarray:
-        """Return an array that is this call's own until its end, or until it asks for one of the same name."""
+        """Return an array for this call, to its end or until it asks for another array of the same name."""
         if name in self._named:
             memory = self._named.pop(name)
             self._acquired = [other for other in self._acquired if other is not memory]
@@ -108,11 +107,11 @@ class Call:
         return array
 
     def progress(self) -> None:
-        """Let MPI work on what is under way."""
+        """Let MPI progress."""
         self.team.world.Iprobe()
 
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
-        """Claim the node's staging memory; return it, and what to wait for before it may be written."""
+        """Claim the node's staging memory; return it, and requests to wait for before writing to it."""
         board, staging = self.team.board, self.team.staging
         block = staging.grow(nbytes)
         user = staging.claim(self.number)
@@ -121,7 +120,7 @@ class Call:
         return block, [board.phase(user, board.last_phase, self.name)]
 
     def finish(self) -> None:
-        """Give back buffers, and let the others see that this rank is done with shared memory."""
+        """Release the buffers, and announce to the node that this rank no longer uses shared memory."""
         if self._phase != self.team.board.last_phase:
             self.team.board.reach(self.number, self.team.board.last_phase)
         while self._acquired:
@@ -137,10 +136,15 @@ class Call:
         *,
         later: bool = False,
     ) -> list[Any]:
-        """Gather rows of factors: ``counts`` of them from each rank go to ``offsets`` of ``gathered``, a matrix.
+        """Gather rows of factors from all ranks.
 
-        As many from each rank, in their order, by default. ``later``, not before what is returned has been waited for,
-        even where the call blocks.
+        Args:
+            comm: The ranks.
+            mine: The rows of this rank, or MPI.IN_PLACE if they are in ``gathered`` already.
+            gathered: A matrix that receives the rows.
+            counts: The number of rows of each rank; equal numbers by default.
+            offsets: The row of ``gathered`` at which the rows of each rank begin.
+            later: Return requests even if the call blocks.
         """
         if self.wire is None:
             return self.gather(comm, mine, gathered, counts, offsets, later=later)
@@ -161,7 +165,7 @@ class Call:
         return self._then(requests, unpack, later=later)
 
     def _then(self, requests: list[Any], do: Callable[[], None], *, later: bool = False) -> list[Any]:
-        """Return what to wait for: requests, and what is to be done after them."""
+        """Return requests, with one at the end that calls ``do``; if the call blocks, call ``do`` now."""
         if self.blocking and not later:
             do()
             return requests
@@ -177,7 +181,7 @@ class Call:
         *,
         later: bool = False,
     ) -> list[Any]:
-        """Gather rows as they are; otherwise as `allgather`."""
+        """Gather rows as `allgather` does, without changing their format."""
         if counts is None or offsets is None:
             if gathered.size <= limits.MAX_COUNT:
                 return self._gather_alike(comm, mine, gathered, later)
@@ -204,7 +208,7 @@ class Call:
         return [comm.Iallgather(mine, gathered)]
 
     def allgather_packed(self, comm: MPI.Intracomm, factors: Factors, messages: np.ndarray) -> list[Any]:
-        """Gather u and v of each rank, as many as of this one, as a row of ``messages``."""
+        """Gather u and v of each rank as a row of ``messages``; S is the same on all ranks."""
         mine = self.buffer((messages.shape[1],), messages.dtype)
         mine[: factors.u.size] = factors.u.reshape(-1)
         mine[factors.u.size :] = factors.v.reshape(-1)
@@ -218,13 +222,13 @@ class Call:
         return self._then(requests, partial(half.unpack, received, messages, self.wire))
 
     def allgather_in_place(self, comm: MPI.Intracomm, gathered: np.ndarray) -> list[Any]:
-        """Gather an array of each rank as an item of ``gathered``, where this rank's lies already."""
+        """Gather one item of ``gathered`` from each rank; this rank's is there already."""
         return self._gather_alike(comm, self.team.in_place, gathered, False)
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray
     ) -> list[Any]:
-        """Send ``sent`` elements of ``mine`` to each rank, one after the other, and receive ``taken`` of each."""
+        """Send ``sent`` elements of ``mine`` to each rank, in their order, and receive ``taken`` elements from each."""
         send = [mine, (sent, np.concatenate(([0], np.cumsum(sent)[:-1])))]
         receive = [received, (taken, np.concatenate(([0], np.cumsum(taken)[:-1])))]
         if self.blocking:
@@ -233,7 +237,7 @@ class Call:
         return [comm.Ialltoallv(send, receive)]
 
     def allreduce(self, comm: MPI.Intracomm, array: np.ndarray) -> list[Any]:
-        """Sum a contiguous array over the ranks, in place."""
+        """Sum a contiguous array over all ranks, in place."""
         flat = array.reshape(-1)
         requests = []
         for low in range(0, flat.size, limits.MAX_COUNT):
@@ -245,13 +249,13 @@ class Call:
         return requests
 
     def _rows(self, mine: Any, gathered: np.ndarray) -> tuple[MPI.Datatype, Any]:
-        """Return a datatype of a row, and what is sent counted in it."""
+        """Return a datatype of a row, and a specification of the rows that are sent."""
         row = self.team.datatype(gathered.dtype).Create_contiguous(gathered.shape[1]).Commit()
         return row, mine if mine is self.team.in_place else [mine, len(mine), row]
 
 
 class _Then:
-    """Something to be done once what was to be waited for before has come."""
+    """A request that calls a function once the requests before it have ended."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do = do
@@ -265,13 +269,13 @@ class _Then:
 
 
 def _alike(comm: MPI.Intracomm, gathered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many rows come from each rank, and where they go, if those are as many of each."""
+    """Return the counts and offsets of rows, the same number from each rank."""
     rows = len(gathered) // comm.size
     return np.full(comm.size, rows), np.arange(comm.size) * rows
 
 
 def counts_by_node(values: Sequence[int] | np.ndarray, team: Team, slot: int) -> np.ndarray:
-    """Return the value of each node's rank that has ``slot``, 0 where a node has none."""
+    """Return, for each node, the value of its rank ``slot``; 0 if the node has fewer ranks."""
     result = np.zeros(team.nodes, np.int64)
     for value, node, its in zip(values, team.node_of, team.slot_of, strict=True):
         if its == slot:

@@ -1,7 +1,7 @@
-"""Dense: the local products are summed, inside a node in its memory, between nodes by MPI's own Allreduce.
+"""Dense: the ranks sum their local products, within a node in its memory, between nodes by MPI's own Allreduce.
 
-Between ranks that are nodes, small ones go with the agreement: they are added up in its rounds where ranks are a power
-of two (`sfb.runtime.rounds`), else gathered, and summed by each.
+With one rank per node, small products take the rounds of the agreement (`sfb.runtime.rounds`): the rounds sum them if
+the number of ranks is a power of two; otherwise each rank gathers and sums them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["bind", "cost", "payload", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
 
-# A rank's product goes through its slab of the node's memory in pieces: of at least so many bytes, that there be few,
-# and rows, that packing v repays.
+# A rank's product goes through its slab of the node's memory in pieces of at least so many bytes, so that they are few,
+# and of at least so many rows, which repay packing v.
 _SLAB, _ROWS = 1 << 20, 128
 _ALIGN = 64
-# Time of a pass over a slab, which is in cache, by that of a pass over memory.
+# The time of a pass over a slab, which is in cache, relative to a pass over memory.
 _CACHED = 0.3
 
 
 def suits(problem: Problem) -> bool:
-    """Return whether "auto" may take it."""
+    """Return whether "auto" may take this algorithm: unless the receiver needs all factors."""
     return not problem.whole
 
 
@@ -65,7 +65,7 @@ def cost(problem: Problem) -> list[Use]:
 
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
-    """Return the bytes of a ring, which are also those read and written in the memory of a node: 2KD(P−1)/P."""
+    """Return the bytes of a product in each round, of all products, or, as a ring and a node's memory, 2KD(P−1)/P."""
     if _summed(problem) and not _halved(problem):
         return _rounds(problem) * problem.dense_bytes
     if _gathered(problem):
@@ -74,7 +74,7 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate the slabs, or the local product."""
+    """Allocate the slabs, or the local product and the messages."""
     if team.nodes == 1 and team.size > 1:
         team.staging.grow(staging_bytes(problem))
     elif _summed(problem):
@@ -86,7 +86,7 @@ def prepare(problem: Problem, team: Team) -> None:
 
 
 def payload(problem: Problem) -> tuple[int, int] | None:
-    """Return what a rank sends in an eager exchange, its product, and its bytes; None if they are too many."""
+    """Return the payload of an eager exchange, a product, and its bytes; None if it exceeds the eager limit."""
     from sfb.kernels.eager import PRODUCTS, SUM
 
     if _summed(problem):
@@ -100,7 +100,7 @@ def staging_bytes(problem: Problem) -> int:
 
 
 def bind(problem: Problem, team: Team, block: Block) -> tuple[np.ndarray, int]:
-    """Return what the kernel of a fused exchange takes as bound, in the staging memory, and the number of pieces."""
+    """Return ``bound`` of the fused kernel (`sfb.kernels.fused`), over the staging memory, and the number of pieces."""
     from sfb.kernels import fused
 
     board, pieces = team.board, _pieces(problem)
@@ -112,7 +112,7 @@ def bind(problem: Problem, team: Team, block: Block) -> tuple[np.ndarray, int]:
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    """Form the local product, reduce it, give it to the receiver."""
+    """Form the local product, reduce it, and let the receiver take it."""
     if call.team.nodes == 1 and call.team.size > 1:
         yield from _on_node(problem, call, factors, receiver)
     elif _summed(problem):
@@ -161,7 +161,7 @@ def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> 
     """Sum the products in the rounds of the agreement."""
     team = call.team
     agree, rows = team.agree, problem.shape[0]
-    yield POSTED  # its messages belong to this call alone
+    yield POSTED  # the tag of its messages is that of this call
     total = call.buffer(problem.shape, problem.dtype)
     with call:
         kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
@@ -173,12 +173,12 @@ def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> 
 
 
 def _message(problem: Problem, team: Team) -> int:
-    """Return the bytes of the headers of all and a product."""
+    """Return the bytes of the headers of all ranks and a product."""
     return 8 * (problem.ranks * team.agree.head + -(-problem.dense_bytes // 8))
 
 
 def _summed(problem: Problem) -> bool:
-    """Return whether the products are added up in the rounds of an agreement, as they are small."""
+    """Return whether the rounds of the agreement sum the products, as they are small."""
     power = problem.ranks & (problem.ranks - 1) == 0
     small = problem.dense_bytes <= min(problem.eager_limit, problem.max_bytes // 3)
     return problem.one_rank_per_node and power and small
@@ -189,25 +189,25 @@ def _rounds(problem: Problem) -> int:
 
 
 def _share(problem: Problem) -> float:
-    """Return how many bytes of each rank a gathering would have that receives as many as a sum."""
+    """Return the bytes of each rank in an allgather that receives as many bytes as the sum."""
     if _halved(problem):
         return 2 * problem.dense_bytes / problem.ranks
     return problem.dense_bytes * _rounds(problem) / (problem.ranks - 1)
 
 
 def _halved(problem: Problem) -> bool:
-    """Return whether a sum in those rounds is divided among nodes, which takes as many rounds more."""
+    """Return whether the rounds divide the sum among nodes, which doubles their number."""
     return problem.dense_bytes >= HALVING_LIMIT
 
 
 def _gathered(problem: Problem) -> bool:
-    """Return whether the products of all ranks are gathered, as they are few and small."""
+    """Return whether each rank gathers all products, as they are few and small."""
     small = problem.eager(problem.dense_bytes) and problem.ranks * problem.dense_bytes <= problem.max_bytes
     return small and not _summed(problem)
 
 
 def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    """Sum in the order of ranks, each rank its share of a piece's rows; two sets of slabs take turns."""
+    """Sum in the order of ranks, each rank its share of a piece's rows; pieces use two sets of slabs alternately."""
     team = call.team
     block, steps = call.staging(staging_bytes(problem))
     yield from steps
@@ -233,12 +233,12 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
         yield from call.meet(last=True)
 
 
-def _slabs(problem: Problem, block: Block, call: Call, turn: int, rows: tuple[int, int]) -> tuple[Any, ...]:
-    """Return a piece's rows, the slabs of its turn, this rank's product and the sum in them, and its rows of that."""
+def _slabs(problem: Problem, block: Block, call: Call, piece: int, rows: tuple[int, int]) -> tuple[Any, ...]:
+    """Return a piece's rows, its slabs, this rank's product and the sum in them, and the rows that this rank sums."""
     board, (low, high) = call.team.board, rows
     size, shape = _slab_bytes(problem), (high - low, problem.shape[1])
     elements = shape[0] * shape[1]
-    slabs = block.array((board.ranks, size // problem.itemsize), problem.dtype, turn % 2 * board.ranks * size)
+    slabs = block.array((board.ranks, size // problem.itemsize), problem.dtype, piece % 2 * board.ranks * size)
     mine, total = (slabs[i, :elements].reshape(shape) for i in (board.me, 0))
     start, stop = ((high - low) * (board.me + i) // board.ranks for i in (0, 1))
     return low, high, slabs, mine, total, (start, stop)
@@ -262,6 +262,6 @@ def _slab_bytes(problem: Problem) -> int:
 
 
 def _network_rows(problem: Problem) -> int:
-    """Return the rows that are reduced at once."""
+    """Return the rows that one Allreduce takes."""
     width = max(1, problem.shape[1] * problem.itemsize)
     return max(1, min(problem.shape[0], problem.max_bytes // width))

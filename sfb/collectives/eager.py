@@ -1,15 +1,15 @@
-"""Eager exchanges: where every rank is a node, a small payload travels beside the header of the agreement."""
+"""Eager exchanges: with one rank per node, a small payload travels beside the header of the agreement."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives import broadcast, dense
-from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import KernelExchange, PendingCall, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
 from sfb.kernels import status
 from sfb.runtime.limits import EAGER_LIMIT, SPINS, tag
@@ -22,12 +22,12 @@ _PAYLOADS = {"broadcast": broadcast.payload, "dense": dense.payload}
 
 
 class EagerBuffers(NamedTuple):
-    """Memory of one eager exchange under way.
+    """The memory of one eager exchange under way.
 
     Attributes:
-        words: For the messages of all nodes.
-        received: As much again, for messages as they arrive or payloads in the order of ranks.
-        values: For a product that is summed, bytes.
+        words: Words for the messages of all ranks.
+        received: As many words, for messages that arrive or for payloads in the order of ranks.
+        values: Bytes for a product that the rounds sum.
     """
 
     words: np.ndarray
@@ -36,21 +36,21 @@ class EagerBuffers(NamedTuple):
 
     @classmethod
     def allocate(cls, team: Team) -> EagerBuffers:
-        """Return new memory: whatever payloads other ranks send, there is room for them."""
+        """Return new memory, with room for any payloads that other ranks may send."""
         size = team.size * team.agree.head + EAGER_LIMIT // 8
         return cls(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(EAGER_LIMIT // team.size, np.uint8))
 
 
-class EagerExchange(PersistentExchange):
-    """An exchange between nodes of one rank each by ``broadcast`` or ``dense``, in the messages of the agreement.
+class EagerExchange(KernelExchange):
+    """An exchange by ``broadcast`` or ``dense`` with one rank per node, in the messages of the agreement.
 
-    A rank sends its factors, or its product, beside its header. To the bit it does what the algorithm does in steps.
+    A rank sends its factors, or its product, beside its header. The bits are those of the algorithm in steps.
 
     Args:
         algorithm: The algorithm's name.
         problem: The exchange.
         team: The ranks.
-        buffers: Buffers that no exchange is using; this one takes from them, and gives back.
+        buffers: Free buffers of the team: this exchange acquires one for each call, and releases it.
     """
 
     def __init__(self, algorithm: str, problem: Problem, team: Team, buffers: list[EagerBuffers]) -> None:
@@ -62,14 +62,12 @@ class EagerExchange(PersistentExchange):
         self._payload, self._nbytes = payload
         self._eager, self._rounds = eager, rounds
         self._state = np.zeros(rounds.STATE, np.int64)
-        # Where messages without a payload begin.
+        # The words at which the messages begin; without payloads until the kernel has gathered some.
         self._starts = np.arange(team.size + 1, dtype=np.int64) * team.agree.head
         self._room = kernels.room_for(problem.depth, problem.shape[1], problem.itemsize)
         self._idle = buffers
         self._buffers: EagerBuffers | None = None
-        self._name, self._number = "", 0
         self._bound = np.empty(0, np.int64)
-        self._arguments: tuple[Any, ...] = ()
 
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
@@ -79,7 +77,7 @@ class EagerExchange(PersistentExchange):
         return _payload(algorithm, problem) is not None
 
     def start(self, pending: PendingCall) -> bool:
-        """Send header and payload, and go on as far as possible."""
+        """Send the header and the payload, and go on as far as possible."""
         agree = self._team.agree
         self._name, self._number = pending.call, agree.number + 1
         buffers: EagerBuffers | None = None
@@ -105,10 +103,6 @@ class EagerExchange(PersistentExchange):
             self._keep()
         return True
 
-    def test(self) -> bool:
-        """Go on without waiting."""
-        return self.code != status.PENDING or self._advance(0)
-
     def wait(self) -> int:
         """Go on to the end; after an interrupt, another call goes on from there."""
         if self.code == status.PENDING:
@@ -117,17 +111,13 @@ class EagerExchange(PersistentExchange):
         return self.code
 
     def hand_over(self, pending: PendingCall) -> None:
-        """Let the ranks go on from the messages that they have exchanged."""
+        """Let the call go on from the messages that the ranks have exchanged."""
         assert self._buffers is not None
         self._team.agree.resume(pending, (self._buffers.words.copy(), self._starts.tolist()))
         self._idle.append(self._buffers)
 
-    def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended."""
-        self._arguments = ()
-
     def _bind(self, buffers: EagerBuffers) -> None:
-        """Bind what stays the same from call to call, in these buffers."""
+        """Bind what all calls have in common, over these buffers."""
         problem, agree, eager = self.problem, self._team.agree, self._eager
         (rows, columns), words = problem.shape, buffers.words
         gathered, middle, more = buffers.received.view(problem.dtype), problem.depth * rows, self._starts

@@ -1,4 +1,4 @@
-"""Exchanges of sufficient factors: propose one to the other ranks, plan it, do it."""
+"""The engine of exchanges: propose one to the other ranks, plan it, do it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Exchange(NamedTuple):
     Attributes:
         algorithm: The algorithm taken.
         wire_bytes: Bytes that this rank received from others, through memory or network.
-        exchange_seconds: Time of communication, waiting for other ranks included.
-        rebuild_seconds: Time of forming and applying the sum.
+        exchange_seconds: Seconds of communication, including the wait for other ranks.
+        rebuild_seconds: Seconds of forming and applying the sum.
     """
 
     algorithm: str
@@ -51,13 +51,13 @@ class Exchange(NamedTuple):
 class Engine:
     """Exchanges of factors by the ranks of a team.
 
-    A call proposes an exchange, by `begin`, and completes it, by `complete`. Where the receiver and the plan are
-    cached, a persistent exchange proposes itself, with its data; otherwise the ranks agree first, then plan.
+    A call proposes an exchange, by `begin`, and completes it, by `complete`. If the receiver and the plan are cached, a
+    persistent exchange starts at once; otherwise the ranks agree first, then plan.
 
     Args:
         team: The ranks.
         options: The options of their `sfb.Comm`.
-        profiles: Their profile.
+        profiles: The profile of their machine.
     """
 
     def __init__(self, team: Team, options: Options, profiles: Profiles) -> None:
@@ -67,7 +67,7 @@ class Engine:
         self._receivers = Receivers(options, team.owns)
         self._plans = _Plans()
         self._buffers: list[EagerBuffers] = []
-        # The arrays that calls under way change, by identity, and how many calls.
+        # For each array that calls under way change, by identity, the number of these calls.
         self._targets: Counter[int] = Counter()
 
     def allreduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
@@ -75,10 +75,10 @@ class Engine:
 
         Args:
             call: The user's call, for messages.
-            factors: What the user passed; it may be wrong, as may the others.
-            recvbuf: What the user passed.
-            op: What the user passed.
-            algorithm: What the user passed.
+            factors: The user's argument, right or wrong, like the following.
+            recvbuf: The user's argument.
+            op: The user's argument.
+            algorithm: The user's argument.
 
         Raises:
             MismatchError, TypeError, ValueError: As `sfb.Comm.Allreduce` does.
@@ -94,7 +94,7 @@ class Engine:
 
         Args:
             pending: The call.
-            op: What the user passed.
+            op: The user's argument.
             alone: Whether no other call is under way.
         """
         pending.after = not alone and _target(pending) in self._targets
@@ -129,7 +129,7 @@ class Engine:
         if pending.counts is None:
             yield from self._team.agree.steps(pending)
         waited = perf_counter() - posted
-        # A plan that was planned for is kept; one that was looked up for this rank's own S may be another.
+        # A call of a persistent request has its plan. A plan found by this rank's own S may not be that of all ranks.
         prepared = pending.prepared if pending.signature is None else (yield from self._prepare(pending))
         assert prepared is not None
         pending.prepared = prepared
@@ -138,7 +138,7 @@ class Engine:
         exchange = prepared.acquire(blocking=pending.blocking)
         began = perf_counter()
         yield from exchange.run(pending)
-        pending.began = began - (posted - pending.began) - waited  # without the time for a plan
+        pending.began = began - (posted - pending.began) - waited  # leaves out the seconds spent on a plan
         exchange.waited = waited
         return self._end(pending, exchange)
 
@@ -151,13 +151,13 @@ class Engine:
         return pending
 
     def start(self, planned: PendingCall, samples: int, *, alone: bool) -> PendingCall:
-        """Propose the exchange that `plan` has prepared, of ``samples`` samples of this rank, as `begin` does."""
+        """Propose the exchange that `plan` has prepared for ``samples`` samples of this rank, as `begin` does."""
         prepared, factors, recvbuf = planned.prepared, planned.factors, planned.recvbuf
         assert prepared is not None
         problem = prepared.plan.problem
         pending = PendingCall("Start", factors, recvbuf, planned.algorithm, blocking=False)
         pending.prepared = prepared
-        # The samples of ranks may differ, but not from those planned.
+        # The ranks compare S only if the plan has the same S for all. Each checks its own S.
         pending.size = samples if problem.uniform else 0
         try:
             if planned.cached is None or not planned.cached.same(recvbuf):
@@ -189,7 +189,7 @@ class Engine:
             receiver = pending.receiver = cached.receiver(recvbuf)
             signature = cached.known(pending.algorithm, receiver) or cached.signature(pending.algorithm, receiver)
             pending.size = len(factors.u)
-        except Exception:  # `_propose` finds it, too, and tells the other ranks
+        except Exception:  # `_propose` meets the same error, and tells the other ranks
             return False
         prepared = self._plans.find(signature.key, pending.size)
         if prepared is None:
@@ -221,7 +221,7 @@ class Engine:
         self._team.agree.propose(pending)
 
     def _prepare(self, pending: PendingCall) -> Generator[Any, None, Prepared]:
-        """Return the plan of a call on which the ranks agree, in steps, with everything that it needs in place."""
+        """Return the plan, ready for exchanges, of a call on which the ranks agree; in steps."""
         cached, signature = pending.cached, pending.signature
         assert cached is not None
         assert signature is not None
@@ -238,7 +238,7 @@ class Engine:
         return prepared
 
     def _new_plan(self, pending: PendingCall, cached: CachedReceiver) -> Prepared:
-        """Choose the algorithm and allocate; every rank comes here with the same arguments but for S."""
+        """Choose an algorithm and prepare it; all ranks pass the same arguments, except for S."""
         team, receiver, call = self._team, pending.receiver, pending.call
         problem = Problem(
             shape=cached.shape,
@@ -254,7 +254,7 @@ class Engine:
             wire=self._options.wire,
         )
         algorithm = pending.algorithm
-        # All ranks find the same here.
+        # All ranks raise this, as their arguments are equal.
         if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
             raise ValueError(
                 f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
@@ -267,17 +267,17 @@ class Engine:
             plan = choose(problem, ALGORITHMS, AUTO, profile, trials=not self._options.reproducible)
         else:
             plan = choose(problem, ALGORITHMS, algorithm, self._profiles.at_hand)
-        # Each step is collective and can fail on one rank: the ranks agree on it before the next.
+        # Each step is collective and may fail on one rank: the ranks agree on its success before the next.
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             with on_all_ranks(team.world, call):
                 ALGORITHMS[name].prepare(problem, team)
-        # The kernels' memory too: during the exchange a rank that has none could not tell the others.
+        # The scratch of kernels, too: a rank without it could not tell the others during the exchange.
         with on_all_ranks(team.world, call):
             kernels.scratch_for(problem.depth, receiver.array)
         return Prepared(plan, team, partial(self._persistent, problem, receiver.plain))
 
     def _persistent(self, problem: Problem, plain: bool, algorithm: str) -> PersistentExchange:
-        """Make the persistent exchange of an algorithm, for receivers that are ``plain`` or not."""
+        """Make a persistent exchange by an algorithm, for receivers that are ``plain`` or not."""
         team = self._team
         if plain and FusedExchange.serves(algorithm, problem, team):
             return FusedExchange(algorithm, problem, team)
@@ -291,7 +291,7 @@ class Engine:
         check_factors(pending.factors, cached, pending.receiver, MPI.SUM, self._options.wire)
 
     def _rounded(self, factors: Factors, number: int) -> Factors:
-        """Return the factors as they travel in call ``number``."""
+        """Return the factors as they travel in call ``number``: rounded if that is in 16 bits."""
         wire, seed = self._options.wire, self._options.seed
         if wire is None:
             return factors
@@ -305,7 +305,7 @@ class Engine:
         return Factors(*arrays)
 
     def _end(self, pending: PendingCall, exchange: PersistentExchange) -> Exchange:
-        """Finish a call whose exchange has been done."""
+        """Finish a call whose exchange is done, and return a report."""
         prepared = pending.prepared
         assert prepared is not None
         pending.receiver.end()
@@ -317,22 +317,22 @@ class Engine:
 
 
 def _target(pending: PendingCall) -> int:
-    """Return what stands for the array that a call changes."""
+    """Return the identity of the array that a call changes."""
     return id(getattr(pending.recvbuf, "array", pending.recvbuf))
 
 
 class _Plans:
-    """Plans by the keys of signatures and the samples of ranks, as many as are kept; the same on all ranks."""
+    """A cache of plans, by the keys of signatures and the samples of ranks; the same on all ranks."""
 
     def __init__(self) -> None:
         self._plans: dict[object, Prepared] = {}
 
     def find(self, key: tuple[object, ...], samples: object) -> Prepared | None:
-        """Return the plan for a key, and for S that is the same on all ranks, or S of all ranks as bytes."""
+        """Return the plan for a key and for S, the same on all ranks; or for S of all ranks as bytes."""
         return self._plans.get((key, samples))
 
     def add(self, key: tuple[object, ...], samples: object, prepared: Prepared) -> None:
-        """Keep a plan, in place of the oldest if there are too many."""
+        """Add a plan; a full cache drops its oldest."""
         if len(self._plans) >= MOST:
             self._plans.pop(next(iter(self._plans)))
         self._plans[key, samples] = prepared

@@ -1,4 +1,4 @@
-"""Fused exchanges: within a node, one call of a kernel does all that a rank does."""
+"""Fused exchanges: within a node, one call of a kernel does the whole exchange of a rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.collectives import dense, node
-from sfb.collectives.persistent import PendingCall, PersistentExchange, is_brief, kernel_arguments
+from sfb.collectives.persistent import KernelExchange, PendingCall, is_brief, kernel_arguments
 from sfb.collectives.problem import Problem
 from sfb.kernels import status
 from sfb.runtime.board import SPINS
@@ -19,11 +19,11 @@ from sfb.runtime.windows import Block
 __all__ = ["FusedExchange"]
 
 
-class FusedExchange(PersistentExchange):
-    """An exchange within a node by ``node`` or ``dense``, whose kernel posts the header, too.
+class FusedExchange(KernelExchange):
+    """An exchange within a node by ``node`` or ``dense``, whose kernel also posts the header.
 
-    It writes its data into the staging memory of the node, which the exchange before may still be using; so no other
-    may be under way when it starts. To the bit and in its phases it does what the algorithm does in steps.
+    The kernel writes its data into the staging memory of the node. Older exchanges may use that memory, so none may be
+    under way when this one starts. Its phases and its bits are those of the algorithm in steps.
     """
 
     concurrent = False
@@ -38,9 +38,7 @@ class FusedExchange(PersistentExchange):
         self._block: Block | None = None
         self._bound = np.empty(0, np.int64)
         self._pieces: int | None = None
-        self._name = ""
-        self._number = self._user = 0
-        self._arguments: tuple[Any, ...] = ()
+        self._user = 0
 
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
@@ -49,17 +47,13 @@ class FusedExchange(PersistentExchange):
         return near and algorithm in ("node", "dense") and problem.fits and is_brief(problem, team.threads)
 
     def start(self, pending: PendingCall) -> bool:
-        """Write this rank's data, post the header, and go on as far as possible."""
+        """Write the data of this rank, post the header, and go on as far as possible."""
         agree = self._team.agree
         pending.number = agree.number + 1
         if not self._begin(pending, pending.digest):
             return False
         agree.number += 1
         return True
-
-    def test(self) -> bool:
-        """Go on without waiting."""
-        return self.code != status.PENDING or self._advance(0)
 
     def wait(self) -> int:
         """Go on to the end."""
@@ -68,18 +62,14 @@ class FusedExchange(PersistentExchange):
         return self.code
 
     def hand_over(self, pending: PendingCall) -> None:
-        """Let the ranks go on from the verdict on their headers."""
+        """Let the call go on from the verdict on the headers."""
         self._team.staging.disclaim(self._number)
         pending.verdict = self.code
 
-    def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended."""
-        self._arguments = ()
-
     def run(self, pending: PendingCall) -> Generator[Any, None, None]:
-        """Do the exchange without a header, as the ranks have agreed already."""
+        """Do the exchange of an agreed call, without a header."""
         if not self._begin(pending, 0):
-            raise RuntimeError("a kernel refused arguments that were found to fit")
+            raise RuntimeError("a kernel refused arguments that passed all checks")
         if self.code == status.PENDING:
             yield self
 
@@ -99,7 +89,7 @@ class FusedExchange(PersistentExchange):
         return self.code != status.UNFIT
 
     def _bind(self) -> None:
-        """Bind what stays the same from call to call, in the staging memory as it is now."""
+        """Bind what all calls have in common, over the present staging memory."""
         team, module = self._team, node if self.algorithm == "node" else dense
         self._block = team.staging.grow(module.staging_bytes(self.problem))
         self._bound, self._pieces = module.bind(self.problem, team, self._block)
@@ -115,7 +105,7 @@ class FusedExchange(PersistentExchange):
         return True
 
     def _missing(self) -> list[int]:
-        """Return the ranks that have not reached the phase that this one waits for."""
+        """Return the ranks that have not reached the phase for which this one waits."""
         phase, board = self._phase(self._bound, self._pieces), self._team.board
         users = self._user and board.missing(self._user, board.last_phase)
         return users or board.missing(self._number, phase)

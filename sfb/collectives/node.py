@@ -1,4 +1,4 @@
-"""Node: the factors of all ranks lie once in the memory of each node, whose ranks divide the rebuild."""
+"""Node: the factors of all ranks lie once in the memory of each node, and its ranks divide the rebuild."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ALIGN = 64  # v begins on a cache line
 
 
 def suits(problem: Problem) -> bool:
-    """Return whether "auto" may take it: with one rank a node it is `broadcast` with more to do."""
+    """Return whether "auto" may take this algorithm: with one rank per node, `broadcast` does the same for less."""
     return problem.place.ranks_per_node > 1 or problem.ranks == 1
 
 
 def cost(problem: Problem) -> list[Use]:
-    """Price S(K+D) elements written inside the node, each sample once into a node, 2PSKD/R flop."""
+    """Price S(K+D) elements written within the node, each sample received once per node, and 2PSKD/R flop."""
     samples = problem.depth / problem.ranks
     across = [Use("across", samples * n * problem.sent_itemsize) for n in problem.shape]
     if _packed(problem):
@@ -50,11 +50,11 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
     node_of = problem.node_of
     home = node_of[rank]
     slots = np.zeros(len(node_of), np.int64)
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for other, node in enumerate(node_of):
-        slots[other] = seen.get(node, 0)
-        seen[node] = int(slots[other]) + 1
-    served = {slot for slot in range(max(seen.values())) if slot % seen[home] == slots[rank]}
+        slots[other] = sizes.get(node, 0)
+        sizes[node] = int(slots[other]) + 1
+    served = {slot for slot in range(max(sizes.values())) if slot % sizes[home] == slots[rank]}
     near = sum(int(count) for other, count in enumerate(problem.counts) if other != rank and node_of[other] == home)
     far = sum(
         int(count)
@@ -65,13 +65,13 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate the node's room for everybody's factors."""
+    """Allocate room for the factors of all ranks in the memory of the node."""
     if problem.place.nodes > 1:
         team.across()
     width = max((high - low for low, high in problem.row_blocks), default=0)
     edges = problem.sample_edges
     depth = max(int((last - first).sum()) for first, last in pairwise(edges))
-    # A rank that has no room can tell the others now, but not during the exchange.
+    # A rank without room can tell the others now, but not during the exchange.
     team.staging.grow(_second(depth, width, problem)[1])
 
 
@@ -81,7 +81,7 @@ def staging_bytes(problem: Problem) -> int:
 
 
 def bind(problem: Problem, team: Team, block: Block) -> tuple[np.ndarray, None]:
-    """Return what the kernel of a fused exchange takes as bound, in the staging memory; and no pieces."""
+    """Return ``bound`` of the fused kernel (`sfb.kernels.fused`), over the staging memory, and no pieces."""
     from sfb.kernels import fused
 
     board, (rows, columns) = team.board, problem.shape
@@ -110,13 +110,13 @@ def _at_once(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
     second, nbytes = _second(problem.depth, rows, problem)
     block, steps = call.staging(nbytes)
     yield from steps
-    u, v, low = _everybodys(problem, call, block, second)
+    u, v, low = _gathered(problem, call, block, second)
     u[low : low + len(factors)] = factors.u
     v[low : low + len(factors)] = factors.v
     if _packed(problem):
         yield from _across_packed(problem, call, factors, u, v)
     elif problem.place.nodes > 1:
-        # In the order of ranks only if each is a node.
+        # Messages come in the order of nodes, which is that of ranks only with one rank per node.
         spans = problem.spans if problem.place.ranks_per_node == 1 else (problem.counts, problem.offsets)
         yield from posted(_across(call, u, v, *spans), True)
     yield from call.meet()
@@ -139,7 +139,7 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
             yield from steps
             first_block = False
         else:
-            yield from call.meet()  # every rank has read what is now overwritten
+            yield from call.meet()  # all ranks have read the block before, which this one overwrites
             block = team.staging.grow(nbytes)
         u = block.array((depth, width), problem.dtype)
         v = block.array((depth, problem.shape[1]), problem.dtype, second)
@@ -156,7 +156,7 @@ def _in_blocks(problem: Problem, call: Call, factors: Factors, receiver: Receive
 
 
 def _packed(problem: Problem) -> bool:
-    """Return whether u and v of a rank travel as one message: few bytes, and a partner on every node."""
+    """Return whether u and v of a rank travel as one message: they are small, and it has a partner on every node."""
     place = problem.place
     return place.nodes > 1 and problem.packed and place.ranks == place.nodes * place.ranks_per_node
 
@@ -178,7 +178,7 @@ def _across_packed(problem: Problem, call: Call, factors: Factors, u: np.ndarray
 def _across(
     call: Call, u: np.ndarray, v: np.ndarray, counts: np.ndarray | None = None, offsets: np.ndarray | None = None
 ) -> list[Any]:
-    """Bring each slot's samples to every node, straight into the memory that its ranks share."""
+    """Bring the samples of each slot to every node, straight into the memory that its ranks share."""
     requests = []
     for slot, comm in call.team.across():
         its_counts, its_offsets = (
@@ -189,7 +189,7 @@ def _across(
     return requests
 
 
-def _everybodys(problem: Problem, call: Call, block: Block, second: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _gathered(problem: Problem, call: Call, block: Block, second: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return u and v of all ranks in the memory of the node, and where this rank's samples begin."""
     views = problem.memo.get("views")
     if views is None or views[0] is not block:
@@ -200,6 +200,6 @@ def _everybodys(problem: Problem, call: Call, block: Block, second: int) -> tupl
 
 
 def _second(depth: int, width: int, problem: Problem) -> tuple[int, int]:
-    """Return where v begins behind a u of ``width`` columns, and the bytes of both."""
+    """Return the byte at which v begins behind ``width`` columns of u, and the bytes of both."""
     second = -(-depth * width * problem.itemsize // _ALIGN) * _ALIGN
     return second, second + depth * problem.shape[1] * problem.itemsize

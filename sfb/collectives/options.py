@@ -12,7 +12,7 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """The options that a `sfb.Comm` was made with; its docstring describes them.
+    """The options of a `sfb.Comm`, whose docstring describes them.
 
     Raises:
         ValueError: An option is out of range.

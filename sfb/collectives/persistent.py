@@ -1,4 +1,4 @@
-"""Persistent exchanges: what an exchange of factors needs, prepared once, started as often as wanted."""
+"""Persistent exchanges of factors: prepared once, started as often as wanted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from sfb.runtime.agreement import Proposal
 from sfb.runtime.team import Team
 from sfb.tuning.plan import Plan
 
-__all__ = ["PendingCall", "PersistentExchange", "Prepared", "is_brief", "kernel_arguments"]
+__all__ = ["KernelExchange", "PendingCall", "PersistentExchange", "Prepared", "is_brief", "kernel_arguments"]
 
-# Multiplications from which the threads of a rank share them; a fused or eager exchange has one thread.
+# Multiplications from which the threads of a rank share the work. A fused or eager exchange has one thread.
 _WORTH = 1 << 21
 
 
 class PendingCall(Proposal):
-    """A call under way on this rank, as the user made it, and what the rank proposes to the others.
+    """A call of the user under way on this rank, and its proposal to the other ranks.
 
     Attributes:
-        after: Whether an older call under way has the same receiver, whose sum comes first.
-        began: The clock when this rank came to the call.
-        factors: What the user passed.
-        recvbuf: What the user passed.
-        algorithm: What the user passed.
+        after: Whether an older call under way has the same receiver, which takes the sum of that call first.
+        began: The time at which this rank began the call.
+        factors: The user's first argument, right or wrong.
+        recvbuf: The user's second argument, right or wrong.
+        algorithm: The name that the user passed.
         cached: The cached receiver, if the arguments are right.
-        receiver: What takes the sum.
-        signature: What has to be equal on all ranks, if the arguments are right.
+        receiver: The receiver of the sum.
+        signature: The part of the arguments that has to be equal on all ranks, if they are right.
         prepared: The plan, once it is known.
-        exchange: The exchange that has been started; None if only a header has been posted.
+        exchange: The persistent exchange that has started; None if this rank has posted a header alone.
     """
 
     __slots__ = (
@@ -67,16 +67,16 @@ class PendingCall(Proposal):
         self.exchange: PersistentExchange | None = None
 
     def describe(self) -> str:
-        """Describe what this rank passed."""
+        """Describe what this rank passed, for messages."""
         return describe_call(self.factors, self.recvbuf, self.algorithm)
 
 
 class PersistentExchange(ABC):
-    """An exchange of factors by one algorithm, for one problem; `start`, then `test` or `wait`, as often as wanted.
+    """An exchange of factors by one algorithm, for one problem: `start`, then `test` or `wait`, as often as wanted.
 
-    `start` proposes the exchange to the other ranks, and sends along what it can. The exchange ends with a status:
-    `DONE`; or another one, with nothing changed, if the ranks do not all start this exchange. `hand_over` then lets
-    them go on from what they have exchanged.
+    `start` proposes the exchange to the other ranks; a fused or eager exchange sends its data, too. The exchange ends
+    with a status: `DONE`; or another one, with the receiver unchanged, if the ranks do not all start this exchange. The
+    call then goes on from there after `hand_over`.
 
     Args:
         algorithm: The algorithm's name.
@@ -88,8 +88,8 @@ class PersistentExchange(ABC):
         problem: The exchange.
         code: The status (`sfb.kernels.status`), `PENDING` while the exchange is under way.
         waited: Seconds that this rank waited for the others to agree, in the last exchange.
-        rebuild_seconds: Seconds that it spent in forming and applying the sum.
-        concurrent: Whether other exchanges may be under way when it starts.
+        rebuild_seconds: Seconds that this rank spent in forming and applying the sum, in the last exchange.
+        concurrent: Whether other exchanges may be under way when this one starts.
     """
 
     concurrent = True
@@ -104,7 +104,7 @@ class PersistentExchange(ABC):
 
     @abstractmethod
     def start(self, pending: PendingCall) -> bool:
-        """Propose the exchange; return False, with nothing proposed, if it does not take the arguments of the call."""
+        """Propose the exchange; return False, with nothing proposed, if the arguments of the call do not fit."""
 
     @abstractmethod
     def test(self) -> bool:
@@ -116,40 +116,61 @@ class PersistentExchange(ABC):
 
     @abstractmethod
     def hand_over(self, pending: PendingCall) -> None:
-        """Make the call of an exchange that ended without being done a proposal on which ranks can still agree."""
+        """Let a call whose exchange ended with another status than `DONE` go on as a proposal."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended: their owner decides how long they live."""
+        """Drop the arguments of the last exchange: their owner decides how long they live."""
 
     def Test(self) -> bool:
-        """Do what `test` does, as of an MPI request."""
+        """Do what `test` does, by the name of an MPI request."""
         return self.test()
 
     def Wait(self) -> None:
-        """Do what `wait` does, as of an MPI request."""
+        """Do what `wait` does, by the name of an MPI request."""
         self.wait()
 
     def steps(self) -> Generator[Any, None, Any]:
-        """Do what `wait` does in steps (`sfb.runtime.steps`)."""
+        """Wait for the end of the exchange, in steps (`sfb.runtime.steps`)."""
         yield self
 
     def run(self, pending: PendingCall) -> Generator[Any, None, None]:
-        """Do the exchange in steps, once the ranks have agreed on it otherwise."""
+        """Do the exchange of a call on which the ranks agree already, in steps."""
         problem = self.problem
-        doing = Call(self._team, pending.number, pending.call, blocking=pending.blocking, wire=problem.wire)
-        yield from ALGORITHMS[self.algorithm].run(problem, doing, pending.factors, pending.receiver)
-        doing.finish()
-        self.rebuild_seconds = doing.rebuild_seconds
+        call = Call(self._team, pending.number, pending.call, blocking=pending.blocking, wire=problem.wire)
+        yield from ALGORITHMS[self.algorithm].run(problem, call, pending.factors, pending.receiver)
+        call.finish()
+        self.rebuild_seconds = call.rebuild_seconds
+
+
+class KernelExchange(PersistentExchange):
+    """A fused or eager exchange: a call of a kernel, and further calls of it while other ranks are missing."""
+
+    def __init__(self, algorithm: str, problem: Problem, team: Team) -> None:
+        super().__init__(algorithm, problem, team)
+        self._name, self._number = "", 0
+        self._arguments: tuple[Any, ...] = ()
+
+    def test(self) -> bool:
+        """Go on without waiting."""
+        return self.code != status.PENDING or self._advance(0)
+
+    def forget(self) -> None:
+        """Drop the arguments of the last exchange."""
+        self._arguments = ()
+
+    @abstractmethod
+    def _advance(self, spins: int) -> bool:
+        """Call the kernel, which looks ``spins`` times for other ranks; return whether the exchange has ended."""
 
 
 class Prepared:
-    """A plan, and the persistent exchanges by which its algorithms are done.
+    """A plan whose algorithms are prepared, and persistent exchanges by them.
 
     Args:
-        plan: The plan, with all in place that its algorithms need.
+        plan: The plan.
         team: The ranks.
-        make: Makes the persistent exchange of an algorithm.
+        make: Makes a persistent exchange by an algorithm.
 
     Attributes:
         plan: The plan.
@@ -163,7 +184,7 @@ class Prepared:
         self._wire_bytes: dict[str, int] = {}
 
     def acquire(self, *, blocking: bool) -> PersistentExchange:
-        """Return an exchange for the next call: during a trial, for a blocking call, the one that is to be timed."""
+        """Return an exchange for the next call: by the algorithm to be timed if the call blocks during a trial."""
         trial = self.plan.trial
         algorithm = self.plan.algorithm if trial is None or not blocking else trial.next
         idle = self._idle.setdefault(algorithm, [])
@@ -175,7 +196,7 @@ class Prepared:
         self._idle[exchange.algorithm].append(exchange)
 
     def wire_bytes(self, algorithm: str) -> int:
-        """Return the bytes that this rank receives from others."""
+        """Return the bytes that this rank receives from others in an exchange."""
         known = self._wire_bytes.get(algorithm)
         if known is None:
             module = ALGORITHMS[algorithm]
@@ -190,12 +211,12 @@ class Prepared:
 
 
 def is_brief(problem: Problem, threads: int) -> bool:
-    """Return whether a rank has too little work for its threads to share."""
+    """Return whether the work of a rank is too little for its threads to share."""
     return threads == 1 or problem.depth * problem.shape[0] * problem.shape[1] * problem.share < _WORTH
 
 
 def kernel_arguments(pending: PendingCall, dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """Return what the kernels of fused and eager exchanges take of factors, receiver and rule.
+    """Return the arguments of fused and eager kernels that the factors, the receiver and its rule give.
 
     Raises:
         TypeError: The factors are not plain arrays.

@@ -1,6 +1,6 @@
-"""Pipelined: as broadcast, but u travels in bands of the sum's rows, each rebuilt while later ones are on their way.
+"""Pipelined: as broadcast, but u travels in bands of rows, and a rank rebuilds a band while later ones travel.
 
-Every row is the product that broadcast forms, so the bits are the same.
+Every row is the same product as in broadcast, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 __all__ = ["cost", "hides", "prepare", "run", "suits", "wire_bytes"]
 
-# Bands of rows, and bytes of one from all ranks that are worth messages of their own.
+# The number of bands at most, and the bytes of a band of all ranks that are worth a message.
 _BANDS, _WORTH = 8, 1 << 18
-# Multiplications after which MPI is given the chance to progress, and the rows that repay packing v again.
+# Multiplications after which a rank lets MPI progress, and the rows that repay packing v once more.
 _SLICE, _ROWS = 1 << 28, 96
-# The least part of the exchange that u must be.
+# The part of the exchange that has to overlap with the rebuild, at least.
 _PART = 0.1
 
 
 def suits(problem: Problem) -> bool:
-    """Return whether "auto" may take it: ranks that are nodes, with factors that repay several messages."""
+    """Return whether "auto" may take this algorithm: with one rank per node, if the factors repay several messages."""
     return 1 < problem.ranks == problem.place.nodes and hides(problem) >= _PART
 
 
 def cost(problem: Problem) -> list[Use]:
-    """Price what broadcast does, in more messages."""
+    """Price the work of broadcast, in more messages."""
     samples = problem.depth / problem.ranks
     bands = len(_bands(problem))
     rows = problem.shape[0] / bands
     v = Use("allgather", samples * problem.shape[1] * problem.sent_itemsize)
     u = Use("allgather", samples * rows * problem.sent_itemsize, times=bands)
     slices = -(-problem.shape[0] // _rows(problem))
-    again = Use("pass", problem.depth * problem.shape[1] * problem.itemsize, times=max(0, slices - 1))
-    return [v, u, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share), again]
+    packed = Use("pass", problem.depth * problem.shape[1] * problem.itemsize, times=max(0, slices - 1))
+    return [v, u, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share), packed]
 
 
 def hides(problem: Problem) -> float:
-    """Return the part of the exchange that may go on beside the rebuild: u, but for its first band."""
+    """Return the part of the exchange that may overlap with the rebuild: u without its first band."""
     bands = len(_bands(problem))
     return problem.shape[0] / max(1, sum(problem.shape)) * (bands - 1) / bands
 
@@ -59,7 +59,7 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate room for everybody's factors, u in bands, and for this rank's u in bands."""
+    """Allocate room for the factors of all ranks, and for this rank's u; both in bands."""
     widths = [high - low for low, high in _bands(problem)]
     if len(widths) < 2:
         broadcast.prepare(problem, team)
@@ -70,7 +70,7 @@ def prepare(problem: Problem, team: Team) -> None:
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    """Gather v and u, a band at a time, and update the rows of a band once it is there."""
+    """Gather v and the bands of u, and update the rows of each band once it has come."""
     bands = _bands(problem)
     if len(bands) < 2:
         yield from broadcast.run(problem, call, factors, receiver)
@@ -101,7 +101,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 
 
 def _bands(problem: Problem) -> list[tuple[int, int]]:
-    """Return the rows of the sum that travel together; one band where more are not worth it."""
+    """Return the bands of rows; a single one if more do not repay their messages."""
     rows = problem.shape[0]
     if problem.whole or not problem.fits:
         return [(0, rows)]
@@ -111,5 +111,5 @@ def _bands(problem: Problem) -> list[tuple[int, int]]:
 
 
 def _rows(problem: Problem) -> int:
-    """Return the rows that are worked between two looks at what else has come."""
+    """Return the rows that a rank updates before it lets MPI progress."""
     return max(_ROWS, _SLICE // max(1, problem.depth * problem.shape[1]))

@@ -1,4 +1,4 @@
-"""Exchanges of next to nothing, which a profile times."""
+"""The smallest exchanges of each algorithm, which a profile times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["empty_exchanges"]
 
 
 def empty_exchanges(team: Team) -> dict[str, tuple[Callable[[], Any], Sequence[Use]]]:
-    """Return the exchange of one small sample a rank by each algorithm, and its cost."""
+    """Return, for each algorithm, an exchange of one small sample from each rank, and its cost."""
     factors, g = Factors(np.ones((1, 8), np.float32), np.ones((1, 8), np.float32)), np.empty((8, 8), np.float32)
     problem = Problem(g.shape, g.dtype, np.ones(team.size, np.int64), team.node_of, passes=1, sharing=team.sharing)
     allreduce = Engine(team, Options(reproducible=True), Profiles(Profile())).allreduce

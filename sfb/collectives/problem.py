@@ -1,4 +1,4 @@
-"""One exchange as every rank sees it."""
+"""The problem of an exchange: its shapes, and the layout of its ranks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from sfb.runtime.limits import EAGER_LIMIT, MAX_BYTES
 from sfb.tuning.profile import Place, Use
 
-__all__ = ["Problem", "spread"]
+__all__ = ["Problem", "fill_nodes"]
 
 # Bytes of a rank's factors up to which u and v travel as one message.
 _PACKED = 1 << 15
 
 
-def spread(ranks: int, nodes: int) -> list[int]:
-    """Return the node of each rank, where ranks in their order fill nodes as evenly as possible.
+def fill_nodes(ranks: int, nodes: int) -> list[int]:
+    """Return the node of each rank, if ranks in their order fill nodes as evenly as possible.
 
-    >>> from sfb.collectives.problem import spread
-    >>> spread(5, 2)
+    >>> from sfb.collectives.problem import fill_nodes
+    >>> fill_nodes(5, 2)
     [0, 0, 0, 1, 1]
     """
     return [rank * nodes // ranks for rank in range(ranks)]
@@ -37,14 +37,14 @@ class Problem:
         dtype: The dtype of factors and receiver.
         counts: S of each rank, int64.
         node_of: The node of each rank.
-        passes: Reads and writes of a K×D array by the receiver.
+        passes: The number of reads and writes of a K×D array by the receiver.
         sharing: Ranks per core where ranks outnumber cores.
         shared: Whether the receiver has one copy per node, rather than one per rank.
         assigns: Whether the receiver is an array that is set to the sum.
-        max_bytes: Ceiling of a rank's buffers.
+        max_bytes: The ceiling of a rank's buffers, in bytes.
         whole: Whether the receiver must see the factors of all ranks at once.
         wire: The 16-bit format in which factors travel; None for their own dtype.
-        memo: Values that algorithms compute once and use in every call.
+        memo: Values that algorithms compute once and reuse in later calls.
     """
 
     shape: tuple[int, int]
@@ -62,7 +62,7 @@ class Problem:
 
     @cached_property
     def place(self) -> Place:
-        """How the ranks lie on nodes and cores."""
+        """The layout of the ranks on nodes and cores."""
         return Place.of(self.node_of, self.sharing)
 
     @property
@@ -72,17 +72,17 @@ class Problem:
 
     @cached_property
     def depth(self) -> int:
-        """Samples of all ranks together."""
+        """The samples of all ranks together."""
         return int(self.counts.sum())
 
     @cached_property
     def deepest(self) -> int:
-        """Samples of the rank that has the most."""
+        """The samples of the rank that has the most."""
         return int(self.counts.max(initial=0))
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """The number of samples before those of each rank, in the order of ranks."""
+        """The first sample of each rank among all samples, in the order of ranks."""
         return np.concatenate(([0], np.cumsum(self.counts)[:-1]))
 
     @cached_property
@@ -97,7 +97,7 @@ class Problem:
 
     @cached_property
     def by_columns(self) -> bool:
-        """Whether `sharded` divides columns rather than rows; it divides the longer side."""
+        """Whether `sharded` divides columns, as they are more than rows."""
         return self.shape[1] > self.shape[0]
 
     @property
@@ -117,7 +117,7 @@ class Problem:
 
     @property
     def sent_itemsize(self) -> int:
-        """Bytes of an element of factors that travel between ranks."""
+        """Bytes of an element of a factor while it travels between ranks."""
         return self.itemsize if self.wire is None else 2
 
     @cached_property
@@ -132,21 +132,21 @@ class Problem:
 
     @property
     def eager_limit(self) -> int:
-        """Bytes that each rank may send beside its header, whatever the other ranks send."""
+        """The bytes that each rank may send beside its header, whatever the other ranks send."""
         return EAGER_LIMIT // self.ranks // 8 * 8
 
     def eager(self, nbytes: int) -> bool:
-        """Return whether a payload of at most ``nbytes`` a rank travels beside the headers of the agreement."""
+        """Return whether payloads of up to ``nbytes`` from each rank travel beside the headers of the agreement."""
         return self.one_rank_per_node and self.fits and nbytes <= self.eager_limit
 
     @staticmethod
     def eager_cost(nbytes: float) -> list[Use]:
-        """Return the cost of an eager payload: its bytes, but no message beyond the agreement's."""
+        """Return the cost of an eager payload: its bytes, in messages that the agreement sends anyway."""
         return [Use("allgather", nbytes), Use("allgather", times=-1)]
 
     @cached_property
     def share(self) -> float:
-        """The part of the receiver's rows that the busiest rank updates: all, or its share of a node's copy."""
+        """The part of the receiver's rows that the busiest rank updates: all, or its share of the node's copy."""
         rows, parts = self.shape[0], self.place.ranks_per_node
         if not self.shared or rows == 0:
             return 1.0
@@ -154,7 +154,7 @@ class Problem:
 
     @cached_property
     def row_blocks(self) -> list[tuple[int, int]]:
-        """Ranges of rows whose factors travel together: one of all rows, unless `max_bytes` requires more."""
+        """The ranges of rows whose factors travel together: one of all rows, or more to stay within `max_bytes`."""
         rows = self.shape[0]
         if self.fits:
             return [(0, rows)]
@@ -168,12 +168,12 @@ class Problem:
 
     @cached_property
     def sample_edges(self) -> list[np.ndarray]:
-        """The samples of each rank at which its parts begin, and at the end its S."""
+        """The sample at which each part of each rank begins, and at the end S of each rank."""
         return [self.counts * part // self.sample_blocks for part in range(self.sample_blocks + 1)]
 
     @cached_property
     def sample_blocks(self) -> int:
-        """The number of parts of each rank's samples: 1, unless v of all ranks exceeds half of `max_bytes`."""
+        """The number of parts into which each rank divides its samples: 1, or more if v exceeds half of `max_bytes`."""
         gathered = self.depth * self.shape[1] * self.itemsize
         if self.fits or gathered <= self.max_bytes // 2:
             return 1
@@ -182,22 +182,22 @@ class Problem:
 
     @cached_property
     def fits(self) -> bool:
-        """Whether the factors of all ranks stay within `max_bytes`; a single rank copies none."""
+        """Whether the factors of all ranks stay within `max_bytes`; a rank on its own copies none."""
         return self.ranks == 1 or self.depth * self.sample_bytes <= self.max_bytes
 
     @property
     def _panel_rows(self) -> int:
-        """Rows of a sum that several parts of the samples are added to."""
+        """The rows of a sum to which the parts of the samples are added one after the other."""
         return min(self.shape[0], max(1, self.max_bytes // 4 // max(1, self.shape[1] * self.itemsize)))
 
     def product_cost(self, depth: float, rows: float = 1.0, columns: float = 1.0, times: float = 1.0) -> list[Use]:
-        """Return the cost of a product of a part of the rows and columns, which reads both factors once."""
+        """Return the cost of forming parts of the rows and columns of a product, which reads both factors once."""
         elements = self.shape[0] * self.shape[1] * rows * columns * self.itemsize / 4
         read = depth * (self.shape[0] * rows + self.shape[1] * columns) * self.itemsize
         return [Use("rebuild", elements, depth, times), Use("pass", read, times=times)]
 
     def rebuild_cost(self, depth: float, part: float = 1.0) -> list[Use]:
-        """Return the cost of rebuilding ``part`` of the receiver's rows at a depth, and updating them."""
-        # Memory that is only written costs a read, too: caches fetch it first.
+        """Return the cost of rebuilding ``part`` of the receiver's rows from ``depth`` samples, and updating them."""
+        # The product counts two passes: caches fetch memory before they write it.
         more = max(0, self.passes - 2)
         return [*self.product_cost(depth, part), Use("pass", more * self.dense_bytes * part)]

@@ -1,4 +1,4 @@
-"""Sharded: each rank rebuilds a part of the sum from the factors of all ranks, and the parts are gathered."""
+"""Sharded: each rank rebuilds a part of the sum from the factors of all ranks, and gathers the other parts."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["cost", "prepare", "run", "suits", "wire_bytes"]
 
 
 def suits(problem: Problem) -> bool:
-    """Return whether "auto" may take it: on a single node `node` does the same without the exchange."""
+    """Return whether "auto" may take this algorithm: on a single node, `node` does the same without the exchange."""
     nbytes = problem.depth * problem.sample_bytes + problem.dense_bytes
     return not problem.whole and problem.place.nodes > 1 and nbytes <= problem.max_bytes and _countable(problem)
 
 
 def _countable(problem: Problem) -> bool:
-    """Return whether MPI can count what a rank sends and receives in parts."""
+    """Return whether MPI can count the elements that a rank sends and receives."""
     longer = max(problem.shape)
     return max(problem.deepest * longer, problem.depth * (longer // problem.ranks + 1)) <= limits.MAX_COUNT
 
 
 def cost(problem: Problem) -> list[Use]:
-    """Price the smaller factor gathered, the larger sent in parts, 2SKD flop, and KD(P−1)/P elements gathered."""
+    """Price the smaller factor gathered, the larger exchanged in parts, 2SKD flop, and KD(P−1)/P elements gathered."""
     samples = problem.depth / problem.ranks
     small, large = sorted(problem.shape)
     part = 1 / problem.ranks
@@ -69,7 +69,7 @@ def prepare(problem: Problem, team: Team) -> None:
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
-    """Exchange so that each rank has one side whole and its part of the other, rebuild, gather."""
+    """Gather one factor whole and a part of the other, rebuild that part of the sum, and gather the other parts."""
     if problem.by_columns:
         whole, split = factors.u, factors.v
     else:
@@ -95,7 +95,7 @@ def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> I
 def _by_rows(
     problem: Problem, call: Call, receiver: Receiver, v: np.ndarray, u: np.ndarray, ranges: list[tuple[int, int]]
 ) -> Iterator[Any]:
-    """Rebuild rows in the sum itself, and gather the other ranks' rows around them."""
+    """Rebuild rows in place in the sum, and gather the rows of the other ranks around them."""
     team = call.team
     start, stop = ranges[team.rank]
     assigned = isinstance(receiver, Assign)
@@ -118,7 +118,7 @@ def _by_rows(
 def _by_columns(
     problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, ranges: list[tuple[int, int]]
 ) -> Iterator[Any]:
-    """Rebuild columns as a block of their own, gather the blocks, and put them beside each other."""
+    """Rebuild columns as a block, gather the blocks, and put them beside each other in the sum."""
     team = call.team
     rows = problem.shape[0]
     if problem.shared:
@@ -150,7 +150,7 @@ def _by_columns(
 
 
 def _gather(problem: Problem, call: Call, parts: np.ndarray, counts: np.ndarray, firsts: np.ndarray) -> list[Any]:
-    """Bring every rank's rows of ``parts`` to every rank, or to every node where its ranks share them."""
+    """Bring the rows of ``parts`` of every rank to every rank, or to every node if its ranks share them."""
     team = call.team
     if not problem.shared:
         return call.gather(team.world, team.in_place, parts, counts, firsts)
@@ -174,6 +174,6 @@ def _apply(problem: Problem, call: Call, receiver: Receiver, total: np.ndarray, 
 
 
 def _ranges(problem: Problem) -> list[tuple[int, int]]:
-    """Return each rank's part: rows, or columns."""
+    """Return the part of each rank: a range of rows, or of columns."""
     side = problem.shape[1 if problem.by_columns else 0]
     return [kernels.partition(side, problem.ranks, rank) for rank in range(problem.ranks)]

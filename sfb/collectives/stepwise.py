@@ -1,4 +1,4 @@
-"""Stepwise exchanges: the steps of an algorithm, calls of MPI and of kernels, after a header."""
+"""Stepwise exchanges: a header, then the steps of an algorithm, which are calls of MPI and of kernels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["StepwiseExchange"]
 
 
 class StepwiseExchange(PersistentExchange):
-    """An exchange by any algorithm, of any number of nodes and bytes.
+    """An exchange by any algorithm, among any number of nodes, of any size.
 
     Args:
         algorithm: The algorithm's name.
         problem: The exchange.
         team: The ranks.
         check: Raises TypeError or ValueError if a call's receiver cannot take its factors.
-        rounded: Returns factors as they travel in the call of a number.
+        rounded: Returns factors as they travel in the call with a number.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StepwiseExchange(PersistentExchange):
         return True
 
     def test(self) -> bool:
-        """Go on without waiting, as the oldest exchange under way."""
+        """Go on without waiting; no older exchange may be under way."""
         if self._queued is None:
             self._queued = QueuedExchange(self.steps())
         self._queued.advance(oldest=True)
@@ -76,14 +76,14 @@ class StepwiseExchange(PersistentExchange):
         return self._steps
 
     def hand_over(self, pending: PendingCall) -> None:
-        """Leave the call as it is: the ranks agree but for their samples, which are known."""
+        """Leave the call as it is: the ranks agree, and each knows the samples of all."""
 
     def forget(self) -> None:
-        """Drop the arguments of the exchange that has ended."""
+        """Drop the arguments of the last exchange."""
         self._steps = self._queued = None
 
     def run(self, pending: PendingCall) -> Generator[Any, None, None]:
-        """Exchange the factors, rounded if they travel in 16 bits."""
+        """Do the exchange of an agreed call, with rounded factors if they travel in 16 bits."""
         pending.factors = self._rounded(pending.factors, pending.number)
         return super().run(pending)
 

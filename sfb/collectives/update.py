@@ -1,4 +1,4 @@
-"""What every algorithm does with the factors once it has them."""
+"""Updates of the receiver from gathered factors, at once or in blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Gathering]
 
 
 def own_rows(problem: Problem, team: Team, low: int, high: int) -> tuple[int, int]:
-    """Return the rows from ``low`` to ``high`` that this rank works: all, or its share of the node's copy."""
+    """Return the rows between ``low`` and ``high`` that this rank updates: all, or its share of the node's copy."""
     if not problem.shared:
         return low, high
     rows = problem.memo.get((low, high))
@@ -35,21 +35,21 @@ def own_rows(problem: Problem, team: Team, low: int, high: int) -> tuple[int, in
 
 
 def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: np.ndarray, low: int, high: int) -> None:
-    """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in those that this rank works."""
+    """Let the receiver take uᵀv, rows ``low`` to ``high`` of its sum, in the rows that this rank updates."""
     start, stop = own_rows(problem, call.team, low, high)
     with call:
         receiver.update(u, v, start, stop, low, threads=call.team.threads)
 
 
 def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> Iterator[Any]:
-    """Gather and apply the factors, in blocks of rows and of samples where they are beyond the ceiling.
+    """Gather and apply the factors in blocks of rows and of samples, as all of them exceed the ceiling of memory.
 
     Args:
         problem: The exchange.
-        call: Under way.
-        receiver: To be updated.
-        gather: From the columns of u, and the first and the last sample of each rank, to the factors of all
-            ranks, as what is to be waited for and then returned; last, whether it posts no more collectives.
+        call: The call.
+        receiver: The receiver.
+        gather: Gathers a block of all ranks, in steps, and returns its u and v. It takes a range of columns of u, the
+            first and the last sample of each rank, and whether this is the last block.
     """
     parts, edges = problem.sample_blocks, problem.sample_edges
     last = len(problem.row_blocks) - 1
@@ -72,7 +72,7 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
 
 
 def posted(requests: list[Any], last: bool) -> Iterator[Any]:
-    """Say so if these are the last collectives, and wait for them."""
+    """Wait for requests, in steps, after yielding `POSTED` if they are the last."""
     if last:
         yield POSTED
     yield from requests

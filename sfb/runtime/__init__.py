@@ -1,1 +1,1 @@
-"""What ranks need to act together: agreement, shared memory, messages between nodes, requests."""
+"""The means by which ranks act together: agreement, shared memory, messages between nodes, requests."""

@@ -1,4 +1,4 @@
-"""Agreement: before a collective, ranks find out together whether their arguments fit."""
+"""Agreement: before a collective, the ranks find out whether their arguments fit together."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from sfb.runtime.steps import ALONE, run
 
 __all__ = ["Agreement", "Proposal", "compare", "on_all_ranks"]
 
-_PLAIN_PATIENCE = 5.0  # seconds to tell other nodes of a disagreement on this one; they may not be listening
+# Seconds for which a node tries to tell the others of a disagreement: those that pass plain arrays do not listen.
+_PLAIN_PATIENCE = 5.0
 
 
 class Proposal:
-    """One call that a rank proposes to the others.
+    """A call that a rank proposes to the others.
 
     Args:
         call: The user's call, for messages.
-        text: What this rank passed, for messages.
+        text: A description of what this rank passed, for messages.
         blocking: Whether the caller is about to wait, and no other call is under way.
 
     Attributes:
         number: The number of the call on its communicator, the same on all ranks.
-        digest: Stands for all that has to be equal on all ranks.
-        size: A number ≥ 0 that may differ, the samples of this rank.
-        error: What is wrong with this rank's own arguments, if anything.
-        verdict: A code of `sfb.kernels.status`; `PENDING` until the ranks are known to agree or not.
-        counts: Once the ranks agree, the sizes of all ranks if they differ, else None.
-        messages: The messages of all nodes and where each begins, if an eager exchange has brought them already.
+        digest: The number that stands for all that has to be equal on all ranks.
+        size: A number ≥ 0 that may differ: the samples of this rank.
+        error: The error in this rank's own arguments, None if they are right.
+        verdict: A code of `sfb.kernels.status`; `PENDING` until the rank knows whether all agree.
+        counts: The sizes of all ranks, once the ranks agree; None if they are equal.
+        messages: The messages of all nodes and where each begins, if an eager exchange has gathered them already.
     """
 
     __slots__ = ("blocking", "call", "counts", "digest", "error", "messages", "number", "size", "text", "verdict")
@@ -54,15 +55,15 @@ class Proposal:
         self.messages: tuple[np.ndarray, list[int]] | None = None
 
     def describe(self) -> str:
-        """Return what this rank passed, for messages."""
+        """Describe what this rank passed, for messages."""
         return self.text
 
 
 class Agreement:
-    """Compares what the ranks of a communicator propose, by the board of a node and, between nodes, by messages.
+    """The check that all ranks of a communicator propose the same call.
 
-    Every rank posts a header, its digest of the call and a size, on the board of its node. The leader of
-    each node exchanges the headers of its node with other leaders (`sfb.runtime.rounds`) and announces the verdict.
+    Every rank posts a header, its digest of the call and a size, on the board of its node. The leader of each node
+    exchanges the headers of its node with other leaders (`sfb.runtime.rounds`) and announces the verdict.
 
     Args:
         world: The library's own communicator.
@@ -72,7 +73,7 @@ class Agreement:
     Attributes:
         number: The number of the last call.
         head: Words of a message before its payload.
-        rounds: The rounds of messages between nodes.
+        rounds: The rounds of messages between leaders.
     """
 
     def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
@@ -94,7 +95,7 @@ class Agreement:
         self._words = np.empty(nodes * (self.head + payload), np.int64)
 
     def check(self, call: str, text: str, error: Exception | None = None) -> None:
-        """Raise on every rank if one has an error, or if their texts differ, as `steps` does; collective."""
+        """Raise on every rank, as `steps` does, if one has an error or if their texts differ; collective."""
         proposal = Proposal(call, text)
         proposal.digest, proposal.error = self.digest(call, text), error
         self.propose(proposal)
@@ -115,10 +116,10 @@ class Agreement:
             number: The number of the call.
             verdict: The verdict on the headers of the node, if this rank has posted its ``digest`` already.
             digest: `PLAIN`, or a number below it that has to be equal on all ranks for them to work together.
-            error: What is wrong with this rank's own arguments, if anything.
+            error: The error in this rank's own arguments, None if they are right.
 
         Raises:
-            MismatchError, Exception: As `steps` does, on the ranks of this node, and on all if those listen.
+            MismatchError, Exception: As `steps` does, on the ranks of this node, and on all others that listen.
         """
         proposal = self._plain(call, number, verdict, digest, 0, error)
         if proposal.verdict == status.DIFFERENT or error is not None:
@@ -126,7 +127,7 @@ class Agreement:
         return proposal.verdict == status.AGREED and digest < PLAIN
 
     def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
-        """Do what `plain` does for the ranks of all nodes, whose ``size`` has to be equal, too."""
+        """Do what `plain` does for the ranks of all nodes; their ``size`` has to be equal, too."""
         proposal = self._plain(call, number, None, digest, size)
         if proposal.verdict == status.DIFFERENT:
             run(self._fail(proposal))
@@ -151,7 +152,7 @@ class Agreement:
         return proposal
 
     def propose(self, proposal: Proposal) -> None:
-        """Number a call and post its header, without waiting for the other ranks, but for a look if it is blocking."""
+        """Number a call and post its header; if the call blocks, look for a while for the headers of the others."""
         if proposal.error is not None:
             proposal.digest = header.FAILED
         proposal.number = self.begin()
@@ -159,12 +160,12 @@ class Agreement:
         proposal.verdict = self._board.meet(proposal.number, proposal.digest, proposal.size, wait=wait)
 
     def resume(self, proposal: Proposal, messages: tuple[np.ndarray, list[int]]) -> None:
-        """Let `steps` go on from the messages of an eager exchange, whose header is not on the board yet."""
+        """Post the header of an eager exchange, and let `steps` go on from the messages that it has exchanged."""
         proposal.messages = messages
         proposal.verdict = self._board.meet(proposal.number, proposal.digest, proposal.size, wait=False)
 
     def steps(self, proposal: Proposal) -> Iterator[Any]:
-        """Yield what this rank waits for until the ranks agree.
+        """Wait in steps (`sfb.runtime.steps`) until the ranks agree.
 
         Raises:
             MismatchError: Digests differ; every rank raises, naming all of them.
@@ -201,7 +202,7 @@ class Agreement:
             proposal.verdict = board.announced(proposal.number)[0]
 
     def _fail(self, proposal: Proposal) -> Iterator[Any]:
-        """Raise on all ranks, or on those of this node alone if others pass plain arrays and listen to nobody."""
+        """Raise on all ranks, or on this node alone if the others pass plain arrays and do not listen."""
         everybody = True
         if len(self._members) > 1:
             if self._board.me == 0:
@@ -224,7 +225,7 @@ class Agreement:
             yield event
 
     def _await_announcement(self, proposal: Proposal) -> Iterator[Any]:
-        """Wait until the leader has announced the verdict; it names the ranks that it waits for itself."""
+        """Wait until the leader has announced the verdict; the leader warns of ranks of other nodes."""
         board, number = self._board, proposal.number
         missing = lambda: board.missing(number, self._sync.ARRIVED)  # noqa: E731
         event = Event(board, lambda wait: board.was_announced(number, wait=wait), missing, proposal.call)
@@ -232,17 +233,17 @@ class Agreement:
             yield event
 
     def _between_nodes(self, proposal: Proposal, patience: float | None = None) -> Generator[Any, None, int | None]:
-        """Gather the headers of all nodes, on their leaders, announce the verdict and return it.
+        """Gather the headers of all nodes, announce the verdict and return it; for the leader.
 
         Args:
-            proposal: Under way.
-            patience: Seconds after which to give up and return None, where this node disagrees within itself.
+            proposal: The call.
+            patience: Seconds after which to give up and return None, where the ranks of this node disagree.
         """
         board, number = self._board, proposal.number
         if proposal.messages is not None:
             words, starts = proposal.messages
         else:
-            # Several calls that do not block may be under way.
+            # Several nonblocking calls may be under way.
             words = self._words if proposal.blocking else np.empty(self._words.size, np.int64)
             words[: header.WORDS * board.ranks] = board.headers(number).reshape(-1)
             words[self.head + header.KIND] = words[self.head + header.NBYTES] = 0
@@ -254,7 +255,7 @@ class Agreement:
         verdict = self._sync.judge(words, self._ranks, self.head, sizes)
         if board.ranks > 1:
             board.announce(number, (verdict, 1, 0))
-        if verdict == status.UNEVEN and self._largest == 1:  # ranks are numbered as their nodes are
+        if verdict == status.UNEVEN and self._largest == 1:  # a node is a rank
             proposal.counts = np.empty_like(sizes)
             proposal.counts[self.rounds.order] = sizes
         return verdict
@@ -266,8 +267,8 @@ class Agreement:
         return (bits >> 2) + 1
 
     def _raise(self, proposal: Proposal, everybody: bool) -> Iterator[Any]:
-        """Gather what the ranks passed, those of the world or of this node, and raise."""
-        yield ALONE  # other ranks may have to finish older calls before they come here
+        """Gather what the ranks passed, of the world or of this node, and raise."""
+        yield ALONE  # the gathering blocks, and other ranks may have to finish older calls first
         error = proposal.error
         mine = report(error) if error is not None else ("", f"{proposal.call} with {proposal.describe()}")
         reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
@@ -276,7 +277,7 @@ class Agreement:
 
 
 def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | None = None) -> None:
-    """Raise on every rank if one has an error, or if their texts differ; collective, for rare calls.
+    """Raise on every rank if one has an error or if their texts differ; collective, for rare calls.
 
     Raises:
         MismatchError: The texts differ.

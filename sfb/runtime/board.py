@@ -1,4 +1,4 @@
-"""The board of a node: the page of shared memory on which its ranks post headers and wait for each other."""
+"""The board of a node: the page of shared memory on which its ranks post headers, and where they wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfb.runtime.windows import Block
 
 __all__ = ["SPINS", "Board", "Event", "Watch"]
 
-# Looks at a word before a waiting rank lets MPI progress; a look takes some nanoseconds.
+# Looks at a word before a waiting rank lets MPI progress. A look takes some nanoseconds.
 SPINS = 5000
 # Looks before a rank yields its core, where every rank has a core of its own and where ranks share cores.
 _PATIENT, _POLITE = 4000, 50
@@ -30,25 +30,33 @@ class Board:
     Args:
         world: The library's communicator, by which MPI progresses while a rank waits.
         node: The ranks of the world that share memory.
-        members: Their numbers in the world.
+        members: Their ranks in the world.
         crowded: Whether ranks share cores.
         stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
+        clock: Returns seconds.
 
     Attributes:
         words: The memory of the board.
         window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
-        member: Ranks of the node, this rank's number, looks for others before a call returns, and looks before the
-            rank yields its core.
+        member: What kernels take of the board beside its words: `ranks`, `me`, `SPINS` and `patience`.
         patience: Looks before the rank yields its core.
         last_phase: The last phase of a call.
-        members: The numbers of the node's ranks in the world.
+        members: The ranks of the node, by their numbers in the world.
         me: This rank's number on the node.
-        ranks: Ranks of the node.
+        ranks: The number of ranks on the node.
         stall: Seconds after which a waiting rank warns.
+        clock: Returns seconds.
     """
 
     def __init__(
-        self, world: MPI.Intracomm, node: MPI.Intracomm, members: Sequence[int], *, crowded: bool, stall: float
+        self,
+        world: MPI.Intracomm,
+        node: MPI.Intracomm,
+        members: Sequence[int],
+        *,
+        crowded: bool,
+        stall: float,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         from sfb.kernels import arrays, sync
 
@@ -60,9 +68,10 @@ class Board:
         self.me = node.rank
         self.ranks = node.size
         self.stall = stall
+        self.clock = clock
         self.patience = _POLITE if crowded else _PATIENT
         self.member = self.ranks, self.me, SPINS, self.patience
-        slots = self.ranks + 1  # one for what the first rank announces to the others
+        slots = self.ranks + 1  # one for what the leader announces
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
         words = header.slot(slots, 0)
         self._block = Block(node, 8 * words + room)
@@ -73,7 +82,7 @@ class Board:
         node.Barrier()
 
     def meet(self, call: int, digest: int, size: int, *, wait: bool) -> int:
-        """Post this rank's header for a call, and return the verdict on those of all ranks, or `PENDING`."""
+        """Post this rank's header for a call; return the verdict on the headers of all ranks, or `PENDING`."""
         spins = SPINS if wait else 0
         return self._sync.meet(self.words, self.ranks, self.me, call, digest, size, 0, spins, self.patience)
 
@@ -82,23 +91,23 @@ class Board:
         return self._sync.look(self.words, self.ranks, self.me, call, SPINS if wait else 0, self.patience)
 
     def headers(self, call: int) -> np.ndarray:
-        """Return the headers of a call that all ranks have arrived at, one row per rank."""
+        """Return the headers of a call, one row per rank; all ranks have posted theirs."""
         table = self.words.reshape(self.ranks + 1, header.RING, header.BOARD_WORDS)
         return table[: self.ranks, call % header.RING, : header.WORDS]
 
     def announce(self, call: int, words: Sequence[int]) -> None:
-        """Announce three words to the node, as its leader."""
+        """Announce three words to the ranks of the node; for its leader."""
         at = header.slot(self.ranks, call)
         self.words[at : at + header.WORDS] = words
         self._sync.reach(self.words, self.ranks, call, self._sync.ARRIVED)
 
     def announced(self, call: int) -> list[int]:
-        """Return what the leader has announced."""
+        """Return the words that the leader has announced."""
         at = header.slot(self.ranks, call)
         return self.words[at : at + header.WORDS].tolist()
 
     def reach(self, call: int, phase: int) -> None:
-        """Announce that this rank has reached a phase; the others then see what it wrote before."""
+        """Announce that this rank has reached a phase. The others then see what it wrote before."""
         self._sync.reach(self.words, self.me, call, phase)
 
     def reached(self, call: int, phase: int, *, wait: bool = False) -> bool:
@@ -112,7 +121,7 @@ class Board:
         return self._sync.join(self.words, self.ranks, self.me, call, phase, spins, self.patience)
 
     def was_announced(self, call: int, *, wait: bool) -> bool:
-        """Return whether the leader has announced something for a call."""
+        """Return whether the leader has announced words for a call."""
         spins = SPINS if wait else 0
         me, phase = self.ranks, self._sync.ARRIVED
         return self._sync.reached(self.words, me, me + 1, call, phase, spins, self.patience)
@@ -120,26 +129,29 @@ class Board:
     def phase(self, call: int, phase: int, name: str) -> Event:
         """Return the event that every rank of the node has reached a phase of a call.
 
-        ``name`` is the user's call, for messages.
+        Args:
+            call: The number of the call.
+            phase: The phase.
+            name: The user's call, for messages.
         """
         return Event(self, lambda wait: self.reached(call, phase, wait=wait), lambda: self.missing(call, phase), name)
 
     def missing(self, call: int, phase: int) -> list[int]:
-        """Return the ranks of the world that have not reached a phase."""
+        """Return the ranks that have not reached a phase, by their numbers in the world."""
         found = (self._sync.reached(self.words, r, r + 1, call, phase, 0, 1) for r in range(self.ranks))
         return [rank for rank, there in zip(self.members, found, strict=True) if not there]
 
     def progress(self) -> None:
-        """Let MPI progress, as other ranks may wait for a message from this one, and other processes run."""
+        """Let MPI progress, as other ranks may wait for a message of this one, and let other processes run."""
         self._world.Iprobe()
         os.sched_yield()
 
     def wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
-        """Wait until ``condition``, which looks a while itself, holds.
+        """Wait until a condition holds.
 
         Args:
-            condition: What is waited for.
-            missing: Returns the ranks of the world that this rank waits for.
+            condition: Looks for a while, and returns whether it holds.
+            missing: Returns the ranks that this one waits for, by their numbers in the world.
             what: The user's call, for messages.
         """
         watch: Watch | None = None
@@ -150,22 +162,22 @@ class Board:
             watch.look(missing, what)
 
     def gather(self, item: Any) -> list[Any]:
-        """Return every rank's item; collective over the node."""
+        """Return the item of every rank; collective over the node."""
         return self._node.allgather(item)
 
     def watch(self) -> Watch:
-        """Return a watch that warns when this rank waits long from now on."""
-        return Watch(self.stall, self._world.rank)
+        """Return a watch over a wait that begins now."""
+        return Watch(self.stall, self._world.rank, self.clock)
 
     def free(self) -> None:
-        """Give the memory back; collective over the node."""
+        """Free the memory; collective over the node."""
         del self.words, self.window
         self._block.release()
         self._block.free()
 
 
 class Watch:
-    """Warns when a rank waits long, naming the ranks that it waits for.
+    """A watch over one wait of a rank: when it takes long, it logs warnings that name the ranks waited for.
 
     Args:
         stall: Seconds before the first warning, and between warnings.
@@ -181,7 +193,7 @@ class Watch:
         self._next = self._began + stall
 
     def look(self, missing: Callable[[], list[int]], what: str) -> None:
-        """Warn, by the logger "sfb", if it is time."""
+        """Log a warning of the logger "sfb" if one is due."""
         now = self._clock()
         if now < self._next:
             return
@@ -192,12 +204,12 @@ class Watch:
 
 
 class Event:
-    """What a rank of a node waits for, as for an MPI request.
+    """An event on a node, for which a rank waits as for an MPI request.
 
     Args:
         board: The board of the node.
-        happened: Returns whether it has happened; looks a while if its argument is true.
-        missing: Returns the ranks of the world that have yet to do their part.
+        happened: Returns whether the event has happened; looks for a while if its argument is true.
+        missing: Returns the ranks that have yet to do their part, by their numbers in the world.
         name: The user's call, for messages.
     """
 
@@ -212,9 +224,9 @@ class Event:
         self._name = name
 
     def Test(self) -> bool:
-        """Return whether it has happened."""
+        """Return whether the event has happened."""
         return self._happened(False)
 
     def Wait(self) -> None:
-        """Wait for it."""
+        """Wait for the event."""
         self._board.wait(lambda: self._happened(True), self._missing, self._name)

@@ -1,4 +1,4 @@
-"""Memory that exchanges use again: a rank's own buffers, and staging memory that the ranks of a node share."""
+"""Memory that exchanges reuse: a rank's own buffers, and staging memory that the ranks of a node share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Pool", "Staging"]
 
 
 class Pool:
-    """Buffers of a rank, for an exchange at a time."""
+    """A pool of buffers of a rank; an exchange acquires them and releases them at its end."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
     def acquire(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return an array, and the memory that it lies in, to be released: the smallest free one that is large enough.
+        """Return an uninitialised array, and the buffer that it lies in, which the caller has to release.
 
-        The array is not initialised.
+        The pool takes its smallest free buffer that is large enough.
         """
         nbytes = prod(shape) * dtype.itemsize
         free = self._free
@@ -30,7 +30,7 @@ class Pool:
             (i for i, memory in enumerate(free) if memory.nbytes >= nbytes), key=lambda i: len(free[i]), default=-1
         )
         if best < 0:
-            if free:  # grow one rather than keep both
+            if free:  # replace the largest rather than keep both
                 del free[max(range(len(free)), key=lambda i: len(free[i]))]
             memory = np.empty(max(nbytes, 1), np.uint8)
         else:
@@ -38,23 +38,23 @@ class Pool:
         return memory[:nbytes].view(dtype).reshape(shape), memory
 
     def release(self, memory: np.ndarray) -> None:
-        """Let others acquire ``memory``."""
+        """Take back a buffer."""
         self._free.append(memory)
 
     def reserve(self, *sizes: int) -> None:
-        """Allocate room for buffers of these numbers of bytes at once."""
+        """Allocate buffers of these sizes in bytes, to be in use at the same time."""
         for memory in [self.acquire((nbytes,), np.dtype(np.uint8))[1] for nbytes in sizes]:
             self.release(memory)
 
     def clear(self) -> None:
-        """Drop all buffers."""
+        """Drop all free buffers."""
         self._free.clear()
 
 
 class Staging:
-    """Memory that the ranks of a node share for one exchange after another.
+    """Memory that the ranks of a node share, for one exchange after another.
 
-    The call that uses it claims it, and learns which call claimed it before: it may write once all ranks have
+    A call that uses the memory claims it, and learns which call claimed it before. It may write once all ranks have
     finished that one.
 
     Args:
@@ -70,7 +70,7 @@ class Staging:
         self._user = self._before = 0
 
     def grow(self, nbytes: int) -> Block:
-        """Return the memory, of at least ``nbytes``; collective over the node, and no call may be using it."""
+        """Return the memory, of at least ``nbytes``; collective over the node, and no call may be using the memory."""
         if self.block is None or self.block.bytes.nbytes < nbytes:
             self.drop()
             self.block = Block(self._node, nbytes)
@@ -82,7 +82,7 @@ class Staging:
         return self._before
 
     def disclaim(self, call: int) -> None:
-        """Take back the claim of the call that claimed last, which has not used the memory."""
+        """Withdraw the claim of a call if it claimed last; no rank may use the memory in that call any more."""
         if self._user == call:
             self._user = self._before
 

@@ -1,4 +1,4 @@
-"""Compilation of the kernels, shared among the ranks of a node, before anything is timed."""
+"""Compilation of the kernels, which the ranks of a node share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import sfb.kernels as kernels
 
 __all__ = ["load", "warmup"]
 
-# A rank that waits so many seconds for others takes it that they compile, and looks again only so often: it must not
-# take their cores.
+# Seconds after which a waiting rank assumes that others compile and may need its core, and seconds that it then sleeps
+# between two looks.
 _SOON, _PAUSE = 5e-3, 1e-3
 
 
@@ -20,24 +20,27 @@ def warmup(node: MPI.Intracomm) -> None:
     """Compile all kernels, or load them from Numba's cache; collective over the ranks of ``node``.
 
     Raises:
-        Exception: Whatever kept this rank from it; only after the collective part.
+        Exception: This rank could not compile or load one; raised after the collective part.
     """
     load(node, kernels.STAGES)
 
 
 def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
-    """Load modules of kernels on all ranks of ``node``, each compiled by one of them; collective, and raises likewise.
+    """Load modules of kernels on all ranks of ``node``, each compiled by one of them; collective.
 
     Args:
         node: Ranks that share Numba's cache.
-        stages: The modules' names; those of a stage do not need each other.
+        stages: The names of the modules. The modules of a stage do not need each other.
+
+    Raises:
+        Exception: As `warmup` does.
     """
     error: Exception | None = None
     for stage in stages:
         try:
             for module in stage[node.rank :: node.size]:
                 kernels.load(module)
-        except Exception as caught:  # whatever it is, the other ranks wait
+        except Exception as caught:  # the other ranks wait in the barrier
             error = error or caught
         arrived, began = node.Ibarrier(), perf_counter()
         while not arrived.Test():

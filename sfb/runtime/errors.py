@@ -7,14 +7,15 @@ from itertools import groupby
 
 __all__ = ["MismatchError", "Report", "as_reported", "raise_reported", "report"]
 
-Report = tuple[str, str]  # the type of an exception, "" for none; what it says, or what the rank passed
+# The name of an exception's type and its text; or "" and what the rank passed.
+Report = tuple[str, str]
 
 
 class MismatchError(ValueError):
-    """Ranks entered one collective with arguments that do not fit together."""
+    """Ranks have entered a collective with arguments that do not fit together."""
 
 
-# The exceptions that keep their type on other ranks; others arrive as RuntimeError.
+# Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError)
@@ -22,23 +23,23 @@ _KINDS: dict[str, type[Exception]] = {
 
 
 def as_reported(kind: type[Exception]) -> type[Exception]:
-    """Let an exception class keep its type when other ranks raise what one rank reports; a class decorator."""
+    """Let an exception keep its type when other ranks raise what one rank reports; a decorator of its class."""
     _KINDS[kind.__name__] = kind
     return kind
 
 
 def report(error: Exception) -> Report:
-    """Return what other ranks need to know of an error."""
+    """Return the report of an error."""
     return type(error).__name__, str(error) or repr(error)
 
 
 def raise_reported(call: str, reports: Sequence[tuple[int, Report]], error: Exception | None) -> None:
-    """Raise what ranks report: the first error, naming the ranks that have it, or else `MismatchError`.
+    """Raise the first error that ranks report, naming the ranks; `MismatchError` if none reports an error.
 
     Args:
         call: The user's call, for the message.
-        reports: Of each rank, its number and its report.
-        error: This rank's own error, which becomes the cause.
+        reports: The number and the report of each rank.
+        error: This rank's own error, if any, which becomes the cause.
     """
     failures = [(rank, said) for rank, said in reports if said[0]]
     if failures:
@@ -48,7 +49,7 @@ def raise_reported(call: str, reports: Sequence[tuple[int, Report]], error: Exce
 
 
 def _by_rank(reports: Sequence[tuple[int, Report]]) -> str:
-    """Join the reports, ranks with the same one together: "ranks 0, 2-3: …; rank 1: …"."""
+    """Join the reports, naming together the ranks with the same one: "ranks 0, 2-3: …; rank 1: …"."""
     ranks: dict[str, list[int]] = {}
     for rank, (_, text) in reports:
         ranks.setdefault(text, []).append(rank)

@@ -15,29 +15,31 @@ __all__ = [
     "tag",
 ]
 
-# Default ceiling of a rank's buffers for one exchange, in bytes.
+# Bytes of a rank's buffers for one exchange, unless the user sets another ceiling.
 MAX_BYTES = 1 << 30
 
-# Payloads of all ranks together, in bytes, up to which they travel beside the headers of the agreement.
+# The eager limit: bytes of the payloads of all ranks together up to which they travel beside the headers of the
+# agreement.
 EAGER_LIMIT = 1 << 17
 
-# Bytes from which a sum in the rounds of the agreement is divided among nodes: bandwidth then costs more than messages.
+# Bytes from which a sum in the rounds of the agreement is divided among nodes: from there on, bytes cost more than
+# messages.
 HALVING_LIMIT = 1 << 14
 
-# Most elements of one message: what a C int counts, where MPI has no larger counts.
+# Elements of one message at most: an int of C counts them, in MPIs without large counts.
 MAX_COUNT = (1 << 31) - 1
 
-# Exchanges that may be under way at once, and calls of plain arrays meanwhile: together, and once more for ranks that
-# are ahead, fewer than the slots in the ring of a board (sfb.kernels.header.RING).
+# Exchanges that may be under way at once, and calls of plain arrays beside them. A rank may be that many calls ahead of
+# another, so twice their sum has to be at most the slots in the ring of a board (sfb.kernels.header.RING).
 PENDING_CALLS, PENDING_ARRAYS = 24, 8
 
 # Seconds that a rank waits for others before it warns.
 STALL = 60.0
 
-# Looks for a message between two looks at the clock.
+# Looks for a message before a waiting rank looks at the clock.
 SPINS = 1024
 
-# Tags that MPI guarantees.
+# The number of tags that MPI guarantees.
 TAGS = 32768
 
 

@@ -1,4 +1,4 @@
-"""Exchanges under way: the queue in which they advance, a thread for it, and MPI-style requests."""
+"""Exchanges under way: the queue in which they advance, a thread that advances it, and requests like those of MPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sfb.runtime.steps import ALONE, POSTED
 
 __all__ = ["Persistent", "PolledRequest", "Queue", "QueuedExchange", "Request", "Ticker"]
 
-# Seconds to wait for a thread that may be inside MPI when the program ends.
+# Seconds to wait, when the program ends, for a thread that may be inside MPI.
 _PATIENCE = 5.0
 
 
@@ -25,15 +25,15 @@ class QueuedExchange:
     """An exchange under way, in steps (`sfb.runtime.steps`).
 
     Args:
-        steps: The exchange.
+        steps: The steps of the exchange.
 
     Attributes:
-        pending: What the exchange waits for, None if it can go on.
-        posted: Whether it will post no more collectives.
-        done: Whether it has ended.
-        error: The exception that ended it, if it failed.
-        result: What it returned otherwise.
-        on_end: Called when it ends.
+        pending: The object that the exchange waits for; None if it can go on.
+        posted: Whether the exchange has posted its last collective.
+        done: Whether the exchange has ended.
+        error: The exception that ended the exchange; None if it succeeded.
+        result: The result of the exchange, if it succeeded.
+        on_end: A function that the end of the exchange calls.
     """
 
     __slots__ = ("_alone", "_steps", "done", "error", "on_end", "pending", "posted", "result")
@@ -49,11 +49,11 @@ class QueuedExchange:
         self.on_end: Callable[[], None] | None = None
 
     def end(self) -> None:
-        """Note that the exchange has ended, and tell who asked to be told."""
+        """Mark the exchange as ended, and call `on_end`."""
         self.done = True
-        tell, self.on_end = self.on_end, None
-        if tell is not None:
-            tell()
+        call, self.on_end = self.on_end, None
+        if call is not None:
+            call()
 
     def step(self) -> None:
         """Take the next step."""
@@ -65,9 +65,9 @@ class QueuedExchange:
         except Exception as error:
             self._fail(error)
         except BaseException as interrupt:  # the steps cannot go on from it
-            ended = RuntimeError("an interrupt ended the exchange on this rank; the others may wait for it")
-            ended.__cause__ = interrupt
-            self._fail(ended)
+            failure = RuntimeError("an interrupt ended the exchange on this rank; other ranks may wait for it")
+            failure.__cause__ = interrupt
+            self._fail(failure)
             raise
         else:
             self.posted = self.posted or step is POSTED
@@ -75,7 +75,11 @@ class QueuedExchange:
             self.pending = None if step is ALONE or step is POSTED else step
 
     def advance(self, oldest: bool) -> None:
-        """Go on as far as possible without waiting; ``oldest`` if no older exchange is under way."""
+        """Go on as far as possible without waiting.
+
+        Args:
+            oldest: Whether no older exchange is under way.
+        """
         while not self.done:
             if self._alone and not oldest:
                 return
@@ -89,7 +93,7 @@ class QueuedExchange:
             self.step()
 
     def wait_for_step(self) -> None:
-        """Wait for what the exchange waits for."""
+        """Wait for the object that the exchange waits for."""
         if self.pending is None:
             return
         try:
@@ -99,16 +103,16 @@ class QueuedExchange:
         self.pending = None
 
     def _fail(self, error: Exception) -> None:
-        """Note the exception that ended the exchange, for the caller of Wait or Test, whoever met it."""
+        """End the exchange with an exception, which Wait or Test of its request raises."""
         self.error = error
         self.end()
 
 
 class Queue:
-    """Exchanges in the order of the calls that began them.
+    """The exchanges under way, in the order of the calls that began them.
 
-    MPI demands that all ranks post the collectives of a communicator in the same order. So an exchange
-    advances only when all older ones have posted theirs.
+    All ranks have to post the collectives of a communicator in the same order. So an exchange advances only when all
+    older ones have posted theirs.
     """
 
     def __init__(self) -> None:
@@ -118,15 +122,15 @@ class Queue:
 
     @property
     def busy(self) -> bool:
-        """Whether exchanges are under way."""
+        """Whether any exchange is under way."""
         return bool(self._exchanges)
 
     def begin(self, propose: Callable[[bool], Iterator[Any]]) -> QueuedExchange:
         """Add an exchange.
 
         Args:
-            propose: Proposes the exchange to the other ranks and returns its steps, the first of which posts no
-                collective; its argument tells whether no other exchange is under way.
+            propose: Proposes the exchange to the other ranks, and returns its steps; the first step posts no
+                collective. The argument tells whether no other exchange is under way.
         """
         with self.lock:
             while len(self._exchanges) >= PENDING_CALLS:
@@ -142,7 +146,7 @@ class Queue:
         return exchange
 
     def advance(self) -> None:
-        """Let every exchange go on as far as it can without waiting."""
+        """Let all exchanges go on as far as they can without waiting."""
         with self.lock:
             while self._exchanges and self._advance(self._exchanges[0], True).done:
                 self._exchanges.popleft()
@@ -158,7 +162,7 @@ class Queue:
         return exchange
 
     def finish(self, exchange: QueuedExchange) -> None:
-        """Wait for an exchange."""
+        """Wait for the end of an exchange."""
         while not exchange.done:
             with self.lock:
                 if self._exchanges and self._exchanges[0] is exchange:
@@ -167,13 +171,13 @@ class Queue:
                     self.advance()
 
     def make_room(self) -> None:
-        """Count a call of plain arrays beside the exchanges under way; wait for these if there are too many."""
+        """Count a call of plain arrays beside the exchanges under way; wait for the exchanges if there are too many."""
         self._arrays += 1
         if self._arrays >= PENDING_ARRAYS:
             self.drain()
 
     def drain(self) -> None:
-        """Wait for all exchanges."""
+        """Wait for the end of all exchanges."""
         while self._exchanges:
             with self.lock:
                 if self._exchanges:
@@ -191,22 +195,22 @@ class Queue:
 
 
 class Advancing(Protocol):
-    """What a thread can take forward."""
+    """Work that a thread can advance."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether there is work."""
 
     def advance(self) -> Any:
-        """Do what is possible now."""
+        """Do what can be done without waiting."""
 
 
 class Ticker:
-    """A thread that lets a queue advance from time to time while anything is in it.
+    """A thread that advances a queue from time to time until it is empty.
 
     Args:
-        queue: To be advanced.
-        interval: Seconds between two looks.
+        queue: The queue.
+        interval: Seconds between two advances.
     """
 
     def __init__(self, queue: Advancing, interval: float) -> None:
@@ -219,7 +223,7 @@ class Ticker:
         atexit.register(self.stop)  # before MPI is finalized
 
     def wake(self) -> None:
-        """Look after the queue until it is empty."""
+        """Advance the queue from now on until it is empty."""
         self._wanted.set()
 
     def stop(self) -> None:
@@ -238,25 +242,25 @@ class Ticker:
 
 
 class _Waiting:
-    """The methods by which users wait for an exchange, as for an MPI request."""
+    """A request for an exchange, with the methods of MPI's requests."""
 
     _queue: Queue
     _queued: QueuedExchange | None
     _result: Any = None
 
     def Wait(self, status: MPI.Status | None = None) -> bool:
-        """Wait for the exchange; the receiver is whole then.
+        """Wait for the end of the exchange: the receiver then holds the result.
 
         Raises:
-            RuntimeError: The request is not active: it has been waited for already.
-            MismatchError, TypeError, ValueError: The call was wrong, on this or another rank.
+            RuntimeError: The request is not active: the exchange has been waited for already.
+            MismatchError, TypeError, ValueError: The arguments of the call were wrong, on this or another rank.
         """
         queued = self._active()
         self._queue.finish(queued)
         return self._end(queued)
 
     def Test(self, status: MPI.Status | None = None) -> bool:
-        """Let the exchange go on without waiting, and return whether it is complete; raises as `Wait` does."""
+        """Advance the exchange without waiting, and return whether it has ended; raise as `Wait` does."""
         queued = self._active()
         self._queue.advance()
         return queued.done and self._end(queued)
@@ -265,7 +269,7 @@ class _Waiting:
 
     @property
     def exchange(self) -> Any:
-        """How the last exchange went on this rank, a `sfb.Exchange`; None before the first is complete."""
+        """How the last exchange went on this rank, a `sfb.Exchange`; None before the first has ended."""
         return self._result
 
     def _active(self) -> QueuedExchange:
@@ -282,7 +286,7 @@ class _Waiting:
 
     @staticmethod
     def Waitall(requests: Sequence[Any], statuses: Any = None) -> bool:
-        """Wait for all ``requests``, of this library and of mpi4py."""
+        """Wait for all ``requests``, which may be of this library and of mpi4py."""
         pending = list(requests)
         while pending:
             pending = [request for request in pending if not request.Test()]
@@ -290,9 +294,9 @@ class _Waiting:
 
 
 class PolledRequest(_Waiting):
-    """An `Iallreduce` under way that goes on only inside calls of this library: `Wait`, `Test` and the like.
+    """A request for an `Iallreduce` that advances only inside calls of this library, such as `Wait` and `Test`.
 
-    mpi4py's own Waitall does not take it; `Request.Waitall` takes it beside requests of mpi4py.
+    mpi4py's own Waitall does not take such a request; `Request.Waitall` takes it beside requests of mpi4py.
     """
 
     def __init__(self, queue: Queue, queued: QueuedExchange) -> None:
@@ -301,13 +305,13 @@ class PolledRequest(_Waiting):
 
 
 class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
-    """An `Iallreduce` under way, which a thread takes forward; an `MPI.Request`."""
+    """A request for an `Iallreduce` that a thread advances; an `MPI.Request`."""
 
     def __new__(cls, queue: Queue, queued: QueuedExchange) -> Request:
-        """Make a generalized request of MPI that is complete when the exchange is."""
+        """Make a generalized request of MPI, which the end of the exchange completes."""
 
         def query(status: MPI.Status) -> None:
-            if queued.error is not None:  # raised to callers that wait by MPI's own functions
+            if queued.error is not None:  # for callers that wait by MPI's own functions
                 raise queued.error
 
         general = MPI.Grequest.Start(query, lambda: None, lambda complete: None)
@@ -327,15 +331,17 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
 
 
 class Persistent(_Waiting):
-    """An Allreduce of the same arrays, done by `Start` and `Wait` as often as wanted; from `Comm.Allreduce_init`.
+    """A persistent request for the Allreduce of the same arrays, as often as wanted; from `Comm.Allreduce_init`.
+
+    `Start` begins an exchange, and `Wait` or `Test` ends it.
 
     Args:
-        plan: The plan, with everything that it needs in place.
+        plan: The plan, ready for exchanges.
         queue: The exchanges of the communicator that are under way.
-        begin: Begins one exchange in that queue.
+        begin: Begins an exchange in that queue.
 
     Attributes:
-        plan: The `Plan`: the algorithm chosen, with the estimates that chose it.
+        plan: The `Plan`: the algorithm chosen, with the estimates behind the choice.
     """
 
     def __init__(self, plan: Any, queue: Queue, begin: Callable[[], QueuedExchange]) -> None:
@@ -345,17 +351,18 @@ class Persistent(_Waiting):
         self._queued = None
 
     def explain(self) -> str:
-        """Return a table of the algorithms, the one chosen and the reason."""
+        """Return a table of the algorithms, with the chosen one and the reason for it."""
         return self.plan.explain()
 
     def Start(self) -> None:
         """Begin an exchange; collective, in the same order as other calls on all ranks.
 
-        What is wrong, on this or another rank, is raised by Wait or Test; so is MismatchError if ranks start different
-        plans.
+        A short exchange goes on only inside calls of this library: call `Wait` or `Test` before waiting for other ranks
+        by other means. Wait and Test raise the errors of this and other ranks, and MismatchError if ranks start
+        different plans.
 
         Raises:
-            RuntimeError: The last one has not been waited for, or the plan is freed.
+            RuntimeError: The exchange before has not been waited for, or the plan or its communicator is freed.
         """
         if self._begin is None:
             raise RuntimeError("the plan is freed")
@@ -364,7 +371,7 @@ class Persistent(_Waiting):
         self._queued = self._begin()
 
     def Free(self) -> None:
-        """Give the plan up; harmless when repeated.
+        """Free the plan; a second call does nothing.
 
         Raises:
             RuntimeError: An exchange is under way.

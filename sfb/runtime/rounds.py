@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Generator, Sequence
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ __all__ = ["Rounds", "RoundsRequest", "order", "schedule"]
 
 
 class Rounds:
-    """Messages between the leaders of nodes, in rounds that double what a node knows of the others.
+    """Messages between the leaders of nodes. A round doubles the number of nodes whose messages a node has.
 
     The rounds follow recursive doubling where the number of nodes is a power of two, and Bruck's algorithm otherwise
     (Thakur, Rabenseifner and Gropp, IJHPCA 19(1), 2005, section 4.1). Sums of `HALVING_LIMIT` bytes and more follow
@@ -33,10 +32,12 @@ class Rounds:
         head: Words of a message before its payload.
 
     Attributes:
-        order: The nodes in the order in which this one learns of them, itself first.
+        board: The board of this rank's node.
+        order: The nodes in the order in which their messages come, this one first.
         sums: Whether `sum` serves: the number of nodes is a power of two.
-        mpi: What `sfb.kernels.rounds` takes of MPI.
+        mpi: MPI's functions and handles, as `sfb.kernels.rounds` takes them.
         plan: The rounds, as `sfb.kernels.rounds` takes them.
+        under_way: For each call under way, by its number, the memory that MPI may write to.
     """
 
     def __init__(
@@ -52,25 +53,24 @@ class Rounds:
         self.order = order(nodes, home)
         self.plan = schedule(members, home)
         self._heads = list(range(0, nodes * head + 1, head))
-        self._learnt = [
+        self._sources = [
             [rank for node in self.order[known : known + learnt] for rank in members[node]]
             for known, learnt, *_ in self.plan[:-1].tolist()
         ]
         self.mpi = _describe(world) if nodes > 1 else np.empty(0, np.int64)
-        # Memory of the calls under way, which MPI may write to.
         self.under_way: dict[int, tuple[Any, ...]] = {}
 
     def gather(
         self, call: str, number: int, words: np.ndarray, length: int, patience: float | None = None
     ) -> Generator[Any, None, list[int]]:
-        """Gather the messages of all nodes in ``words``, in `order`.
+        """Gather the messages of all nodes in ``words``, in `order`; in steps.
 
         Args:
             call: The user's call, for messages.
             number: The number of the call.
-            words: This node's message, and room for those of the others.
+            words: This node's message, and room for the messages of the others.
             length: Words of this node's message.
-            patience: Seconds after which to give up.
+            patience: Seconds after which to give up; None to wait as long as it takes.
 
         Returns:
             Where each message begins, and where the last ends; fewer if patience ran out.
@@ -79,7 +79,7 @@ class Rounds:
         starts[0], starts[1] = 0, length
         request = self._request(call, number, self._kernels.gather, words, starts)
         if patience is not None:
-            request.give_up_at(monotonic() + patience)
+            request.give_up_after(patience)
         elif not request.Test():
             yield request
         return starts[: request.known + 1].tolist()
@@ -87,15 +87,15 @@ class Rounds:
     def sum(
         self, call: str, number: int, words: np.ndarray, received: np.ndarray, values: np.ndarray
     ) -> Generator[Any, None, list[int]]:
-        """Gather the heads of all nodes, and with them sum their ``values``, to the same bits on all nodes.
+        """Gather the heads of all nodes, and sum their ``values`` to the same bits on all nodes; in steps.
 
-        Other nodes may take `gather` meanwhile: the rounds are the same. There is no sum then, nor if their headers
+        Nodes that call `gather` instead take part in the same rounds. No node forms a sum then, nor where headers
         differ.
 
         Args:
             call: The user's call, for messages.
             number: The number of the call.
-            words: This node's head, then room for those of all nodes and for the values.
+            words: This node's head, then room for the heads of all nodes and for the values.
             received: As much room.
             values: A matrix, of the same size on all nodes; receives the sum.
 
@@ -108,8 +108,11 @@ class Rounds:
         return self._heads
 
     def missing(self, rounds_over: int) -> list[int]:
-        """Return the ranks whose messages come next; a sum is gathered from the same ranks in the opposite order."""
-        return self._learnt[min(rounds_over, 2 * len(self._learnt) - 1 - rounds_over)]
+        """Return the ranks whose messages the next round brings.
+
+        After the last round a sum that was divided is gathered, by the same rounds in the opposite order.
+        """
+        return self._sources[min(rounds_over, 2 * len(self._sources) - 1 - rounds_over)]
 
     def _request(self, call: str, number: int, kernel: Callable[..., int], *arrays: np.ndarray) -> RoundsRequest:
         state = np.zeros(self._kernels.STATE, np.int64)
@@ -121,7 +124,7 @@ class Rounds:
 
 
 def order(nodes: int, home: int) -> list[int]:
-    """Return the nodes in the order in which ``home`` learns of them, itself first."""
+    """Return the nodes in the order in which their messages come to ``home``, itself first."""
     power_of_two = nodes & (nodes - 1) == 0
     return [home ^ i if power_of_two else (home + i) % nodes for i in range(nodes)]
 
@@ -144,18 +147,18 @@ def schedule(members: Sequence[Sequence[int]], home: int) -> np.ndarray:
 
 
 class RoundsRequest:
-    """What a leader waits for until the messages of all rounds of a call have come.
+    """The rounds of one call, for whose messages a leader waits as for an MPI request.
 
     Args:
         rounds: The rounds.
         call: The user's call, for messages.
         number: The number of the call.
-        advance: Goes on, looking for a message so often, and returns a code of `sfb.kernels.status`.
+        advance: Goes on, after at most so many looks for each message; returns a code of `sfb.kernels.status`.
         state: The state of the call (`sfb.kernels.rounds`).
-        arrays: What else has to stay alive until then.
+        arrays: Other objects that have to stay alive until all messages have come.
 
     Attributes:
-        code: What ``advance`` returned last.
+        code: The code that ``advance`` returned last.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class RoundsRequest:
 
     @property
     def known(self) -> int:
-        """Nodes whose messages have come, this one among them."""
+        """The number of nodes whose messages have come, this one among them."""
         return int(self._rounds.plan[self._state[0], 0])
 
     def Test(self) -> bool:
@@ -185,10 +188,12 @@ class RoundsRequest:
             watch = watch or self._rounds.board.watch()
             watch.look(lambda: self._rounds.missing(int(self._state[0])), self._call)
 
-    def give_up_at(self, end: float) -> None:
-        """Wait until ``end`` at most, and cancel the messages that are under way then."""
+    def give_up_after(self, seconds: float) -> None:
+        """Wait for all messages for at most ``seconds``, then cancel those under way."""
+        clock = self._rounds.board.clock
+        end = clock() + seconds
         while not self.Test():
-            if monotonic() > end:
+            if clock() > end:
                 self._cancel()
                 return
 
@@ -214,7 +219,7 @@ class RoundsRequest:
 
 
 def _describe(comm: MPI.Intracomm) -> np.ndarray:
-    """Return what `sfb.kernels.rounds` takes of MPI."""
+    """Return MPI's functions and handles as `sfb.kernels.rounds` takes them."""
     library = ctypes.CDLL(MPI.__file__)  # finds the functions of the MPI that mpi4py is linked with
     missing = [name for name in _FUNCTIONS if not hasattr(library, name)]
     if missing:

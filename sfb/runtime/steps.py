@@ -1,8 +1,11 @@
-"""What an exchange in steps yields, and the loop that runs one to its end.
+"""Exchanges in steps: what they yield, and the loop that runs one to its end.
 
-An exchange is a generator. It yields what it waits for, an object with ``Test() -> bool`` and ``Wait()`` like an MPI
-request; `ALONE`, to go on only as the oldest exchange under way; `POSTED`, once it will post no more collectives, so
-that later exchanges may post theirs; or None, to let the caller continue.
+An exchange in steps is a generator. It yields one of four things:
+
+- an object with ``Test() -> bool`` and ``Wait()``, like an MPI request, for which it waits;
+- `ALONE`, to go on only as the oldest exchange under way;
+- `POSTED`, once it has posted its last collective: later exchanges may then post theirs;
+- None, to let the caller go on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ ALONE, POSTED = object(), object()
 
 
 def run(steps: Iterator[Any]) -> Any:
-    """Run an exchange to its end and return its result; no other exchange may be under way."""
+    """Run an exchange to its end, and return its result; no other exchange may be under way."""
     try:
         while True:
             step = next(steps)

@@ -24,29 +24,29 @@ __all__ = ["Team"]
 
 
 class Team:
-    """The library's private communicators over a user's ranks, and the buffers that it keeps there; collective.
+    """The library's private communicators over the ranks of a user, and its buffers; collective.
 
-    `Split` copies the ranks of the user's communicator, not its attributes.
+    The communicators have the user's ranks, but not the attributes of the user's communicator.
 
     Args:
         comm: The user's communicator.
-        node: The user's communicator of the ranks that share memory; found by MPI if None.
+        node: The user's communicator of the ranks that share memory; None to let MPI find them.
         stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
 
     Attributes:
-        world: All ranks, in the user's order.
+        world: A communicator of all ranks, in the user's order.
         rank: This rank's number in the world.
-        size: Number of ranks.
-        node: The ranks that share memory with this one.
-        node_of: For each rank of the world, the number of its node.
-        slot_of: For each rank of the world, its rank on its node.
-        nodes: Number of nodes.
-        sharing: Ranks per core where ranks outnumber the cores of a node, 1.0 elsewhere.
-        threads: Threads of this rank's kernels, its share of the cores.
+        size: The number of ranks.
+        node: A communicator of the ranks that share memory with this one.
+        node_of: The number of the node of each rank.
+        slot_of: The number of each rank on its node.
+        nodes: The number of nodes.
+        sharing: Ranks per core on the node where ranks outnumber cores most; at least 1.0.
+        threads: The number of threads of this rank's kernels, its share of the cores.
         board: The board of the node.
-        agree: The agreement check over all ranks.
+        agree: The agreement of all ranks.
         pool: This rank's buffers.
-        staging: Memory that the ranks of the node share for one exchange at a time.
+        staging: Memory that the ranks of the node share, for one exchange after another.
         in_place: MPI.IN_PLACE.
     """
 
@@ -84,7 +84,7 @@ class Team:
         self.agree = Agreement(self.world, self.board, self.node_of)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
-        """Return the ranks of ``host``, or of the user's ``node`` after checking that they can share memory."""
+        """Return ``host``, or the ranks of the user's ``node`` after checking that they can share memory."""
         error: Exception | None = None
         if node is not None and not isinstance(node, MPI.Intracomm):
             error = TypeError(f"node must be an MPI.Intracomm, got {type(node).__name__}")
@@ -102,11 +102,10 @@ class Team:
         return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
 
     def across(self) -> list[tuple[int, MPI.Intracomm]]:
-        """Return (slot, communicator) pairs that join one rank of each node; the first use is collective.
+        """Return pairs of a slot and a communicator that joins one rank of each node; the first use is collective.
 
-        The communicator of slot r brings the data of every rank with slot r to every node. A node
-        with fewer ranks serves the slots that it lacks by its ranks in turn, so each slot has one
-        rank of each node.
+        By the communicator of slot r, the data of rank r of every node reach every node. A node with fewer ranks
+        assigns the slots that it lacks to its ranks in a cycle.
         """
         node = self.node
         if self._across is None:
@@ -119,10 +118,10 @@ class Team:
         return self._across
 
     def load_kernels(self) -> None:
-        """Compile the kernels, each on one rank of the node, and load them on the others; collective over the node.
+        """Compile the kernels, or load them if they are cached; collective over the node.
 
         Raises:
-            Exception: The kernels could not be compiled or loaded on this rank; raised after the collective part.
+            Exception: This rank could not compile or load one; raised after the collective part.
         """
         if not self._loaded:
             warmup(self.node)
@@ -130,24 +129,22 @@ class Team:
 
     @staticmethod
     def datatype(dtype: np.dtype[Any]) -> MPI.Datatype:
-        """Return MPI's datatype of an element."""
+        """Return MPI's datatype for elements of a dtype."""
         return from_numpy_dtype(dtype)
 
     def most(self, values: np.ndarray) -> np.ndarray:
-        """Return the maximum over ranks of every element; collective."""
+        """Return the maximum over ranks of each element; collective."""
         result = np.empty_like(values)
         self.world.Allreduce(values, result, MPI.MAX)
         return result
 
     def fence(self, *blocks: Block | None) -> None:
-        """Let the ranks of the node see what was written into ``blocks``; collective over the node."""
+        """Let the ranks of the node see what the others have written into ``blocks``; collective over the node."""
         fence(self.node, [block for block in blocks if block is not None])
 
     def share(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a zeroed array with one copy per node; collective.
-
-        Windows are a scarce resource of MPI (about 2000 in MPICH): those that nobody uses are given back first.
-        """
+        """Return a zeroed array with one copy per node; collective."""
+        # MPI has few windows (about 2000 in MPICH).
         reap(self.node, self._blocks)
         block = Block(self.node, prod(shape) * dtype.itemsize, self.world.bcast(uuid4().hex))
         self._blocks.append(block)
@@ -169,9 +166,9 @@ class Team:
         return verdict
 
     def free(self) -> None:
-        """Give back communicators and buffers; collective.
+        """Free communicators and buffers; collective.
 
-        Shared arrays that any rank of the node still holds stay valid.
+        Shared arrays stay valid while a rank of the node holds them.
         """
         self.staging.drop()
         self.pool.clear()

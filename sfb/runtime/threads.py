@@ -1,4 +1,4 @@
-"""Threads: how many cores a rank may use, and BLAS held to that."""
+"""Threads: the share of the cores that a rank may use, and a limit for BLAS."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def affinity() -> set[int]:
 
 
 def cores(node: MPI.Intracomm) -> int:
-    """Return the cores that the ranks of ``node`` may run on, all together; collective."""
+    """Return the number of cores on which the ranks of ``node`` may run, all together; collective."""
     return len(set().union(*node.allgather(affinity())))
 
 
 def threads_of(node: MPI.Intracomm, available: int) -> int:
-    """Return the threads of a rank: its share of the ``available`` cores of ``node``, or fewer if the user says so.
+    """Return the threads of a rank: its share of the ``available`` cores of ``node``.
 
-    That is by NUMBA_NUM_THREADS or, without it, OMP_NUM_THREADS.
+    NUMBA_NUM_THREADS, or else OMP_NUM_THREADS, sets a smaller number.
     """
     share = max(1, available // node.size)
     wanted = os.environ.get("NUMBA_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
@@ -33,9 +33,9 @@ def threads_of(node: MPI.Intracomm, available: int) -> int:
 
 
 def limit_process(comm: MPI.Intracomm) -> int:
-    """Hold this process's BLAS to its share of the node's cores, or to fewer threads that it has, for good; collective.
+    """Limit the threads of this process's BLAS to its share of the node's cores; collective.
 
-    For commands, which own their process; a library leaves the user's setting alone.
+    The limit stays. Commands call this, as they own their process; a library leaves the user's setting alone.
 
     Returns:
         The threads that a rank may use.

@@ -11,8 +11,8 @@ from mpi4py import MPI
 
 __all__ = ["Block", "fence", "find", "find_named", "reap"]
 
-_blocks: list[Block] = []  # every live block of this process, to recognise arrays by their address
-_orphans: list[Block] = []  # those whose communicator is gone, but not their arrays
+_blocks: list[Block] = []  # all live blocks of this process: arrays are recognised by their address
+_orphans: list[Block] = []  # blocks whose communicator has been freed while arrays still lie in them
 
 
 class Block:
@@ -21,10 +21,13 @@ class Block:
     Args:
         node: Communicator of ranks that can share memory.
         nbytes: Size in bytes, equal on all ranks of the node.
-        name: What the block is called on every node that holds a copy.
+        name: The name of the block, the same on all nodes that hold a copy; "" for memory of one node.
 
     Attributes:
-        named: Blocks of this process that have a name.
+        bytes: All of the memory.
+        group: The ranks of the node.
+        name: The name of the block.
+        named: The number of live blocks of this process that have a name.
     """
 
     named = 0
@@ -37,7 +40,7 @@ class Block:
         self._window.Lock_all(MPI.MODE_NOCHECK)
         memory, _ = self._window.Shared_query(0)
         self.bytes = np.frombuffer(memoryview(memory), np.uint8)[:nbytes]
-        self._root = weakref.ref(self.bytes.base)  # every view that a user makes keeps it alive
+        self._root = weakref.ref(self.bytes.base)  # all views of the memory keep this object alive
         self._begin = self.bytes.ctypes.data
         self._end = self._begin + nbytes
         _blocks.append(self)
@@ -48,7 +51,7 @@ class Block:
         return self.bytes[offset : offset + nbytes].view(dtype).reshape(shape)
 
     def offset(self, array: np.ndarray) -> int:
-        """Return where ``array``, which `find` has found in the block, begins in it."""
+        """Return how many bytes into the block ``array`` begins; the array lies in the block."""
         return array.__array_interface__["data"][0] - self._begin
 
     def holds(self, address: int) -> bool:
@@ -57,11 +60,11 @@ class Block:
 
     @property
     def whole(self) -> np.ndarray:
-        """All of its memory, in bytes; some array of this process lies in it."""
+        """All of the memory, in bytes; an array of this process has to lie in it."""
         return np.frombuffer(self._root(), np.uint8)[: self._end - self._begin]  # type: ignore[arg-type]
 
     def release(self) -> None:
-        """Drop the block's own array, so that only those of the user keep the memory in use."""
+        """Drop the block's own array: from now on only arrays of the user keep the memory in use."""
         del self.bytes
 
     @property
@@ -70,7 +73,7 @@ class Block:
         return self._root() is not None
 
     def free(self) -> None:
-        """Give the memory back; collective, and no array may be left."""
+        """Free the memory; collective, and no array may lie in it any more."""
         _blocks.remove(self)
         Block.named -= bool(self.name)
         self._window.Unlock_all()
@@ -79,7 +82,7 @@ class Block:
 
 
 def find(array: np.ndarray) -> Block | None:
-    """Return the block that ``array`` begins in, None where the array is this rank's own or empty."""
+    """Return the block that ``array`` begins in; None for an array of this rank's own, or an empty one."""
     if array.size == 0:
         return None
     address = array.__array_interface__["data"][0]
@@ -87,7 +90,7 @@ def find(array: np.ndarray) -> Block | None:
 
 
 def find_named(array: np.ndarray) -> Block | None:
-    """Return the block that ``array`` begins in if that is of `Comm.shared`; quickly None if there are none."""
+    """Return the block of `Comm.shared` that ``array`` begins in; None, at little cost, if there are no such blocks."""
     if not Block.named:
         return None
     block = find(array)
@@ -95,12 +98,12 @@ def find_named(array: np.ndarray) -> Block | None:
 
 
 def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> None:
-    """Free those of ``blocks``, and of earlier orphans of this node, that no rank uses any more; collective.
+    """Free the blocks that no rank uses any more, among ``blocks`` and earlier orphans of this node; collective.
 
     Args:
         node: The ranks that share the blocks.
-        blocks: Equal on all ranks of the node; the ones freed are taken out.
-        abandon: Make orphans of the others.
+        blocks: The blocks, in the same order on all ranks of the node. The freed ones are removed.
+        abandon: Make orphans of the others, and remove them, too.
     """
     group = node.Get_group()
     orphans = [block for block in _orphans if MPI.Group.Compare(block.group, group) == MPI.IDENT]
@@ -118,7 +121,7 @@ def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> 
 
 
 def fence(node: MPI.Intracomm, blocks: list[Block]) -> None:
-    """Make what the ranks of the node wrote into ``blocks`` visible to all of them; collective."""
+    """Let the ranks of ``node`` see what the others have written into ``blocks``; collective."""
     for block in blocks:
         block._window.Sync()
     node.Barrier()

@@ -9,12 +9,12 @@ from sfb.tuning.plan import choose
 from sfb.tuning.profile import EXCHANGES, Place, Profile
 
 
-def test_factors_where_few_samples_meet_a_large_matrix():
+def test_factors_for_few_samples_of_a_large_matrix():
     assert choose(even((4096, 4096), 1, 4, nodes=4), ALGORITHMS).algorithm == "broadcast"
     assert choose(even((4096, 4096), 10, 4, shared=True), ALGORITHMS).algorithm == "node"
 
 
-def test_dense_where_many_samples_meet_a_small_matrix():
+def test_dense_for_many_samples_of_a_small_matrix():
     assert choose(even((10, 784), 512, 16, nodes=16), ALGORITHMS).algorithm == "dense"
     assert choose(even((600, 780), 4096, 8, nodes=8), ALGORITHMS).algorithm == "dense"
 
@@ -62,7 +62,7 @@ def test_dense_reduces_the_matrix():
     assert cost["rebuild"] == 640 * 32
 
 
-def test_small_exchanges_of_ranks_that_are_nodes_cost_bytes_and_no_message():
+def test_eager_exchanges_cost_bytes_and_no_messages():
     profile = Profile()
     for name, received in (("broadcast", 3 * 5 * (64 + 32) * 4), ("dense", 2 * 64 * 32 * 4)):
         exchange = [use for use in ALGORITHMS[name].cost(even((64, 32), 5, 4, nodes=4)) if use.kind in EXCHANGES]
@@ -77,7 +77,7 @@ def test_node_rebuilds_a_share_and_brings_each_sample_into_a_node_once():
     assert shared["rebuild"] == pytest.approx(flat["rebuild"] / 4)
     eight = even((4096, 64), 5, 8, 2)
     received = ALGORITHMS["broadcast"].wire_bytes(eight), ALGORITHMS["node"].wire_bytes(eight)
-    assert received == (7 * 5 * 4160 * 4, 4 * 5 * 4160 * 4)  # three of its own node, and one of the other
+    assert received == (7 * 5 * 4160 * 4, 4 * 5 * 4160 * 4)  # from three ranks of its own node, and one of the other
 
 
 def test_sharded_rebuilds_a_part():

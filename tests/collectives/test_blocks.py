@@ -1,4 +1,4 @@
-"""Exchanges beyond the ceiling of memory, and beyond what a message can count."""
+"""Exchanges beyond the ceiling of memory, and messages of more elements than MPI counts."""
 
 import numpy as np
 import oracle

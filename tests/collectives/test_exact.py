@@ -1,4 +1,4 @@
-"""Every algorithm, receiver, dtype and shape gives the oracle's sum, with the same bits on all ranks."""
+"""Every algorithm, receiver, dtype and shape gives the sum of the oracle, with the same bits on all ranks."""
 
 import numpy as np
 import oracle
@@ -20,7 +20,7 @@ RULES = [
 
 
 def array(comm, shape, dtype, shared, fill):
-    """An array filled on every rank, shared by a node or not."""
+    """Return a filled array, shared by the ranks of a node or not."""
     result = comm.shared(shape, dtype) if shared else np.empty(shape, dtype)
     if not shared or comm.node.rank == 0:
         result[...] = fill
@@ -123,7 +123,7 @@ def test_bits_do_not_depend_on_ranks_per_node(world, rng):
 
 
 def test_ranks_that_lie_crosswise_on_nodes(world, rng):
-    """Rank order decides the order of the sum, not the order of nodes."""
+    """The order of ranks decides the order of the sum, not the order of nodes."""
     parts = oracle.draw(rng, [r % 3 for r in range(world.size)], (60, 50), np.float64)
     group = split_hosts(world, lambda slot: slot % 2)
     bits = set()
@@ -140,10 +140,10 @@ def test_ranks_that_lie_crosswise_on_nodes(world, rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("algorithm", ["broadcast", "dense"])
 @pytest.mark.parametrize("shape", [(10, 90), (1, 1), (0, 5)], ids=str)
-def test_what_goes_with_the_headers(lone_comm, world, rng, algorithm, shape, dtype):
-    """Small exchanges between ranks that are nodes need no messages of their own; their bits are those of others."""
+def test_eager_exchanges(lone_comm, world, rng, algorithm, shape, dtype):
+    """Blocking, nonblocking and persistent calls give the same bits, whether their exchanges are eager or not."""
     comm = lone_comm
-    big = 1 + (1 << 20) // (sum(shape) * np.dtype(dtype).itemsize)  # beyond what goes there, on one rank
+    big = 1 + (1 << 20) // (sum(shape) * np.dtype(dtype).itemsize)  # beyond the eager limit, on one rank
     for samples in ([3] * world.size, range(world.size), [0] * world.size, [1] * (world.size - 1) + [big]):
         parts = oracle.draw(rng, list(samples), shape, dtype)
         factors, g = sfb.Factors(*parts[world.rank]), np.empty(shape, dtype)
@@ -188,7 +188,7 @@ def test_a_part_of_a_shared_array_receives(comm, world):
     np.testing.assert_array_equal(whole[4:], world.size)
 
 
-def test_last_exchange_tells_what_was_done(comm, world):
+def test_last_exchange_describes_the_last_call(comm, world):
     factors = sfb.Factors(np.ones((2, 4), np.float32), np.ones((2, 3), np.float32))
     assert comm.last_exchange is None
     for algorithm in ALGORITHMS:
@@ -201,14 +201,14 @@ def test_last_exchange_tells_what_was_done(comm, world):
     assert comm.last_exchange.wire_bytes == (world.size - 1) * factors.nbytes
 
 
-def test_more_plans_than_are_kept(comm, world, monkeypatch):
+def test_more_plans_than_the_cache_holds(comm, world, monkeypatch):
     from sfb.collectives import engine as module
 
     monkeypatch.setattr(module, "MOST", 3)
     arrays = [np.empty((4, 3 + i)) for i in range(6)]
-    # An array that comes and goes is recognised on some ranks and not on others.
-    for turn in range(4):
+    # A new array is in the cache of no rank; which ranks pass one changes.
+    for call in range(4):
         for i, g in enumerate(arrays):
-            target = g if (turn + i + world.rank) % 2 else np.empty_like(g)
+            target = g if (call + i + world.rank) % 2 else np.empty_like(g)
             comm.Allreduce(sfb.Factors(np.ones((1, 4)), np.ones((1, 3 + i))), target, algorithm="node")
             np.testing.assert_array_equal(target, world.size)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.mark.parametrize("algorithm", ["node", "broadcast", "dense", "sharded", "auto"])
-def test_every_start_takes_the_values_of_that_moment(comm, world, algorithm):
+def test_every_start_takes_the_values_at_that_time(comm, world, algorithm):
     u, v, g = np.ones((2, 40)), np.ones((2, 30)), np.empty((40, 30))
     with comm.Allreduce_init(sfb.Factors(u, v), g, algorithm=algorithm) as plan:
         for value in (1.0, 2.0, 3.0):
@@ -49,7 +49,7 @@ def test_misuse(comm):
             call()
 
 
-def test_a_plan_does_not_outlive_its_communicator(world):
+def test_a_plan_whose_communicator_is_freed(world):
     comm = sfb.Comm(world)
     plan = comm.Allreduce_init(sfb.Factors(np.ones((1, 4)), np.ones((1, 3))), np.empty((4, 3)))
     comm.free()
@@ -119,6 +119,6 @@ def test_start_and_wait_allocate_no_buffers(world, algorithm):
         gc.collect()  # requests and generators refer to each other
         now = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        # Views, a request and a generator come and go; the least of the arrays has 120 kB.
+        # Views, requests and generators come and go; the smallest array has 120 kB.
         assert peak - before < 40_000
         assert now - before < 20_000

@@ -1,18 +1,18 @@
-"""Factors that come in bands of rows, rebuilt while the next are on their way."""
+"""Pipelined exchanges: bands of rows, each rebuilt while the next travel."""
 
 import numpy as np
 import oracle
 import pytest
 
 import sfb
-from sfb.collectives import Problem, pipelined, spread
+from sfb.collectives import Problem, fill_nodes, pipelined
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
 def small_bands(monkeypatch):
-    """Let small matrices travel in several bands, each worked in several slices."""
+    """Let small matrices travel in several bands, each rebuilt in several slices."""
     for name, value in {"_WORTH": 1, "_ROWS": 3, "_SLICE": 1}.items():
         monkeypatch.setattr(pipelined, name, value)
 
@@ -72,14 +72,14 @@ def test_several_at_once(lone_comm, world, small_bands):
 
 def problem(shape, samples, ranks, **options):
     counts = np.full(ranks, samples, np.int64)
-    node_of = spread(ranks, options.pop("nodes", ranks))
+    node_of = fill_nodes(ranks, options.pop("nodes", ranks))
     return Problem(shape=shape, dtype=np.dtype("f4"), counts=counts, node_of=node_of, passes=2, **options)
 
 
 def test_where_it_suits():
     assert pipelined.suits(problem((4096, 784), 128, 4))
     assert not pipelined.suits(problem((10, 784), 128, 4))  # too small
-    assert not pipelined.suits(problem((1000, 21504), 128, 4))  # all but u is most of the exchange
-    assert not pipelined.suits(problem((4096, 784), 128, 4, nodes=2))  # `node` does it
-    assert not pipelined.suits(problem((4096, 784), 128, 4, whole=True))  # the norm comes first
+    assert not pipelined.suits(problem((1000, 21504), 128, 4))  # v is most of the exchange
+    assert not pipelined.suits(problem((4096, 784), 128, 4, nodes=2))  # `node` suits
+    assert not pipelined.suits(problem((4096, 784), 128, 4, whole=True))  # the norm needs all factors
     assert 0.7 < pipelined.hides(problem((4096, 784), 128, 4)) < 0.84

@@ -1,7 +1,7 @@
 import numpy as np
 from problems import even
 
-from sfb.collectives import Problem, spread
+from sfb.collectives import Problem, fill_nodes
 from sfb.tuning.profile import Place
 
 
@@ -15,14 +15,14 @@ def test_counts():
 
 def test_uneven_counts():
     counts = np.array([3, 0, 2], np.int64)
-    problem = Problem((4, 3), np.dtype("f4"), counts, spread(3, 1), passes=1)
+    problem = Problem((4, 3), np.dtype("f4"), counts, fill_nodes(3, 1), passes=1)
     assert not problem.uniform
     assert (problem.depth, problem.deepest) == (5, 3)
     np.testing.assert_array_equal(problem.spans, [[3, 0, 2], [0, 3, 3]])
 
 
 def test_ranks_fill_nodes_as_evenly_as_possible():
-    assert spread(8, 3) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert fill_nodes(8, 3) == [0, 0, 0, 1, 1, 1, 2, 2]
     assert even((4, 3), 1, 8, nodes=3, sharing=2.0).place == Place(8, 3, 3, 2.0)
 
 

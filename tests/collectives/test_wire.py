@@ -1,4 +1,4 @@
-"""Factors that travel in 16 bits: rounded once, then summed as exactly as others, with the same bits on all ranks."""
+"""Factors that travel in 16 bits: rounded once, then summed as exactly as others, to the same bits on all ranks."""
 
 import numpy as np
 import oracle
@@ -54,7 +54,7 @@ def test_half_the_bytes(world, rng):
     assert received[1] * 2 == received[0]
 
 
-def test_a_seed_rounds_otherwise_in_every_call_and_alike_in_every_run(world, rng):
+def test_a_seed_rounds_differently_in_every_call_and_equally_in_every_run(world, rng):
     factors = sfb.Factors(*oracle.draw(rng, [4], (60, 50), np.float32)[0])
     runs = []
     for seed in (1, 1, 2):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sfb
-from sfb.runtime import windows as shared
+from sfb.runtime import windows
 
 pytestmark = pytest.mark.mpi
 
@@ -42,24 +42,24 @@ def test_an_array_outlives_its_communicator(world):
     view[:] = 1.0
     world.Barrier()
     np.testing.assert_array_equal(view, 1.0)
-    assert shared.find(view) is not None
-    assert not any(block._begin == address for block in shared._blocks)
+    assert windows.find(view) is not None
+    assert not any(block._begin == address for block in windows._blocks)
 
 
-def test_memory_is_given_back(world):
-    before = len(shared._blocks)
+def test_memory_is_freed(world):
+    before = len(windows._blocks)
     for _ in range(20):
         with sfb.Comm(world) as comm:
             g = comm.shared((50, 60), np.float64)
             comm.Allreduce(sfb.Factors(np.ones((1, 50)), np.ones((1, 60))), g, algorithm="node")
             del g
-    assert len(shared._blocks) <= before
+    assert len(windows._blocks) <= before
 
 
 @pytest.mark.parametrize("kept", [1, 3])
-def test_windows_are_given_back_while_arrays_come_and_go(world, kept):
-    """MPI has few windows: those that nobody uses are freed by the next call that could use one."""
-    before = len(shared._blocks)
+def test_windows_are_freed_while_arrays_come_and_go(world, kept):
+    """MPI has few windows: the next call that needs one frees those that nobody uses."""
+    before = len(windows._blocks)
     arrays = []
     for _ in range(30):
         with sfb.Comm(world) as comm:
@@ -67,8 +67,8 @@ def test_windows_are_given_back_while_arrays_come_and_go(world, kept):
             comm.Allreduce(sfb.Factors(np.ones((1, 5)), np.ones((1, 6))), g)
             np.testing.assert_array_equal(g, world.size)
         arrays = [*arrays, g][-kept:]
-    assert len(shared._blocks) <= before + kept + 3
+    assert len(windows._blocks) <= before + kept + 3
     with sfb.Comm(world) as comm:
         for _ in range(30):
             arrays = [*arrays, comm.shared((5, 6))][-kept:]
-        assert len(shared._blocks) <= before + kept + 3
+        assert len(windows._blocks) <= before + kept + 3

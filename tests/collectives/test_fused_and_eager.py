@@ -1,5 +1,4 @@
-import logging
-from time import sleep
+"""Fused and eager exchanges, which calls with a cached receiver take, beside the stepwise exchanges of other calls."""
 
 import numpy as np
 import oracle
@@ -8,69 +7,27 @@ from conftest import split_hosts
 
 import sfb
 from sfb.collectives.call import Call
+from sfb.collectives.eager import EagerBuffers
 from sfb.collectives.engine import Engine
 
 pytestmark = pytest.mark.mpi
 
-
-@pytest.mark.parametrize("algorithm", ["auto", "node", "dense"])
-def test_a_rank_that_is_late_is_named(world, caplog, algorithm):
-    if world.size == 1:
-        pytest.skip("needs ranks to wait for")
-    with sfb.Comm(world, stall=0.2) as comm, caplog.at_level(logging.WARNING, "sfb"):
-        factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
-        for _ in range(2):
-            comm.Allreduce(factors, g, algorithm=algorithm)
-        together = comm.node.size == world.size
-        assert not caplog.records
-        if world.rank == 1:
-            sleep(0.7)
-        comm.Allreduce(factors, g, algorithm=algorithm)
-    messages = [record.getMessage() for record in caplog.records]
-    if world.rank == 1:
-        assert not messages
-    elif together:
-        assert any("in Allreduce for rank 1" in message for message in messages)
-        assert f"rank {world.rank} has waited" in messages[0]
-
-
-@pytest.mark.parametrize("algorithm", ["auto", "node", "dense"])
-def test_messages_of_the_user_arrive_while_ranks_wait(world, algorithm):
-    """A rank that waits for others lets MPI progress: one of them may wait for its message first."""
-    if world.size == 1:
-        pytest.skip("needs another rank")
-    large = np.ones(1 << 20)
-    factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
-    with sfb.Comm(world) as comm:
-        for _ in range(2):
-            comm.Allreduce(factors, g, algorithm=algorithm)
-        request = world.Isend(large, (world.rank + 1) % world.size) if world.rank == 0 else None
-        if world.rank == 1:
-            received = np.empty_like(large)
-            world.Recv(received, 0)
-        comm.Allreduce(factors, g, algorithm=algorithm)
-        if request is not None:
-            request.Wait()
-    np.testing.assert_array_equal(g, 2 * world.size)
-
-
-# A product of the last is as much as several messages of the rounds in which ranks agree.
+# The rounds of an agreement divide a product of the last shape among nodes.
 SMALL, LARGER = (4, 3), (31, 97)
-EAGERLY = [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)]
-EAGER = pytest.mark.parametrize(("algorithm", "shape"), EAGERLY, ids=str)
-# Inside a node a product of the last shape is summed in two pieces.
+EAGER = [("broadcast", SMALL), ("dense", SMALL), ("dense", LARGER)]
+# A node sums a product of the last shape in two pieces.
 FUSED = [("node", SMALL), ("dense", SMALL), ("dense", (260, 1100))]
 
 
-@pytest.fixture(params=[("lone_comm", *way) for way in EAGERLY] + [("comm", *way) for way in FUSED], ids=str)
-def repeated(request):
-    """A Comm, an algorithm and a shape whose exchange, repeated, takes a shorter way."""
+@pytest.fixture(params=[("lone_comm", *way) for way in EAGER] + [("comm", *way) for way in FUSED], ids=str)
+def cached(request):
+    """A Comm, an algorithm and a shape whose exchange is fused or eager once the receiver is cached."""
     fixture, algorithm, shape = request.param
     return request.getfixturevalue(fixture), algorithm, shape
 
 
-@EAGER
-def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, monkeypatch, algorithm, shape):
+@pytest.mark.parametrize(("algorithm", "shape"), EAGER, ids=str)
+def test_eager_exchanges_need_no_collectives(lone_comm, world, monkeypatch, algorithm, shape):
     factors = sfb.Factors(*(np.ones((2, n)) for n in shape))
     optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
     lone_comm.Allreduce(factors, optimizer, algorithm=algorithm)
@@ -80,8 +37,8 @@ def test_small_exchanges_between_nodes_go_with_the_headers(lone_comm, world, mon
     np.testing.assert_array_equal(optimizer.array, -4 * world.size)
 
 
-def test_disagreement_in_a_repetition(repeated, world):
-    disagree(*repeated, world)
+def test_disagreement(cached, world):
+    disagree(*cached, world)
 
 
 @pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
@@ -90,6 +47,7 @@ def test_disagreement_in_a_trial(request, fixture, world):
 
 
 def disagree(comm, algorithm, shape, world):
+    """One rank, or its factors, differ from the others, in cached calls."""
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
     optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
@@ -118,7 +76,7 @@ def disagree(comm, algorithm, shape, world):
 
 @pytest.mark.parametrize("shape", [SMALL, LARGER], ids=str)
 def test_algorithms_that_differ_between_nodes(lone_comm, world, shape):
-    """Ranks whose headers bring the factors of different algorithms."""
+    """Headers travel with the payloads of different algorithms."""
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
     factors, g = sfb.Factors(*(np.ones((2, n)) for n in shape)), np.empty(shape)
@@ -131,8 +89,8 @@ def test_algorithms_that_differ_between_nodes(lone_comm, world, shape):
 
 
 @pytest.mark.parametrize("part", [1, 2])
-def test_the_largest_messages_of_nodes_that_differ(lone_comm, world, part):
-    """A product that is as much as the rounds take along, or twice that, meets factors of that size."""
+def test_the_largest_payloads_of_nodes_that_differ(lone_comm, world, part):
+    """One rank sends a product as large as the eager limit, or twice that, and the others send factors of that size."""
     if world.size == 1:
         pytest.skip("needs ranks that can disagree")
     room = (1 << 17) // world.size
@@ -144,26 +102,26 @@ def test_the_largest_messages_of_nodes_that_differ(lone_comm, world, part):
         lone_comm.Allreduce(factors, first, algorithm=algorithm)
     with pytest.raises(sfb.MismatchError, match="'dense'"):
         lone_comm.Allreduce(factors, first, algorithm="dense" if world.rank else "broadcast")
-    for target in (first, second if world.rank else first):  # one that rank 0 alone knows does not travel
+    for target in (first, second if world.rank else first):  # rank 0 alone has the first in its cache
         lone_comm.Allreduce(factors, target, algorithm="dense")
         np.testing.assert_array_equal(target, samples * world.size)
 
 
-def test_ranks_that_know_the_receiver_and_ranks_that_do_not(repeated, world):
-    """Some send data with their headers, or write it before, and others do not yet."""
-    comm, algorithm, shape = repeated
+def test_receivers_in_the_cache_of_some_ranks(cached, world):
+    """Some ranks send data with their headers, or write it before, and others do not."""
+    comm, algorithm, shape = cached
     g = np.empty(shape)
-    for turn in range(6):
-        samples = (turn + world.rank) % 3
+    for call in range(6):
+        samples = (call + world.rank) % 3
         factors = sfb.Factors(*(np.ones((samples, n)) for n in shape))
-        target = g if (turn + world.rank) % 2 else np.empty_like(g)
+        target = g if (call + world.rank) % 2 else np.empty_like(g)
         comm.Allreduce(factors, target, algorithm=algorithm)
-        np.testing.assert_array_equal(target, sum((turn + rank) % 3 for rank in range(world.size)))
+        np.testing.assert_array_equal(target, sum((call + rank) % 3 for rank in range(world.size)))
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one node", "nodes of one"])
 def test_a_trial_in_which_receivers_are_new_to_some_ranks(world, together):
-    """All ranks take the same algorithms, and end the trial with the same."""
+    """All ranks take the same algorithms, and end the trial with the same choice."""
     node = split_hosts(world, lambda slot: 0 if together else slot)
     # Stated rates: whether there is a trial does not depend on what this machine can do now.
     with sfb.Comm(world, node=node, profile=sfb.Profile()) as comm:
@@ -191,31 +149,31 @@ def test_a_trial_in_which_receivers_are_new_to_some_ranks(world, together):
     ids=repr,
 )
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_repetitions_equal_first_calls(repeated, world, rng, rule, dtype):
-    """An exchange that repeats one takes a shorter way, on the ranks on which it is one."""
-    comm, algorithm, shape = repeated
+def test_bits_are_those_of_stepwise_exchanges(cached, world, rng, rule, dtype):
+    """One optimizer stays in the cache; another is new to some ranks in every call."""
+    comm, algorithm, shape = cached
     (rows, columns), samples = shape, 3
     w = rng.standard_normal((rows, columns)).astype(dtype)
     usual, fresh = rule.bind(w.copy()), rule.bind(w.copy())
     for step in range(8):
         u, v = (rng.standard_normal((world.size, samples, n)).astype(dtype)[world.rank] for n in (rows, columns))
-        # S that differs from the call before, on one rank or on all, and sometimes between ranks.
+        # S changes between calls, on one rank or on all, and differs between ranks in some calls.
         few = samples - (step in (3, 4) and world.rank == 0) - (step == 6)
         factors = sfb.Factors(u[:few].copy(), v[:few].copy())
         comm.Allreduce(factors, usual, algorithm=algorithm)
         assert comm.last_exchange.algorithm == algorithm
-        # Another object for the same: nothing is known of it, on all ranks or on one.
+        # A new object with the same values is not in the cache.
         if (step + world.rank) % 3:
-            known, fresh = fresh, rule.bind(fresh.array.copy())
+            last, fresh = fresh, rule.bind(fresh.array.copy())
             for name in (*rule.states, *(("steps",) if hasattr(rule, "steps") else ())):
-                setattr(fresh, name, getattr(known, name))
+                setattr(fresh, name, getattr(last, name))
         comm.Allreduce(factors, fresh, algorithm=algorithm)
         np.testing.assert_array_equal(usual.array, fresh.array)
         oracle.assert_same_bits(world, usual.array)
 
 
-def test_what_is_wrong_with_a_repetition(repeated, world):
-    comm, algorithm, shape = repeated
+def test_wrong_arguments_with_a_cached_receiver(cached, world):
+    comm, algorithm, shape = cached
     w = np.zeros(shape, np.float32)
     optimizer = sfb.optim.SGD(w, lr=1.0, momentum=0.5)
     factors = sfb.Factors(*(np.ones((2, n), np.float32) for n in shape))
@@ -251,7 +209,7 @@ def test_what_is_wrong_with_a_repetition(repeated, world):
 
 @pytest.mark.parametrize(("algorithm", "shape"), FUSED, ids=str)
 @pytest.mark.parametrize("kind", ["shared", "private"])
-def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, monkeypatch, algorithm, shape, kind):
+def test_fused_exchanges_take_no_steps(comm, world, rng, monkeypatch, algorithm, shape, kind):
     if comm.node.size < world.size:
         pytest.skip("needs one node")
     w = comm.shared(shape) if kind == "shared" else np.zeros(shape, np.float32)
@@ -268,18 +226,31 @@ def test_repetitions_inside_a_node_are_two_calls_of_kernels(comm, world, rng, mo
 
 
 @pytest.mark.parametrize(("algorithm", "shape"), FUSED, ids=str)
-def test_other_exchanges_between_repetitions(comm, world, algorithm, shape):
-    """They use the same memory of the node, and may need more of it than there is."""
+def test_other_exchanges_between_fused_ones(comm, world, algorithm, shape):
+    """Other exchanges use the same memory of the node, and may need more of it."""
     factors, g = sfb.Factors(*(np.ones((2, n)) for n in shape)), np.empty(shape)
-    for turn in range(1, 4):
+    for size in range(1, 4):
         for _ in range(2):
             comm.Allreduce(factors, g, algorithm=algorithm)
             np.testing.assert_array_equal(g, 2 * world.size)
-        more = sfb.Factors(*(np.ones((50 * turn, 50 * n)) for n in (3, 2)))
+        more = sfb.Factors(*(np.ones((50 * size, 50 * n)) for n in (3, 2)))
         out = np.empty(more.shape)
         for other in ("node", "sharded", "dense"):
             request = comm.Iallreduce(more, out, algorithm=other)
             comm.Allreduce(factors, g, algorithm=algorithm)
             np.testing.assert_array_equal(g, 2 * world.size)
             request.Wait()
-            np.testing.assert_array_equal(out, 50 * turn * world.size)
+            np.testing.assert_array_equal(out, 50 * size * world.size)
+
+
+def test_a_rank_without_room_for_an_eager_exchange(lone_comm, world, monkeypatch):
+    factors, g = sfb.Factors(*(np.ones((2, n)) for n in SMALL)), np.empty(SMALL)
+
+    def fail(team):
+        raise MemoryError
+
+    if world.rank == world.size - 1:
+        monkeypatch.setattr(EagerBuffers, "allocate", fail)
+    for _ in range(3):
+        lone_comm.Allreduce(factors, g, algorithm="dense")
+        np.testing.assert_array_equal(g, 2 * world.size)
