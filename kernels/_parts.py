@@ -1,4 +1,4 @@
-"""What exchanges that are single calls of a kernel have in common: their arrays, and the work on a matrix."""
+"""What the fused and the eager kernels share: the checks of their arrays, and the work on a matrix."""
 
 from numba import types
 

@@ -11,8 +11,8 @@ import sfb.kernels as kernels
 
 __all__ = ["load", "warmup"]
 
-# A rank that waits so many seconds for others takes it that they compile, and looks again only so often: it must not
-# take their cores.
+# A rank that has waited so many seconds for others assumes that they compile, and pauses between looks, since it must
+# not take their cores.
 _SOON, _PAUSE = 5e-3, 1e-3
 
 
@@ -26,11 +26,14 @@ def warmup(node: MPI.Intracomm) -> None:
 
 
 def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
-    """Load modules of kernels on all ranks of ``node``, each compiled by one of them; collective, and raises likewise.
+    """Load modules of kernels on all ranks of ``node``, each compiled by one of them; collective.
 
     Args:
         node: Ranks that share Numba's cache.
-        stages: The modules' names; those of a stage do not need each other.
+        stages: Names of modules; those of a stage do not need each other.
+
+    Raises:
+        Exception: Whatever kept this rank from it; only after the collective part.
     """
     error: Exception | None = None
     for stage in stages:
