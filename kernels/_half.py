@@ -1,4 +1,4 @@
-"""Compiled loops of `sfb.kernels.half`."""
+"""Kernels of `sfb.kernels.half`: float32 to 16 bits and back."""
 
 import numpy as np
 from llvmlite import ir
@@ -14,19 +14,19 @@ _MOST = np.float32(65504)
 
 @intrinsic
 def _bits(typing_context, x):
-    """The bits of a float32."""
+    """Return the bits of a float32."""
     return types.uint32(types.float32), lambda c, builder, s, arguments: builder.bitcast(arguments[0], ir.IntType(32))
 
 
 @intrinsic
 def _float(typing_context, bits):
-    """The float32 of bits."""
+    """Return the float32 that has these bits."""
     return types.float32(types.uint32), lambda c, builder, s, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
 @intrinsic
 def _to_half(typing_context, x):
-    """The bits of the float16 nearest to a float32."""
+    """Return the bits of the float16 nearest to a float32."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
@@ -36,7 +36,7 @@ def _to_half(typing_context, x):
 
 @intrinsic
 def _from_half(typing_context, bits):
-    """The float32 of the bits of a float16."""
+    """Return the float32 equal to the float16 that has these bits."""
 
     def generate(context, builder, signature, arguments):
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
@@ -46,7 +46,10 @@ def _from_half(typing_context, bits):
 
 @inner
 def _random(low, high, i):
-    """32 bits that belong to element i, by MurmurHash3's finalizer (Appleby, 2011), which vectorises, of both words."""
+    """Return 32 random bits for element i: MurmurHash3's finalizer (Appleby, 2011), once with each word of a seed.
+
+    LLVM vectorises it.
+    """
     h = np.uint32(np.uint32(i) * np.uint32(0x9E3779B9) + low)
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)) + high
@@ -57,7 +60,7 @@ def _random(low, high, i):
 
 @inner
 def _cut(bits, lost):
-    """The upper half of a float32's bits after adding ``lost``; of a NaN, that of a quiet one."""
+    """Return the upper half of a float32's bits after adding ``lost``; for a NaN, that of a quiet NaN."""
     upper = np.uint32(bits + lost) >> np.uint32(16)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
     return np.uint16(quiet if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000) else upper)
@@ -75,6 +78,7 @@ def _cut(bits, lost):
     ]
 )
 def pack(x, packed, kind, stochastic, seed):
+    """Round x to bfloat16, kind 0, or float16, kind 1: to nearest, or to either neighbour."""
     low, high = np.uint32(seed), np.uint32(seed >> np.uint64(32))
     if kind == 0 and stochastic:
         for i in range(x.size):
@@ -102,6 +106,7 @@ def pack(x, packed, kind, stochastic, seed):
 
 @kernel([types.void(types.Array(types.uint16, 1, "C", readonly=True), types.Array(types.float32, 1, "C"), types.int64)])
 def unpack(packed, x, kind):
+    """Set x to the float32 equal to each packed element."""
     if kind == 0:
         for i in range(x.size):
             x[i] = _float(np.uint32(packed[i]) << np.uint32(16))

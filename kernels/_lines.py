@@ -93,7 +93,7 @@ class _Lines:
     """Emits loops over vectors, of a line or of one element.
 
     Args:
-        builder: Where to.
+        builder: LLVM's builder.
         element: LLVM's type of an element.
         size: Bytes of an element.
         nbytes: Bytes of a vector.

@@ -1,4 +1,4 @@
-"""Update rules as LLVM vectors: the same bits wherever an element lies, and however a gradient came about."""
+"""Update rules as LLVM vectors: the same bits wherever an element lies, and wherever its gradient comes from."""
 
 from collections import namedtuple
 
@@ -17,18 +17,18 @@ __all__ = ["FEWER", "FEWEST", "Update", "apply", "prefetch", "rule_tile"]
 # arrays where it has no states; elements from one row to the next; and how many of w, s and t to prefetch.
 Update = namedtuple("Update", "kind numbers w s t step arrays")
 
-# Rows of tiles that a rule takes: of one with two states, and of others. Each row of w and of its states
-# is a stream from memory, and those of an even pitch share a set of the first cache.
+# Rows of tiles whose sums a rule takes: a rule with two states, and others. Each row of w and of its states is a stream
+# from memory, and rows of an even pitch share a set of the first cache.
 FEWEST, FEWER = 2, 3
 
 
 class _Rule(Vectors):
-    """Emits what becomes of a vector of w, and of those of its states s and t, by one of g.
+    """Emits what becomes of vectors of w and of its states s and t when a rule takes a vector g of a gradient.
 
     Args:
-        builder: Where to.
+        builder: LLVM's builder.
         element: LLVM's type of an element.
-        numbers: Pointer to the rule's.
+        numbers: Pointer to the rule's numbers.
     """
 
     def __init__(self, builder, element, numbers):
@@ -95,7 +95,7 @@ _RULES = {
 
 
 def _emit(rule, step, numbers, g, g_step, places, w_step, rows, columns):
-    """Emit a loop over rows and, within, vectors of them; the last has a mask."""
+    """Emit a loop over the vectors of rows; the last vector of a row has a mask."""
     builder = rule.builder
     p = rule.splats(numbers)
     lanes = ir.Constant(I64, rule.lanes)

@@ -34,11 +34,11 @@ class Tile(Vectors):
     """Emits the code of one tile of ``rows`` rows.
 
     Args:
-        builder: Where to.
+        builder: LLVM's builder.
         element: LLVM's type of an element.
-        rows: Of the tile.
-        columns: Of the tile if it may have fewer than its vectors hold, else None.
-        vectors: Of a row.
+        rows: Rows of the tile.
+        columns: Columns of the tile if it may have fewer than its vectors hold, else None.
+        vectors: Vectors of a row.
     """
 
     def __init__(self, builder, element, rows, columns=None, vectors=_VECTORS):
@@ -61,14 +61,14 @@ class Tile(Vectors):
             self.store_vector(vector, place, mask)
 
     def prefetch(self, base, offset):
-        """Bring a row, of a whole tile or of memory that is not there, into the second cache."""
+        """Bring a row of a whole tile into the second cache; its memory need not exist."""
         row = self.builder.bitcast(self.builder.gep(base, [offset]), ir.IntType(8).as_pointer())
         for start in range(0, LINE, 64):
             place = self.builder.gep(row, [ir.Constant(I64, start)])
             self.call("llvm.prefetch.p0", ir.VoidType(), place, *(ir.Constant(I32, hint) for hint in (0, 2, 1)))
 
     def product(self, a, a_step, b, b_step, depth, first):
-        """Return ``first`` plus the sum over ``depth`` samples; steps lie between samples."""
+        """Return ``first`` plus the sum over ``depth`` samples, which lie ``a_step`` and ``b_step`` apart."""
         builder = self.builder
         entry = builder.block
         head, body, done = (builder.append_basic_block(name) for name in ("samples", "sample", "summed"))
@@ -98,13 +98,13 @@ class Tile(Vectors):
         return sums
 
     def offsets(self, step):
-        """Return where the rows begin."""
+        """Return the offsets of the rows."""
         return [self.builder.mul(step, ir.Constant(I64, i)) for i in range(self.rows)]
 
     def emit(self, a, a_step, b, b_step, depth, c, c_step, resume, add, alpha, beta, ahead=None):
-        """C ← α·(C if ``resume``, plus the sum) or, to ``add``, C ← β·C + α·sum; prefetch what lies ``ahead`` of C.
+        """Emit a tile that ends as `Ending` says, and prefetch what lies ``ahead`` of C.
 
-        Row by row, amid the loads and stores: prefetches of a tile at once would fill the buffers for misses.
+        Prefetches go row by row between loads and stores: those of a tile at once would fill the buffers for misses.
         """
         builder = self.builder
         offsets = self.offsets(c_step)

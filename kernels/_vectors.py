@@ -53,7 +53,7 @@ class Vectors:
     """Emits code for vectors of float32 or float64.
 
     Args:
-        builder: Where to.
+        builder: LLVM's builder.
         element: LLVM's type of an element.
     """
 
@@ -82,7 +82,7 @@ class Vectors:
         return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), order)
 
     def mask(self, count, first=0):
-        """Return which elements of a vector, the first of which has this number, lie before the ``count``-th."""
+        """Return the mask of a vector whose elements have numbers from ``first`` on: those below ``count``."""
         numbers = ir.Constant(ir.VectorType(I32, self.lanes), [first + lane for lane in range(self.lanes)])
         return self.builder.icmp_signed("<", numbers, self.splat(self.builder.trunc(count, I32)))
 
@@ -95,7 +95,7 @@ class Vectors:
         return self.call(f"llvm.sqrt.{self.suffix}", self.vector, a)
 
     def load_vector(self, place, mask=None):
-        """Load from a pointer to an element; 0 where not ``mask``."""
+        """Load from a pointer to an element; 0 outside ``mask``."""
         place = self.builder.bitcast(place, self.vector.as_pointer())
         if mask is None:
             return self.builder.load(place, align=self.size)
@@ -103,7 +103,7 @@ class Vectors:
         return self.call(f"llvm.masked.load.{self.suffix}.p0", self.vector, place, align, mask, self.constant(0.0))
 
     def store_vector(self, vector, place, mask=None):
-        """Store to a pointer to an element, where ``mask``."""
+        """Store to a pointer to an element, inside ``mask``."""
         place = self.builder.bitcast(place, self.vector.as_pointer())
         if mask is None:
             self.builder.store(vector, place, align=self.size)

@@ -4,6 +4,8 @@ Importing this module imports Numba and compiles, or loads from its cache. What 
 reduction each (`sfb.kernels._lines`); the rest works on bytes.
 """
 
+from collections import namedtuple
+
 from numba import types
 
 from sfb.kernels._compile import inner, kernel
@@ -81,6 +83,16 @@ def _fetch(slots, parity, width, recv, nbytes, beyond):
         fence()
 
 
+@inner
+def _agree(board, member, call, digest, state, nbytes):
+    """Show this rank's header, once, and compare those of all until they agree."""
+    ranks, me, spins, patience = member
+    if state[RESUME] == 0:
+        state[RESUME] = 1
+        return meet(board, ranks, me, call, digest, nbytes, 0, spins, patience)
+    return look(board, ranks, me, call, spins, patience) if state[RESUME] == 1 else AGREED
+
+
 @kernel([_I(*_START, _BYTES, _I, _I, _I, _I, _I)], python=False)
 def _allreduce(board, member, call, digest, state, window, kind, op, send, recv, nbytes):
     """Do what `allreduce` does with ``nbytes`` bytes at the addresses ``send`` and ``recv``."""
@@ -92,9 +104,8 @@ def _allreduce(board, member, call, digest, state, window, kind, op, send, recv,
     row = row_of(ALLREDUCE, nbytes)
     streamed = not is_small and streams(state, row)
     if state[RESUME] == 0:
-        if -nbytes < send - recv < nbytes and send != recv:
-            return UNFIT
-        if 2 * (nbytes // chunk + 2) > LAST:
+        overlap = -nbytes < send - recv < nbytes and send != recv
+        if overlap or 2 * (nbytes // chunk + 2) > LAST:
             return UNFIT
         if is_small:
             move(send, small(slots, state[SMALL] % 2, me), nbytes, False)
@@ -102,12 +113,7 @@ def _allreduce(board, member, call, digest, state, window, kind, op, send, recv,
             began = now()
             _fill(slots, state[CHUNKS] % 2, width, send, min(chunk, nbytes), streamed)
             state[WORKED] = now() - began
-        state[RESUME] = 1
-        verdict = meet(board, ranks, me, call, digest, nbytes, 0, spins, patience)
-    elif state[RESUME] == 1:
-        verdict = look(board, ranks, me, call, spins, patience)
-    else:
-        verdict = AGREED
+    verdict = _agree(board, member, call, digest, state, nbytes)
     if verdict != AGREED:
         return leave(state, verdict)
     if is_small:
@@ -190,12 +196,7 @@ def allreduce_shared(board, member, call, digest, state, words, kind, op, where,
     if state[RESUME] == 0:
         mine = _offsets(words, ranks, parity, me)
         mine[0], mine[1] = where[0], where[1]
-        state[RESUME] = 1
-        verdict = meet(board, ranks, me, call, digest, nbytes, 0, spins, patience)
-    elif state[RESUME] == 1:
-        verdict = look(board, ranks, me, call, spins, patience)
-    else:
-        verdict = AGREED
+    verdict = _agree(board, member, call, digest, state, nbytes)
     if verdict != AGREED:
         return leave(state, verdict)
     if state[RESUME] == 1:
@@ -246,15 +247,67 @@ def _look(board, member, call, phase):
     return AGREED if reached(board, 0, ranks, call, phase, spins, patience) else PENDING
 
 
-@kernel([_I(*_START, _I, _BYTES, _I, _I, _I, _I, _I, _I, _I)], python=False)
-def _reduce_scatter(board, member, call, digest, state, phase, window, kind, op, send, sent, recv, received, part):
-    """Do what `reduce_scatter` does with bytes at addresses: ``sent`` of parts of ``part``, and ``received``."""
+# What reduces or gathers parts: kind, op and bytes of a part; then addresses and bytes of what a rank passes and gets.
+Parts = namedtuple("Parts", "kind op part send sent recv received")
+
+
+@inner
+def _reduce_piece(slots, parity, state, parts, low, width):
+    """Reduce a piece of this rank's part, ``low`` bytes behind its beginning."""
+    terms = state[TERMS:]
+    for rank in range(slots.ranks):
+        own = parts.send + slots.me * parts.part + low
+        terms[rank] = own if rank == slots.me else large(slots, parity, rank) + slots.me * width
+    nbytes = max(0, min(width, parts.received - low))
+    reduce(parts.kind, parts.op, terms, 0, parts.recv + low, nbytes, False)
+
+
+@inner
+def _scatter_piece(slots, parity, parts, low, width, streamed):
+    """Copy a piece of the others' parts into this rank's slot."""
+    slot = large(slots, parity, slots.me)
+    for rank in range(slots.ranks):
+        first = rank * parts.part + low
+        last = min(first + width, (rank + 1) * parts.part, parts.sent)
+        if rank != slots.me and first < last:
+            move(parts.send + first, slot + rank * width, last - first, streamed)
+    if streamed:
+        fence()
+
+
+@inner
+def _gather_piece(slots, parity, parts, low, width, beyond):
+    """Copy a piece of the others' parts out of their slots."""
+    for step in range(1, slots.ranks):
+        rank = (slots.me + step) % slots.ranks
+        first = rank * parts.part + low
+        last = min(first + width, (rank + 1) * parts.part, parts.received)
+        if first < last:
+            move(large(slots, parity, rank), parts.recv + first, last - first, beyond)
+    if beyond:
+        fence()
+
+
+@inner
+def _give_piece(slots, parity, parts, low, width, streamed, beyond):
+    """Copy a piece of this rank's part into its slot, and where the result goes."""
+    nbytes, own = max(0, min(width, parts.sent - low)), parts.recv + slots.me * parts.part
+    move(parts.send + low, large(slots, parity, slots.me), nbytes, streamed)
+    if streamed:
+        fence()
+    if parts.send != own:
+        move(parts.send + low, own + low, nbytes, beyond)
+
+
+@kernel([_I(*_START, _I, _BYTES, _I, types.BaseTuple.from_types([_I] * 7, Parts))], python=False)
+def _in_pieces(board, member, call, digest, state, phase, window, function, parts):
+    """Do what `reduce_scatter` and `allgather` do, piece after piece of the parts."""
     ranks, me = member[0], member[1]
     slots = lay_out(window, ranks, me)
-    width = slots.large // ranks // LINE * LINE
-    pieces, terms = max(1, (part + width - 1) // width), state[TERMS:]
-    row = row_of(SCATTER, part)
-    streamed = streams(state, row)
+    width = slots.large // ranks // LINE * LINE if function == SCATTER else slots.large
+    pieces = max(1, (parts.part + width - 1) // width)
+    row = row_of(function, parts.part)
+    streamed, beyond = streams(state, row), ranks * parts.received >= _BEYOND
     while True:
         piece = state[RESUME] - phase
         if state[RESUME] > 0:
@@ -262,29 +315,24 @@ def _reduce_scatter(board, member, call, digest, state, phase, window, kind, op,
             if verdict != AGREED:
                 return leave(state, verdict)
         began = now()
-        if state[RESUME] > 0:
-            parity, low = (state[CHUNKS] + piece) % 2, piece * width
-            for rank in range(ranks):
-                own = send + me * part + low
-                terms[rank] = own if rank == me else large(slots, parity, rank) + me * width
-            reduce(kind, op, terms, 0, recv + low, max(0, min(width, received - low)), False)
-            piece += 1
+        parity, low = (state[CHUNKS] + piece) % 2, piece * width
+        if state[RESUME] == 0:
+            state[WORKED], piece = 0, -1
+        elif function == SCATTER:
+            _reduce_piece(slots, parity, state, parts, low, width)
         else:
-            state[WORKED] = piece = 0
-        if piece < pieces:
-            slot = large(slots, (state[CHUNKS] + piece) % 2, me)
-            for rank in range(ranks):
-                low = rank * part + piece * width
-                high = min(low + width, (rank + 1) * part, sent)
-                if rank != me and low < high:
-                    move(send + low, slot + rank * width, high - low, streamed)
-            if streamed:
-                fence()
+            _gather_piece(slots, parity, parts, low, width, beyond)
+        piece += 1
+        parity, low = (state[CHUNKS] + piece) % 2, piece * width
+        if piece < pieces and function == SCATTER:
+            _scatter_piece(slots, parity, parts, low, width, streamed)
+        elif piece < pieces:
+            _give_piece(slots, parity, parts, low, width, streamed, beyond)
         state[WORKED] += now() - began
         if piece == pieces:
             break
         state[RESUME] = phase + piece
-        _show(board, me, call, digest, phase + piece, part)
+        _show(board, me, call, digest, phase + piece, parts.part)
     state[CHUNKS] += pieces
     note(state, row, streamed)
     return leave(state, DONE)
@@ -298,13 +346,9 @@ def reduce_scatter(board, member, call, digest, state, phase, window, op, send, 
     the ranks have agreed before; ``send`` has as many parts as there are ranks, the last of which may have fewer
     elements than the others, or none; ``recv`` has the elements of this rank's part, and may be that part itself.
     """
-    ranks = member[0]
-    part = (send.size + ranks - 1) // ranks * recv.itemsize
-    given, sent, taken, received = address(send), nbytes_of(send), address(recv), nbytes_of(recv)
-    kind = kind_of(recv)
-    return _reduce_scatter(
-        board, member, call, digest, state, phase, window, kind, op, given, sent, taken, received, part
-    )
+    part = (send.size + member[0] - 1) // member[0] * recv.itemsize
+    parts = Parts(kind_of(recv), op, part, address(send), nbytes_of(send), address(recv), nbytes_of(recv))
+    return _in_pieces(board, member, call, digest, state, phase, window, SCATTER, parts)
 
 
 @kernel([_I(*_START, _I, _BYTES, _I, _array(types.uint8, readonly=True), _BYTES)])
@@ -315,45 +359,5 @@ def allgather(board, member, call, digest, state, phase, window, part, send, rec
     have fewer, or none; ``send`` is this rank's part in bytes, maybe that part of ``recv`` itself; ``recv`` is all
     parts in bytes.
     """
-    ranks, me = member[0], member[1]
-    slots = lay_out(window, ranks, me)
-    given, sent, taken, received = address(send), send.size, address(recv), recv.size
-    pieces = max(1, (part + slots.large - 1) // slots.large)
-    row = row_of(ALLGATHER, part)
-    streamed, beyond = streams(state, row), ranks * received >= _BEYOND
-    while True:
-        piece = state[RESUME] - phase
-        if state[RESUME] > 0:
-            verdict = _look(board, member, call, state[RESUME])
-            if verdict != AGREED:
-                return leave(state, verdict)
-        began = now()
-        if state[RESUME] > 0:
-            parity = (state[CHUNKS] + piece) % 2
-            for step in range(1, ranks):
-                rank = (me + step) % ranks
-                low = rank * part + piece * slots.large
-                high = min(low + slots.large, (rank + 1) * part, received)
-                if low < high:
-                    move(large(slots, parity, rank), taken + low, high - low, beyond)
-            if beyond:
-                fence()
-            piece += 1
-        else:
-            state[WORKED] = piece = 0
-        if piece < pieces:
-            low = piece * slots.large
-            length = max(0, min(slots.large, sent - low))
-            move(given + low, large(slots, (state[CHUNKS] + piece) % 2, me), length, streamed)
-            if streamed:
-                fence()
-            if given != taken + me * part:
-                move(given + low, taken + me * part + low, length, beyond)
-        state[WORKED] += now() - began
-        if piece == pieces:
-            break
-        state[RESUME] = phase + piece
-        _show(board, me, call, digest, phase + piece, part)
-    state[CHUNKS] += pieces
-    note(state, row, streamed)
-    return leave(state, DONE)
+    parts = Parts(0, SUM, part, address(send), send.size, address(recv), recv.size)
+    return _in_pieces(board, member, call, digest, state, phase, window, ALLGATHER, parts)

@@ -40,7 +40,7 @@ def pack(x: np.ndarray, packed: np.ndarray, kind: str, seed: int | None = None) 
 
 
 def unpack(packed: np.ndarray, x: np.ndarray, kind: str) -> None:
-    """Turn bits of `pack` into float32, exactly; arguments and errors as there."""
+    """Turn the bits that `pack` returns into float32, exactly; arguments and errors are those of `pack`."""
     _check(x, packed, kind)
     if not x.flags.writeable:
         raise TypeError("x must be writeable")

@@ -37,14 +37,14 @@ def rebuild(
     """Set rows of g to those of α·uᵀv.
 
     Args:
-        u: m×K, C-contiguous float32 or float64; m may be 0. Or fewer columns of it, from ``first`` on.
-        v: m×D, likewise.
+        u: m×K, C-contiguous float32 or float64; m may be 0. Or some of these columns, from ``first`` on.
+        v: m×D, C-contiguous, of the same type.
         g: K×D, C-contiguous and writeable; shares no memory with u or v.
         start: First row.
         stop: End of the rows; all that u has by default.
         first: The row of g that column 0 of u belongs to; negative if g lacks that row and others after it.
         alpha: Factor of the product.
-        threads: To share the rows among.
+        threads: The most threads that share the rows.
 
     Raises:
         ValueError: Shapes that do not fit, or rows out of range.
@@ -65,7 +65,7 @@ def accumulate(
     beta: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Set rows of w to those of β·w + α·uᵀv; arguments and errors as of `rebuild`."""
+    """Set rows of w to those of β·w + α·uᵀv; arguments and errors are those of `rebuild`."""
     _accumulate(u, v, w, start, stop, first, True, alpha, beta, threads)
 
 
@@ -87,14 +87,14 @@ def update(
     Args:
         rule: `assign`, `sgd`, `adam`, `adagrad` or `proximal`.
         u: m×K, as in `rebuild`.
-        v: m×D, likewise.
+        v: m×D, as in `rebuild`.
         w: K×D, C-contiguous and writeable.
         states: The K×D arrays like w that the rule keeps.
         start: First row.
         stop: End of the rows; all by default.
         first: As in `rebuild`.
         alpha: Factor of the gradient.
-        threads: To share the rows among.
+        threads: The most threads that share the rows.
 
     Raises:
         ValueError: Shapes or states that do not fit, or rows out of range.
@@ -135,7 +135,7 @@ def update_dense(
     alpha: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Let a rule take the gradient α·g, which exists already: K×D like w, or rows of it from ``first`` on."""
+    """Let a rule take the gradient α·g; g is K×D like w, or has some of these rows, from ``first`` on."""
     if g.shape[1] != w.shape[1]:
         raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
     stop = check_rows(w, start, stop, first, g.shape[0])
@@ -161,7 +161,7 @@ def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | Non
         threshold: ≥ 0; rows no longer than that become 0.
         start: First row.
         stop: End of the rows; all by default.
-        threads: To share the rows among.
+        threads: The most threads that share the rows.
 
     Raises:
         ValueError: Rows out of range, or a negative threshold.
@@ -180,8 +180,8 @@ def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
 
     Args:
         u: m×K, C-contiguous float32 or float64.
-        v: m×D, likewise.
-        threads: To share the work among.
+        v: m×D, C-contiguous, of the same type.
+        threads: The most threads that share the work.
     """
     depth = len(u)
     grams = np.empty((2, depth, depth), u.dtype)
@@ -236,7 +236,7 @@ def _accumulate(
 def _complete(
     kernel: Callable[..., int], w: np.ndarray, before: tuple[Any, ...], after: tuple[Any, ...], start: int, stop: int
 ) -> None:
-    """Call a kernel for some rows, with arguments that fit and as much scratch as it says that it needs."""
+    """Call a kernel for some rows, with arguments that fit and as much scratch as it asks for."""
     missing = kernel(*before, start, stop, *after, local.memory[w.itemsize])
     if missing > 0:
         missing = kernel(*before, start, stop, *after, scratch(missing, w.dtype))

@@ -1,4 +1,4 @@
-"""Update rules: what an element of a parameter and of its state becomes when it takes an element g of a gradient."""
+"""Update rules as numbers for the kernels, where g is an element of a gradient and w the parameter's."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Rule:
     """A rule for one step.
 
     Args:
-        kind: Which of the loops to take.
-        values: Its numbers, in the order in which that loop reads them.
-        states: Arrays like the parameter that it keeps.
+        kind: The rule of `sfb.kernels._rules`.
+        values: Its numbers, in the order in which that rule reads them.
+        states: How many arrays like the parameter it keeps.
 
     Attributes:
-        linear: α and β of a rule w ← β·w + α·g without state; (1, 0) for others.
+        linear: α and β if the rule is w ← β·w + α·g without state; (1, 0) for others.
     """
 
     __slots__ = ("_double", "_single", "kind", "linear", "states")
@@ -48,13 +48,13 @@ class Rule:
         self._double = np.array(values, np.float64)
 
     def numbers(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """Return its numbers for the loops."""
+        """Return its numbers as elements of a type."""
         return self._single if dtype.itemsize == 4 else self._double
 
 
 @functools.cache
 def assign() -> Rule:
-    """Return what sets the parameter to the gradient."""
+    """Return the rule that sets the parameter to the gradient."""
     return Rule(ASSIGN, (), 0)
 
 

@@ -1,7 +1,6 @@
 """Collectives of plain arrays, beside MPI's own."""
 
 from array import array
-from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from sfb.arrays import dispatch as arrays
 from sfb.arrays import internode
 from sfb.arrays.buffers import nbytes_of
 from sfb.arrays.dispatch import Arrays
-from sfb.kernels import arrays as kernels
-from sfb.kernels import header, status
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
 # Small, at the edges of slots and of their lines, and of several chunks.
@@ -266,41 +263,6 @@ def test_a_large_array_and_factors(ours, world):
         ours.Allreduce(given, large)
     ours.Allreduce(np.ones(1), large[0, :1])
     np.testing.assert_array_equal(large[0, 0], world.size)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-@pytest.mark.parametrize("dtype", ["f4", "i8"])
-def test_kernels_between_threads(ranks, dtype, rng):
-    """All ranks of a node as threads of this process: more of them than tests have processes."""
-    if MPI.COMM_WORLD.rank:
-        pytest.skip("once is enough")
-
-    words = np.zeros((ranks + 1) * header.RING * header.BOARD_WORDS, np.int64)
-    window = np.zeros(kernels.window_bytes(ranks), np.uint8)
-    failures, start = [], Barrier(ranks)
-    counts = [int(count) for count in rng.choice([1, 50, 4096, 4097, 40_000, 200_001], 30)]
-    given = [[rng.integers(-9, 9, count).astype(dtype) for count in counts] for _ in range(ranks)]
-    totals = [sum(of_rank[i] for of_rank in given) for i in range(len(counts))]
-
-    def rank(me):
-        state = np.zeros(kernels.state_words(ranks), np.int64)
-        start.wait()
-        for i, (mine, total) in enumerate(zip(given[me], totals, strict=True)):
-            got, verdict = np.empty_like(mine), status.PENDING
-            while verdict == status.PENDING:
-                call = words, (ranks, me, 100, 10), i + 1, -1, state
-                verdict = kernels.allreduce(*call, window, kernels.SUM, mine, got)
-            if verdict != status.DONE or (got != total).any():
-                failures.append((me, i, verdict))
-                return
-
-    threads = [Thread(target=rank, args=(me,)) for me in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not failures
-    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_between_nodes_the_first_calls_tell_who_is_faster(lone_comm, world):
