@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator
 from functools import partial
 from time import perf_counter
@@ -68,7 +67,7 @@ class Engine:
         self._plans = _Plans()
         self._buffers: list[EagerBuffers] = []
         # For each array that calls under way change, by identity, the number of these calls.
-        self._targets: Counter[int] = Counter()
+        self._targets: dict[int, int] = {}
 
     def allreduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange.
@@ -104,43 +103,42 @@ class Engine:
 
     def complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
         """Complete a call in steps (`sfb.runtime.steps`)."""
-        target = _target(pending)
-        self._targets[target] += 1
-        try:
-            return (yield from self._complete(pending))
-        finally:
-            self._targets[target] -= 1
-            if not self._targets[target]:
-                del self._targets[target]
-
-    def _complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
         exchange = pending.exchange
-        if exchange is None:
-            yield None
-        else:
-            if exchange.code == status.PENDING:
-                yield from exchange.steps()
-            if exchange.code == status.DONE:
-                return self._end(pending, exchange)
-            exchange.hand_over(pending)
-            assert pending.prepared is not None
-            pending.prepared.release(exchange)
-        posted = perf_counter()
-        if pending.counts is None:
-            yield from self._team.agree.steps(pending)
-        waited = perf_counter() - posted
-        # A call of a persistent request has its plan. A plan found by this rank's own S may not be that of all ranks.
-        prepared = pending.prepared if pending.signature is None else (yield from self._prepare(pending))
-        assert prepared is not None
-        pending.prepared = prepared
-        if pending.after:
-            yield ALONE
-        exchange = prepared.acquire(blocking=pending.blocking)
-        began = perf_counter()
-        yield from exchange.run(pending)
-        pending.began = began - (posted - pending.began) - waited  # leaves out the seconds spent on a plan
-        exchange.waited = waited
-        return self._end(pending, exchange)
+        if exchange is not None and exchange.code == status.DONE:
+            return self._end(pending, exchange)
+        targets, target = self._targets, _target(pending)
+        targets[target] = targets.get(target, 0) + 1
+        try:
+            if exchange is None:
+                yield None
+            else:
+                if exchange.code == status.PENDING:
+                    yield from exchange.steps()
+                if exchange.code == status.DONE:
+                    return self._end(pending, exchange)
+                exchange.hand_over(pending)
+                assert pending.prepared is not None
+                pending.prepared.release(exchange)
+            posted = perf_counter()
+            if pending.counts is None:
+                yield from self._team.agree.steps(pending)
+            waited = perf_counter() - posted
+            # A call of a persistent request has its plan. A plan found by this rank's own S may not be that of all.
+            prepared = pending.prepared if pending.signature is None else (yield from self._prepare(pending))
+            assert prepared is not None
+            pending.prepared = prepared
+            if pending.after:
+                yield ALONE
+            exchange = prepared.acquire(blocking=pending.blocking)
+            began = perf_counter()
+            yield from exchange.run(pending)
+            pending.began = began - (posted - pending.began) - waited  # leaves out the seconds spent on a plan
+            exchange.waited = waited
+            return self._end(pending, exchange)
+        finally:
+            targets[target] -= 1
+            if not targets[target]:
+                del targets[target]
 
     def plan(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> PendingCall:
         """Check the arguments on all ranks, and return the call with its plan prepared; collective, as `allreduce`."""
