@@ -252,11 +252,20 @@ class Comm(MPI.Intracomm):
         assert planned.prepared is not None
         plan, samples = planned.prepared.plan, len(sendbuf)
 
+        # The thread looks too rarely to take a shorter exchange forward.
+        brief, queue = plan.seconds <= _TICK, self._queue
+
         def begin() -> QueuedExchange:
             if self._engine_or_none is not engine:
                 raise RuntimeError("the plan's communicator has been freed")
-            queued = self._queue.begin(lambda alone: engine.complete(engine.start(planned, samples, alone=alone)))
-            if plan.seconds > _TICK and self._has_thread:
+            if brief and not queue.busy:
+                pending = engine.start(planned, samples, alone=True, brief=True)
+                done = engine.completed(pending)
+                if done is not None:
+                    return QueuedExchange.finished(done)
+                return queue.begin(lambda alone: engine.complete(pending))
+            queued = queue.begin(lambda alone: engine.complete(engine.start(planned, samples, alone=alone)))
+            if not brief and self._has_thread:
                 self._wake()
             return queued
 

@@ -87,7 +87,7 @@ class EagerExchange(KernelExchange):
             if buffers is not self._buffers:
                 self._bind(buffers)
             self._arguments = tag(self._number), pending.digest, *arguments
-            self._advance(SPINS if pending.blocking else 0)
+            self._advance(self._looks(pending, SPINS))
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
         except BaseException:  # an interrupt, or an error of MPI: messages are under way

@@ -101,11 +101,16 @@ class Engine:
             self._propose(pending, op)
         return pending
 
+    def completed(self, pending: PendingCall) -> Exchange | None:
+        """Return how a call went if its exchange was done as it began, else None."""
+        exchange = pending.exchange
+        return self._end(pending, exchange) if exchange is not None and exchange.code == status.DONE else None
+
     def complete(self, pending: PendingCall) -> Generator[Any, None, Exchange]:
         """Complete a call in steps (`sfb.runtime.steps`)."""
-        exchange = pending.exchange
-        if exchange is not None and exchange.code == status.DONE:
-            return self._end(pending, exchange)
+        done, exchange = self.completed(pending), pending.exchange
+        if done is not None:
+            return done
         targets, target = self._targets, _target(pending)
         targets[target] = targets.get(target, 0) + 1
         try:
@@ -148,13 +153,16 @@ class Engine:
         pending.prepared = run(self._prepare(pending))
         return pending
 
-    def start(self, planned: PendingCall, samples: int, *, alone: bool) -> PendingCall:
-        """Propose the exchange that `plan` has prepared for ``samples`` samples of this rank, as `begin` does."""
+    def start(self, planned: PendingCall, samples: int, *, alone: bool, brief: bool = False) -> PendingCall:
+        """Propose the exchange that `plan` has prepared for ``samples`` samples of this rank, as `begin` does.
+
+        If it is ``brief``, look for the other ranks a moment.
+        """
         prepared, factors, recvbuf = planned.prepared, planned.factors, planned.recvbuf
         assert prepared is not None
         problem = prepared.plan.problem
         pending = PendingCall("Start", factors, recvbuf, planned.algorithm, blocking=False)
-        pending.prepared = prepared
+        pending.prepared, pending.brief = prepared, brief
         # The ranks compare S only if the plan has the same S for all. Each checks its own S.
         pending.size = samples if problem.uniform else 0
         try:

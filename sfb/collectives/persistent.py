@@ -44,6 +44,7 @@ class PendingCall(Proposal):
         "after",
         "algorithm",
         "began",
+        "brief",
         "cached",
         "exchange",
         "factors",
@@ -56,7 +57,7 @@ class PendingCall(Proposal):
     def __init__(self, call: str, factors: Any, recvbuf: Any, algorithm: str, *, blocking: bool) -> None:
         super().__init__(call, blocking=blocking)
         self.began = perf_counter()
-        self.after = False
+        self.after = self.brief = False
         self.factors = factors
         self.recvbuf = recvbuf
         self.algorithm = algorithm
@@ -158,6 +159,11 @@ class KernelExchange(PersistentExchange):
     def forget(self) -> None:
         """Drop the arguments of the last exchange."""
         self._arguments = ()
+
+    @staticmethod
+    def _looks(pending: PendingCall, spins: int) -> int:
+        """Return how often the kernel looks for other ranks before `start` returns, at most ``spins`` times."""
+        return spins if pending.blocking else spins // 8 if pending.brief else 0
 
     @abstractmethod
     def _advance(self, spins: int) -> bool:

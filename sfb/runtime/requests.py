@@ -48,6 +48,13 @@ class QueuedExchange:
         self.result: Any = None
         self.on_end: Callable[[], None] | None = None
 
+    @classmethod
+    def finished(cls, result: Any) -> QueuedExchange:
+        """Return an exchange that was done as it began."""
+        exchange = cls(iter(()))
+        exchange.result, exchange.done = result, True
+        return exchange
+
     def end(self) -> None:
         """Mark the exchange as ended, and call `on_end`."""
         self.done = True
