@@ -54,7 +54,9 @@ def _call_by_symbol(dispatcher, overload):
     function, context = dispatcher.py_func, dispatcher.targetctx
     symbol = copy.copy(overload.fndesc)
     symbol.mangled_name = f"{function.__module__}.{function.__qualname__}{overload.signature}"
-    binding.add_symbol(symbol.mangled_name, overload.library.get_pointer_to_function(overload.fndesc.mangled_name))
+    address = overload.library.get_pointer_to_function(overload.fndesc.mangled_name)
+    assert address, f"Numba has no machine code of {symbol.mangled_name}"
+    binding.add_symbol(symbol.mangled_name, address)
     context.remove_user_function(overload.entry_point)
     context.insert_user_function(overload.entry_point, symbol)
 
