@@ -32,12 +32,14 @@ class Signature:
 
     Attributes:
         key: The values on which plans depend.
+        plans: The plans for that part, once a call has looked for them.
     """
 
-    __slots__ = ("_digests", "_whole", "key")
+    __slots__ = ("_digests", "_whole", "key", "plans")
 
     def __init__(self, key: tuple[object, ...], rest: tuple[object, ...]) -> None:
         self.key = key
+        self.plans: Any = None
         self._whole = key, *rest
         self._digests: dict[str, int] = {}
 

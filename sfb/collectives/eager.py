@@ -18,6 +18,8 @@ from sfb.runtime.team import Team
 
 __all__ = ["EagerBuffers", "EagerExchange"]
 
+# Looks for messages in `start` of a short exchange that does not block.
+_BRIEF = SPINS // 8
 _PAYLOADS = {"broadcast": broadcast.payload, "dense": dense.payload}
 
 
@@ -87,7 +89,7 @@ class EagerExchange(KernelExchange):
             if buffers is not self._buffers:
                 self._bind(buffers)
             self._arguments = tag(self._number), pending.digest, *arguments
-            self._advance(self._looks(pending, SPINS))
+            self._advance(SPINS if pending.blocking else _BRIEF if pending.brief else 0)
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
         except BaseException:  # an interrupt, or an error of MPI: messages are under way

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from functools import partial
 from time import perf_counter
@@ -82,9 +83,10 @@ class Engine:
         Raises:
             MismatchError, TypeError, ValueError: As `sfb.Comm.Allreduce` does.
         """
-        pending = self.begin(PendingCall(call, factors, recvbuf, algorithm, blocking=True), op)
-        exchange = pending.exchange
-        if exchange is not None and exchange.wait() == status.DONE:
+        pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
+        if not self._start_cached(pending, op, True):
+            self._propose(pending, op)
+        elif (exchange := pending.exchange) is not None and exchange.wait() == status.DONE:
             return self._end(pending, exchange)
         return run(self.complete(pending))
 
@@ -197,7 +199,7 @@ class Engine:
             pending.size = len(factors.u)
         except Exception:  # `_propose` meets the same error, and tells the other ranks
             return False
-        prepared = self._plans.find(signature.key, pending.size)
+        prepared = self._plans.of(signature).get(pending.size)
         if prepared is None:
             return False
         pending.cached, pending.signature, pending.digest = cached, signature, signature.digest(pending.call)
@@ -232,11 +234,12 @@ class Engine:
         assert cached is not None
         assert signature is not None
         size = pending.size if pending.counts is None else pending.counts.tobytes()
-        prepared = self._plans.find(signature.key, size)
+        plans = self._plans.of(signature)
+        prepared = plans.get(size)
         if prepared is None:
             yield ALONE
             prepared = self._new_plan(pending, cached)
-            self._plans.add(signature.key, size, prepared)
+            self._plans.add(plans, size, prepared)
         if not cached.complete:
             yield ALONE
             with on_all_ranks(self._team.world, pending.call):
@@ -328,17 +331,26 @@ def _target(pending: PendingCall) -> int:
 
 
 class _Plans:
-    """A cache of plans, by the keys of signatures and the samples of ranks; the same on all ranks."""
+    """The plans that are kept, the same on all ranks.
+
+    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by S of all ranks as bytes.
+    """
 
     def __init__(self) -> None:
-        self._plans: dict[object, Prepared] = {}
+        self._by_key: dict[tuple[object, ...], dict[object, Prepared]] = {}
+        self._kept: deque[tuple[dict[object, Prepared], object]] = deque()
 
-    def find(self, key: tuple[object, ...], samples: object) -> Prepared | None:
-        """Return the plan for a key and for S, the same on all ranks; or for S of all ranks as bytes."""
-        return self._plans.get((key, samples))
+    def of(self, signature: Signature) -> dict[object, Prepared]:
+        """Return the plans for the key of a signature."""
+        plans = signature.plans
+        if plans is None:
+            plans = signature.plans = self._by_key.setdefault(signature.key, {})
+        return plans
 
-    def add(self, key: tuple[object, ...], samples: object, prepared: Prepared) -> None:
-        """Add a plan; a full cache drops its oldest."""
-        if len(self._plans) >= MOST:
-            self._plans.pop(next(iter(self._plans)))
-        self._plans[key, samples] = prepared
+    def add(self, plans: dict[object, Prepared], samples: object, prepared: Prepared) -> None:
+        """Keep a plan among ``plans``, in place of the oldest of all if there are too many."""
+        if len(self._kept) >= MOST:
+            oldest, key = self._kept.popleft()
+            oldest.pop(key)
+        plans[samples] = prepared
+        self._kept.append((plans, samples))

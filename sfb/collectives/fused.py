@@ -81,7 +81,7 @@ class FusedExchange(KernelExchange):
         self._user = staging.claim(self._number)
         try:
             self._arguments = self._user, digest, *kernel_arguments(pending, self.problem.dtype)
-            self._advance(self._looks(pending, SPINS))
+            self._advance(SPINS if pending.blocking or pending.brief else 0)
         except (TypeError, AttributeError, MemoryError):  # not what the kernel is compiled for, or no room
             self.code = status.UNFIT
         if self.code == status.UNFIT:

@@ -40,32 +40,20 @@ class PendingCall(Proposal):
         exchange: The persistent exchange that has started; None if this rank has posted a header alone.
     """
 
-    __slots__ = (
-        "after",
-        "algorithm",
-        "began",
-        "brief",
-        "cached",
-        "exchange",
-        "factors",
-        "prepared",
-        "receiver",
-        "recvbuf",
-        "signature",
-    )
+    after = brief = False
+    cached: CachedReceiver | None = None
+    receiver: Any = None
+    signature: Signature | None = None
+    prepared: Prepared | None = None
+    exchange: PersistentExchange | None = None
 
     def __init__(self, call: str, factors: Any, recvbuf: Any, algorithm: str, *, blocking: bool) -> None:
-        super().__init__(call, blocking=blocking)
         self.began = perf_counter()
-        self.after = self.brief = False
+        self.call = call
+        self.blocking = blocking
         self.factors = factors
         self.recvbuf = recvbuf
         self.algorithm = algorithm
-        self.cached: CachedReceiver | None = None
-        self.receiver: Any = recvbuf
-        self.signature: Signature | None = None
-        self.prepared: Prepared | None = None
-        self.exchange: PersistentExchange | None = None
 
     def describe(self) -> str:
         """Describe what this rank passed, for messages."""
@@ -159,11 +147,6 @@ class KernelExchange(PersistentExchange):
     def forget(self) -> None:
         """Drop the arguments of the last exchange."""
         self._arguments = ()
-
-    @staticmethod
-    def _looks(pending: PendingCall, spins: int) -> int:
-        """Return how often the kernel looks for other ranks before `start` returns, at most ``spins`` times."""
-        return spins if pending.blocking else spins // 8 if pending.brief else 0
 
     @abstractmethod
     def _advance(self, spins: int) -> bool:

@@ -42,17 +42,17 @@ class Proposal:
         messages: The messages of all nodes and where each begins, if an eager exchange has gathered them already.
     """
 
-    __slots__ = ("blocking", "call", "counts", "digest", "error", "messages", "number", "size", "text", "verdict")
+    # Class attributes: a call in a loop of small ones sets only what differs.
+    number = digest = size = 0
+    error: Exception | None = None
+    verdict: int = status.PENDING
+    counts: np.ndarray | None = None
+    messages: tuple[np.ndarray, list[int]] | None = None
 
     def __init__(self, call: str, text: str = "", *, blocking: bool = True) -> None:
         self.call = call
         self.text = text
         self.blocking = blocking
-        self.number = self.digest = self.size = 0
-        self.error: Exception | None = None
-        self.verdict: int = status.PENDING
-        self.counts: np.ndarray | None = None
-        self.messages: tuple[np.ndarray, list[int]] | None = None
 
     def describe(self) -> str:
         """Describe what this rank passed, for messages."""
