@@ -3,8 +3,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import sfb
+from sfb.collectives.persistent import PendingCall
+from sfb.kernels import status
+from sfb.runtime.steps import run
 
 pytestmark = pytest.mark.mpi
 
@@ -122,3 +126,21 @@ def test_start_and_wait_allocate_no_buffers(world, algorithm):
         # Views, requests and generators come and go; the smallest array has 120 kB.
         assert peak - before < 40_000
         assert now - before < 20_000
+
+
+@pytest.mark.parametrize("fixture", ["comm", "lone_comm"])
+@pytest.mark.parametrize("algorithm", ["node", "broadcast", "dense", "sharded"])
+def test_an_exchange_that_is_tested_until_it_ends(request, world, fixture, algorithm):
+    """Fused, eager and stepwise exchanges all go on in `test`."""
+    comm = request.getfixturevalue(fixture)
+    factors, g = sfb.Factors(np.ones((2, 4)), np.ones((2, 3))), np.empty((4, 3))
+    engine = comm._engine
+    engine.allreduce("Allreduce", factors, g, MPI.SUM, algorithm)
+    g[:] = 0
+    pending = engine.begin(PendingCall("Iallreduce", factors, g, algorithm, blocking=False), MPI.SUM)
+    exchange = pending.exchange
+    while not exchange.test():
+        pass
+    assert exchange.wait() == status.DONE
+    assert run(engine.complete(pending)).algorithm == algorithm
+    np.testing.assert_array_equal(g, 2 * world.size)
