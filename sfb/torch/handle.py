@@ -180,13 +180,13 @@ class Handle:
         with ``weight="samples"`` over the samples that there are. Ranks with batches call zero_grad() once a step.
         Inside, no exchange begins before backward() has ended.
         """
-        early, self._early = self._early, None
-        overlap, self._overlap = self._overlap, False
+        overlap, self._overlap, self._early = self._overlap, False, None
         try:
             with self._join:
                 yield
         finally:
-            self._early, self._overlap = early, overlap
+            self._overlap = overlap
+            self._order_early()
 
     def explain(self) -> str:
         """Return a table of the parameters: how the last exchange of each went on this rank.
@@ -226,6 +226,7 @@ class Handle:
         """Take note that a backward pass has left the gradient of a weight."""
         if isinstance(weight, (FusedWeight, MeanWeight)) and weight.started:
             raise _second_pass(weight.name)
+        weight.ready = not self._quiet
         self._continue(weight.param)
 
     def other_arrived(self, param: nn.Parameter) -> None:
@@ -233,7 +234,7 @@ class Handle:
         if param.grad is not None and param.grad.layout != torch.strided:
             raise TypeError("attach exchanges dense gradients only, got a sparse one: make the layer with sparse=False")
         bucket = self._bucket_of.get(param)
-        if bucket is not None:
+        if bucket is not None and not self._quiet:
             if bucket.started:
                 raise _second_pass("another parameter")
             bucket.missing.discard(param)
@@ -244,7 +245,7 @@ class Handle:
         self._samples += samples
 
     def zero_grad(self) -> None:
-        """Forget the gradients of fused weights; zero_grad of the model and of the optimizer call this."""
+        """Forget the gradients that are collected; zero_grad of the model and of the optimizer call this."""
         if any(weight.started for weight in self._fused):
             raise RuntimeError(
                 "zero_grad() after backward() without step(), but backward() has applied the gradients already: attach "
@@ -365,7 +366,7 @@ class Handle:
         arrived = [numbers[param] for param in self._arrivals]
         arrived += sorted(set(numbers.values()).difference(arrived), reverse=True)
         self._order = [params[i] for i in self.comm.bcast(arrived)]
-        mine = set(others)
+        mine = set(others) if self.comm.size > 1 else set()
         self._buckets = list(fill_buckets([param for param in self._order if param in mine]))
         self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
         self._order_early()
@@ -379,7 +380,7 @@ class Handle:
             members |= {bucket: bucket.params for bucket in self._buckets}
         for weight in self._parts.weights:
             if (isinstance(weight, MeanWeight) and weight.overlaps) or (
-                isinstance(weight, FusedWeight) and self._early_fused
+                isinstance(weight, FusedWeight) and self._early_fused and not self._outside.get(weight)
             ):
                 members[weight] = [weight.param]
         self._early = EarlyExchanges(self.comm, members, self._order)

@@ -98,8 +98,17 @@ class FusedWeight(Collected):
         return concatenated(self._factors, self.shape, self.state.rule.dtype)
 
     def start(self, comm: sfb.Comm, scale: float) -> None:
-        """Begin to exchange the gradient and to apply the mean, before the step."""
+        """Begin to exchange the gradient and to apply the mean, before the step.
+
+        Raises:
+            RuntimeError: The weight has a gradient from outside linear layers, too.
+        """
         self.settle(scale)
+        if self.dense is not None:
+            raise RuntimeError(
+                f"{self.name} has a gradient from outside its linear layers, for the first time, while others are being "
+                "applied: attach with overlap=False"
+            )
         self.state.begin()
         self._settings = self.state.rule.settings
         self._request = comm.Iallreduce(self.factors(), self.state.rule)
@@ -147,9 +156,13 @@ class FusedWeight(Collected):
             outside: Whether a rank has a gradient from outside linear layers.
 
         Raises:
-            RuntimeError: The settings have changed since backward() applied the gradient.
+            RuntimeError: The weight has moved, or settings have changed since backward() applied the gradient.
         """
         state = self.state
+        if self.param.data_ptr() != state.rule.array.ctypes.data:
+            raise RuntimeError(
+                f"{self.name} is no longer where attach put it: detach before the model moves or changes its type"
+            )
         if self._request is not None:
             request, self._request = self._request, None
             request.Wait()
