@@ -106,8 +106,8 @@ class FusedWeight(Collected):
         self.settle(scale)
         if self.dense is not None:
             raise RuntimeError(
-                f"{self.name} has a gradient from outside its linear layers, for the first time, while others are being "
-                "applied: attach with overlap=False"
+                f"{self.name} has a gradient from outside its linear layers, while others are being applied already: "
+                "attach with overlap=False"
             )
         self.state.begin()
         self._settings = self.state.rule.settings
