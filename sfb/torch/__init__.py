@@ -1,0 +1,6 @@
+"""PyTorch: data-parallel training whose linear layers send factors, and the backend "sfb" of torch.distributed."""
+
+from sfb.torch.attach import attach
+from sfb.torch.handle import Handle
+
+__all__ = ["Handle", "attach"]
