@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -243,21 +243,28 @@ class Handle:
         """Count samples that the model has been given."""
         self._samples += samples
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of fused weights; zero_grad of the model and of the optimizer call this."""
-        if any(weight.started for weight in self._fused):
+    def zero_grad(self, params: Iterable[nn.Parameter]) -> None:
+        """Forget gradients that are no tensors; zero_grad of modules and of the optimizer call this.
+
+        Args:
+            params: The parameters whose gradients are zeroed.
+        """
+        zeroed = set(params)
+        weights = [weight for weight in self._parts.weights if weight.param in zeroed]
+        if any(weight.started for weight in weights):
             raise RuntimeError(
                 "zero_grad() after backward() without step(), but backward() has applied the gradients already: attach "
                 "with overlap=False"
             )
-        if self._passes:
-            self._undecided = False
-        self._passes = 0
-        self._behind = self._armed = False
-        self._samples = 0.0
-        for weight in self._parts.weights:
+        for weight in weights:
             weight.discard()
             self._touched[weight] = False
+        if self._passes:
+            self._undecided = False
+        if zeroed.issuperset(self.model.parameters()):
+            self._passes = 0
+            self._behind = self._armed = False
+            self._samples = 0.0
 
     @torch.no_grad()
     def step(self) -> None:

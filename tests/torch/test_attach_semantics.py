@@ -72,6 +72,17 @@ def zero_grad_of_the_model(trainer, loss):
         trainer.step()
 
 
+def zero_grad_of_some_layers(trainer, loss):
+    loss(trainer.forward, 0).backward()
+    trainer.model[0].zero_grad()
+    trainer.step()
+    with trainer.no_sync():
+        loss(trainer.forward, 1).backward()
+    trainer.model[2].zero_grad()
+    loss(trainer.forward, 2).backward()
+    trainer.step()
+
+
 def gradients_set_to_zero(trainer, loss):
     for step in range(3):
         trainer.optimizer.zero_grad(set_to_none=False)
@@ -188,7 +199,7 @@ def other_weights(trainer, loss):
 
 
 SCRIPTS = [
-    several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model,
+    several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model, zero_grad_of_some_layers,
     gradients_set_to_zero, step_without_backward, discarded_within_no_sync, nested_no_sync, evaluation_between,
     gradient_of_the_input, gradients_of_some, clipping_twice, settings_changed_by_hand,
     settings_changed_after_backward, weights_clamped, weights_loaded, other_weights,
