@@ -147,7 +147,7 @@ class _Embedding(torch.autograd.Function):
 
 
 def _collecting(collected: Collected | None, weight: torch.Tensor) -> TypeGuard[Collected]:
-    """Return whether the gradient of a module's weight, which `torch.func.functional_call` may replace, is collected."""
+    """Return whether to collect the gradient of a weight; `torch.func.functional_call` may replace a module's own."""
     return (
         collected is not None
         and collected.param is weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
@@ -163,13 +164,14 @@ class Handle:
             for weight, column in zip(fused, samples.T, strict=True):
                 norms.append(weight.gather(self.comm, np.ascontiguousarray(column), self._outside[weight]))
         total = float(np.linalg.norm(norms)) if norms else 0.0
+        dtypes = [tensor.dtype for tensor in (*grads, *(weight.param for weight in fused))]
         factor = max_norm / (total + 1e-6)
         if not factor >= 1:  # NaN, too, as in torch
             for weight in fused:
                 weight.scale(factor)
             for grad in grads:
                 grad.mul_(factor)
-        return torch.tensor(total)
+        return torch.tensor(total, dtype=reduce(torch.promote_types, dtypes) if dtypes else None)
 
     @contextmanager
     def join(self) -> Iterator[None]:
