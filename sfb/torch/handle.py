@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from torch import nn
 
 import sfb
@@ -105,7 +106,8 @@ class Handle:
         self._regular = 0
         self._buckets: list[Bucket] | None = None
         self._bucket_of: dict[nn.Parameter, Bucket] = {}
-        self._arrivals: dict[nn.Parameter, None] = {}
+        self._arrivals: dict[nn.Parameter, int] = {}  # how often the first backward pass has left each gradient
+        self._repeated: set[nn.Parameter] = set()
         self._order: list[nn.Parameter] = []
         self._early: EarlyExchanges | None = None
         self._join = Join(self)
@@ -305,7 +307,7 @@ class Handle:
             self._armed = True
             torch.autograd.Variable._execution_engine.queue_callback(self.synchronise)
         if self._buckets is None:
-            self._arrivals[param] = None
+            self._arrivals[param] = self._arrivals.get(param, 0) + 1
         elif self._early is not None:
             self._early.advance(1 / self.comm.size)
 
@@ -374,8 +376,15 @@ class Handle:
         arrived = [numbers[param] for param in self._arrivals]
         arrived += sorted(set(numbers.values()).difference(arrived), reverse=True)
         self._order = [params[i] for i in self.comm.bcast(arrived)]
+        # Activation checkpoints that are re-entrant leave a gradient in parts; only the last would end its exchange.
+        counts = np.array([self._arrivals.get(param, 0) for param in params], np.int64)
+        self.comm.Allreduce(MPI.IN_PLACE, counts, MPI.MAX)
+        self._repeated = {param for param, count in zip(params, counts.tolist(), strict=True) if count > 1}
         mine = set(others)
-        self._buckets = list(fill_buckets([param for param in self._order if param in mine]))
+        once, repeated = mine - self._repeated, mine & self._repeated
+        self._buckets = [
+            bucket for kind in (once, repeated) for bucket in fill_buckets([p for p in self._order if p in kind])
+        ]
         self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
         self._order_early()
 
@@ -385,10 +394,12 @@ class Handle:
             return
         members: dict[Exchanged, list[nn.Parameter]] = {}
         if self.comm.node.size < self.comm.size:
-            members |= {bucket: bucket.params for bucket in self._buckets}
+            members |= {bucket: bucket.params for bucket in self._buckets if self._repeated.isdisjoint(bucket.params)}
         for weight in self._parts.weights:
+            if weight.param in self._repeated:
+                continue
             if (isinstance(weight, MeanWeight) and weight.overlaps) or (
-                isinstance(weight, FusedWeight) and self._early_fused
+                isinstance(weight, FusedWeight) and self._early_fused and not self._outside[weight]
             ):
                 members[weight] = [weight.param]
         self._early = EarlyExchanges(self.comm, members, self._order)

@@ -100,6 +100,10 @@ class FusedWeight(Collected):
     def start(self, comm: sfb.Comm, scale: float) -> None:
         """Begin to exchange the gradient and to apply the mean, before the step."""
         self.settle(scale)
+        if self.dense is not None:
+            # Other ranks may have factors alone: the dense part becomes factors, too.
+            self._factors.append((np.eye(len(self.dense), dtype=self.dense.dtype), self.dense))
+            self.dense = None
         self.state.begin()
         self._settings = self.state.rule.settings
         self._request = comm.Iallreduce(self.factors(), self.state.rule)

@@ -170,13 +170,13 @@ def test_an_embedding_with_a_largest_norm(world, comm):
 
 
 class Checkpointed(nn.Module):
-    """A perceptron that computes activations anew in its backward pass."""
+    """A perceptron that computes activations anew in its backward pass; the checkpoint may come last."""
 
-    def __init__(self, reentrant):
+    def __init__(self, reentrant, *, last=False):
         super().__init__()
         self.inward, self.reentrant = nn.Linear(8, LARGE[1]), reentrant
         self.middle = nn.Sequential(nn.Linear(*LARGE[::-1]), nn.Tanh(), nn.Linear(*LARGE), nn.Tanh())
-        self.outward = nn.Linear(LARGE[1], 3)
+        self.outward = nn.Identity() if last else nn.Linear(LARGE[1], 3)
 
     def forward(self, x):
         x = self.inward(x)
@@ -185,14 +185,18 @@ class Checkpointed(nn.Module):
         return self.outward(x)
 
 
-@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
-def test_activation_checkpoints(world, comm, fused, reentrant):
-    compare(world, partial(Checkpointed, reentrant), ADAM, lambda t: t.train(of(world, 4, 8)), comm=comm, fused=fused)
+CHECKPOINTS = {
+    "reentrant": partial(Checkpointed, True),
+    "reentrant, last": partial(Checkpointed, True, last=True),
+    "not reentrant": partial(Checkpointed, False),
+}
 
 
-@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
-def test_activation_checkpoints_between_nodes(world, lone_comm, reentrant):
-    compare(world, partial(Checkpointed, reentrant), ADAM, lambda t: t.train(of(world, 4, 8)), comm=lone_comm)
+@pytest.mark.parametrize("model", CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize("nodes", ["comm", "lone_comm"], ids=["one node", "nodes of one"])
+def test_activation_checkpoints(request, world, nodes, fused, model):
+    comm = request.getfixturevalue(nodes)
+    compare(world, model, ADAM, lambda t: t.train(of(world, 4, 8)), comm=comm, fused=fused)
 
 
 def test_buffers_are_those_of_rank_0(world, comm):
@@ -243,7 +247,7 @@ class Tree(nn.Module):
                 row = nn.Sequential(nn.Linear(width, wide), nn.Tanh(), nn.Sequential(nn.Linear(wide, 9), nn.GELU()))
                 wide = 9
             else:
-                row, wide = nn.Bilinear(width, width, 3), 3
+                row, wide = nn.Bilinear(min(width, 20), min(width, 20), 9), 9
             self.rows.append(row)
             width = wide
         self.outward = nn.Linear(width, 3)
@@ -251,7 +255,7 @@ class Tree(nn.Module):
     def forward(self, tokens):
         x = self.embedding(tokens).flatten(0, -2)
         for row in self.rows:
-            x = row(x, x) if isinstance(row, nn.Bilinear) else row(x)
+            x = row(x[:, :20].tanh(), x[:, :20].tanh()) if isinstance(row, nn.Bilinear) else row(x)
         return self.outward(x)
 
 

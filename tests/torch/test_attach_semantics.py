@@ -199,10 +199,10 @@ def other_weights(trainer, loss):
 
 
 SCRIPTS = [
-    several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model, zero_grad_of_some_layers,
-    gradients_set_to_zero, step_without_backward, discarded_within_no_sync, nested_no_sync, evaluation_between,
-    gradient_of_the_input, gradients_of_some, clipping_twice, settings_changed_by_hand,
-    settings_changed_after_backward, weights_clamped, weights_loaded, other_weights,
+    several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model,
+    zero_grad_of_some_layers, gradients_set_to_zero, step_without_backward, discarded_within_no_sync,
+    nested_no_sync, evaluation_between, gradient_of_the_input, gradients_of_some, clipping_twice,
+    settings_changed_by_hand, settings_changed_after_backward, weights_clamped, weights_loaded, other_weights,
 ]  # fmt: skip
 
 
@@ -261,12 +261,15 @@ def test_a_weight_in_the_loss(world, nodes, fused):
     compare(world, perceptron, ADAM, script, comm=nodes, fused=fused)
 
 
-def test_a_weight_in_the_loss_of_some_ranks(world, nodes, fused):
+@pytest.mark.parametrize("first", [0, 4], ids=["from the first step", "later"])
+def test_a_weight_in_the_loss_of_some_ranks(world, nodes, fused, first):
+    """Later: once exchanges begin during the backward pass."""
+
     def script(trainer):
         loss = squares(world)
 
         def penalised(forward, step):
-            penalty = trainer.model[2].weight.pow(2).sum() if step % 2 == world.rank % 2 else 0.0
+            penalty = trainer.model[2].weight.pow(2).sum() if first <= step and step % 2 == world.rank % 2 else 0.0
             return loss(forward, step) + penalty
 
         trainer.train(penalised)
