@@ -302,7 +302,7 @@ def _zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
     type(self).zero_grad(self, *args, **kwargs)
     handle = _attached.get(self)
     if handle is not None:
-        handle.zero_grad()
+        handle.zero_grad(self.parameters() if isinstance(self, nn.Module) else handle.model.parameters())
 
 
 _zero_grad.__name__ = "zero_grad"  # pickle finds a bound method by its name
