@@ -213,7 +213,7 @@ class Comm(MPI.Intracomm):
             if error is not None:
                 raise error
             arrays = self._arrays_in_queue()
-            if arrays is None or not arrays.begins(recvbuf):
+            if arrays is None or not arrays.large(recvbuf):
                 return super().Iallreduce(sendbuf, recvbuf, op)
             return self._request(self._queue.begin(lambda alone: arrays.iallreduce(sendbuf, recvbuf, op)))
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
@@ -433,10 +433,11 @@ class Comm(MPI.Intracomm):
                 raise error
         if arrays is None:
             return False
-        if arrays.far and arrays.takes(recvbuf):
+        if arrays.large(recvbuf):
             self._queue.drain()
-            arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
-            return True
+            if arrays.takes(recvbuf):
+                arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
+                return True
         return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
 
     def _reduce_by_mpi(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:

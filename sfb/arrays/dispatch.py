@@ -34,7 +34,7 @@ _OURS, _MPI = "arrays", "mpi"
 class Arrays(NodeArrays):
     """Collectives of plain arrays by the ranks of a team.
 
-    Between nodes, too, every element is reduced in one order, of the ranks of a node and then of nodes.
+    Between nodes, too, every element is reduced in one order, of the ranks of a node and then of nodes around a ring.
 
     Args:
         team: The ranks.
@@ -58,10 +58,16 @@ class Arrays(NodeArrays):
         """Raise ``error`` on this rank, and on the others an error that names this rank."""
         self._agree.plain(ALLREDUCE, self._agree.begin(), error=error)
 
+    def large(self, recvbuf: Any) -> bool:
+        """Return whether a buffer is not simply MPI's; the same on all ranks."""
+        return self.far and (recvbuf.nbytes if type(recvbuf) is np.ndarray else nbytes_of(recvbuf)) >= _FAR
+
     def takes(self, recvbuf: Any) -> bool:
-        """Return whether to call `allreduce_everywhere` with this buffer; the same on all ranks, maybe collective."""
-        nbytes = recvbuf.nbytes if type(recvbuf) is np.ndarray else nbytes_of(recvbuf)
-        return nbytes >= _FAR and self._choice(nbytes) is not False
+        """Return whether to call `allreduce_everywhere` with a large buffer; the same on all ranks, maybe collective.
+
+        No exchange may be under way.
+        """
+        return self._choice(nbytes_of(recvbuf)) is not False
 
     def _choice(self, nbytes: int) -> Trial | bool:
         """Return whether arrays of so many bytes are not left to MPI between nodes, or the trial that will tell."""
@@ -116,10 +122,6 @@ class Arrays(NodeArrays):
             mpi()
         if isinstance(choice, Trial) and choice.record(name, perf_counter() - began, 0.0):
             choice.end_round(self._team.most(choice.times()))
-
-    def begins(self, recvbuf: Any) -> bool:
-        """Return whether to call `iallreduce` with this buffer; the same on all ranks."""
-        return self.far and nbytes_of(recvbuf) >= _FAR
 
     def iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> Iterator[Any]:
         """Propose an `Iallreduce` to the ranks of all nodes, and return its steps (`sfb.runtime.steps`).
