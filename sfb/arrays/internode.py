@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from os import sched_yield
 from time import sleep
@@ -96,14 +97,12 @@ class NodeRings:
             on_node: Whether the ranks of a node pass whole segments, which they reduce and gather by messages; if not,
                 they pass their parts of the node's sum.
         """
-        steps = self._whole if on_node else self._ring
-        request = RingRequest(self._team, self._running, number, call, self._memory, segments)
-        request.steps = lambda tag, memory, send, recv: steps(tag, reduction, memory, send, recv)
-        request.sources = sorted({self._left, *(self.mates if on_node else [])} - {self._team.rank})
-        return request
+        sources = {self._left, *(self.mates if on_node else [])} - {self._team.rank}
+        steps = partial(self._whole if on_node else self._ring, reduction)
+        return RingRequest(self, number, call, steps, sorted(sources), segments)
 
     def _ring(
-        self, tag: int, reduction: np.ufunc, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
     ) -> Iterator[list[MPI.Request]]:
         """Reduce among the ranks of this slot; yield the requests of one step after another."""
         world, nodes, me = self._team.world, self._nodes, self._me
@@ -113,10 +112,10 @@ class NodeRings:
         passed = send[parts[me]]
         for step in range(1, nodes):
             part = parts[me - step]
-            partial = room[: part.stop - part.start]
-            yield [world.Irecv(partial, self._left, tag), world.Isend(passed, self._right, tag)]
+            total = room[: part.stop - part.start]
+            yield [world.Irecv(total, self._left, tag), world.Isend(passed, self._right, tag)]
             passed = recv[part]
-            reduction(partial, send[part], out=passed)
+            reduction(total, send[part], out=passed)
         # Now the last is a result; results go round.
         for step in range(nodes - 1):
             part = parts[me - step]
@@ -124,7 +123,7 @@ class NodeRings:
             passed = recv[part]
 
     def _whole(
-        self, tag: int, reduction: np.ufunc, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
     ) -> Iterator[list[MPI.Request]]:
         """Reduce among all ranks: each reduces a part of the segment on its node, then in its ring, and sends it."""
         world, mates, slot = self._team.world, self.mates, self._slot
@@ -132,24 +131,21 @@ class NodeRings:
         parts = [slice(min(i * most, send.size), min((i + 1) * most, send.size)) for i in range(len(mates))]
         mine = recv[parts[slot]]
         others = [i for i in range(len(mates)) if i != slot]
-        if others:
-            total, term, room = _divide(memory, mine)
-            sent = [world.Isend(send[parts[i]], mates[i], tag) for i in others]
-            for i in range(len(mates)):
-                target = term if i else total
-                if i == slot:
-                    np.copyto(target, send[parts[slot]])
-                else:
-                    yield [world.Irecv(target, mates[i], tag)]
-                if i:
-                    reduction(total, term, out=total)
-            yield sent
-            np.copyto(mine, total)
-            yield from self._ring(tag, reduction, room, mine, mine)
-            received = [world.Irecv(recv[parts[i]], mates[i], tag) for i in others]
-            yield received + [world.Isend(mine, mates[i], tag) for i in others]
-        else:
-            yield from self._ring(tag, reduction, memory, send, recv)
+        total, term, room = _divide(memory, mine)
+        sent = [world.Isend(send[parts[i]], mates[i], tag) for i in others]
+        for i in range(len(mates)):
+            target = term if i else total
+            if i == slot:
+                np.copyto(target, send[parts[slot]])
+            else:
+                yield [world.Irecv(target, mates[i], tag)]
+            if i:
+                reduction(total, term, out=total)
+        yield sent
+        np.copyto(mine, total)
+        yield from self._ring(reduction, tag, room, mine, mine)
+        received = [world.Irecv(recv[parts[i]], mates[i], tag) for i in others]
+        yield received + [world.Isend(mine, mates[i], tag) for i in others]
 
 
 class RingRequest:
@@ -158,40 +154,35 @@ class RingRequest:
     Exchanges run one after another, in the order in which they began.
 
     Args:
-        team: The ranks.
-        running: The exchanges under way.
+        rings: The rings.
         number: Number of the call.
         call: The user's call, for messages.
-        memory: Memory for each segment in flight.
-        segments: Yields segments.
-
-    Attributes:
-        steps: Makes the steps of a segment of a tag, its memory, what is sent and what is received.
+        steps: Makes the steps of a segment, of its tag, its memory, what is sent and what is received.
         sources: The ranks whose messages may be missing.
+        segments: Yields segments.
     """
-
-    steps: Callable[[int, np.ndarray, np.ndarray, np.ndarray], Iterator[list[MPI.Request]]]
-    sources: list[int]
 
     def __init__(
         self,
-        team: Team,
-        running: deque[RingRequest],
+        rings: NodeRings,
         number: int,
         call: str,
-        memory: list[np.ndarray],
+        steps: Callable[[int, np.ndarray, np.ndarray, np.ndarray], Iterator[list[MPI.Request]]],
+        sources: list[int],
         segments: Iterator[Segment],
     ) -> None:
-        self._team = team
-        self._running = running
+        self._board = rings._team.board
+        self._running = rings._running
+        self._memory = rings._memory
         self._number = number
         self._call = call
-        self._memory = memory
+        self._steps = steps
+        self._sources = sources
         self._segments = segments
         self._in_flight: deque[_InFlight] = deque()
         self._begun = 0
         self._more = True
-        running.append(self)
+        self._running.append(self)
 
     @property
     def done(self) -> bool:
@@ -214,8 +205,8 @@ class RingRequest:
             idle += 1
             self._rest(idle)
             if idle % _TESTS == 0:
-                watch = watch or self._team.board.watch()
-                watch.look(lambda: self.sources, self._call)
+                watch = watch or self._board.watch()
+                watch.look(lambda: self._sources, self._call)
 
     def _advance(self) -> bool:
         """Start segments and take them a step forward, as far as possible; return whether any went on."""
@@ -255,7 +246,7 @@ class RingRequest:
             # Segments of the same lane follow each other, so that their messages keep the order of their tag.
             lane = self._begun % _IN_FLIGHT
             send, recv, then = following
-            steps = self.steps(array_tag(self._number, lane, _IN_FLIGHT), self._memory[lane], send, recv)
+            steps = self._steps(array_tag(self._number, lane, _IN_FLIGHT), self._memory[lane], send, recv)
             self._in_flight.append(_InFlight(steps, then))
             self._begun += 1
             started = True
