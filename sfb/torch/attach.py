@@ -274,8 +274,7 @@ def _follow(handle: Handle, parts: Model, *, count: bool) -> None:
     for owner in (optimizer, *model.modules()):
         _attached[owner] = handle
         handle.at_detach(partial(_attached.pop, owner, None))
-        if parts.weights:
-            _set(handle, owner, "zero_grad", MethodType(_zero_grad, owner))
+        _set(handle, owner, "zero_grad", MethodType(_zero_grad, owner))
     handle.at_detach(optimizer.register_step_pre_hook(_before_step).remove)
     if handle.fused:
         fused = [weight for weight in parts.weights if isinstance(weight, FusedWeight)]

@@ -34,7 +34,7 @@ class Collected:
 
     Attributes:
         parts: Pairs of tensors, in the order of the backward passes.
-        ready: Whether a backward pass has left all that it leaves.
+        ready: Whether the gradient is there that is to travel; whoever sends it sets this.
     """
 
     def __init__(self, name: str, param: nn.Parameter, arrived: Callable[[Any], None]) -> None:
@@ -58,7 +58,6 @@ class Collected:
         self._staged = (-1, [])
         if task == torch._C._current_graph_task_id():
             self.parts += parts
-        self.ready = True
         self._arrived(self)
 
     def take(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -184,13 +184,13 @@ class Handle:
         with ``weight="samples"`` over the samples that there are. Ranks with batches call zero_grad() once a step.
         Inside, no exchange begins before backward() has ended.
         """
-        early, self._early = self._early, None
-        overlap, self._overlap = self._overlap, False
+        overlap, self._overlap, self._early = self._overlap, False, None
         try:
             with self._join:
                 yield
         finally:
-            self._early, self._overlap = early, overlap
+            self._overlap = overlap
+            self._order_early()
 
     def explain(self) -> str:
         """Return a table of the parameters: how the last exchange of each went on this rank.
@@ -230,6 +230,7 @@ class Handle:
         """Take note that a backward pass has left the gradient of a weight."""
         if isinstance(weight, (FusedWeight, MeanWeight)) and weight.started:
             raise _second_pass(weight.name)
+        weight.ready = not self._quiet
         self._continue(weight.param)
 
     def other_arrived(self, param: nn.Parameter) -> None:
@@ -237,7 +238,7 @@ class Handle:
         if param.grad is not None and param.grad.layout != torch.strided:
             raise TypeError("attach exchanges dense gradients only, got a sparse one: make the layer with sparse=False")
         bucket = self._bucket_of.get(param)
-        if bucket is not None:
+        if bucket is not None and not self._quiet:
             if bucket.started:
                 raise _second_pass("another parameter")
             bucket.missing.discard(param)
@@ -248,7 +249,7 @@ class Handle:
         self._samples += samples
 
     def zero_grad(self, params: Iterable[nn.Parameter]) -> None:
-        """Forget gradients that are no tensors; zero_grad of modules and of the optimizer call this.
+        """Forget gradients that are collected; zero_grad of modules and of the optimizer call this.
 
         Args:
             params: The parameters whose gradients are zeroed.
@@ -380,7 +381,7 @@ class Handle:
         counts = np.array([self._arrivals.get(param, 0) for param in params], np.int64)
         self.comm.Allreduce(MPI.IN_PLACE, counts, MPI.MAX)
         self._repeated = {param for param, count in zip(params, counts.tolist(), strict=True) if count > 1}
-        mine = set(others)
+        mine = set(others) if self.comm.size > 1 else set()
         once, repeated = mine - self._repeated, mine & self._repeated
         self._buckets = [
             bucket for kind in (once, repeated) for bucket in fill_buckets([p for p in self._order if p in kind])
@@ -399,7 +400,7 @@ class Handle:
             if weight.param in self._repeated:
                 continue
             if (isinstance(weight, MeanWeight) and weight.overlaps) or (
-                isinstance(weight, FusedWeight) and self._early_fused and not self._outside[weight]
+                isinstance(weight, FusedWeight) and self._early_fused and not self._outside.get(weight)
             ):
                 members[weight] = [weight.param]
         self._early = EarlyExchanges(self.comm, members, self._order)

@@ -159,9 +159,13 @@ class FusedWeight(Collected):
             outside: Whether a rank has a gradient from outside linear layers.
 
         Raises:
-            RuntimeError: The settings have changed since backward() applied the gradient.
+            RuntimeError: The weight has moved, or settings have changed since backward() applied the gradient.
         """
         state = self.state
+        if self.param.data_ptr() != state.rule.array.ctypes.data:
+            raise RuntimeError(
+                f"{self.name} is no longer where attach put it: detach before the model moves or changes its type"
+            )
         if self._request is not None:
             request, self._request = self._request, None
             request.Wait()
