@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from mpi4py import MPI
 
+import sfb.torch  # noqa: F401  registers "mpi://"
+
 __all__ = ["GlooError", "gloo_group", "interfaces"]
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -33,7 +35,7 @@ def gloo_group(world: MPI.Intracomm) -> Iterator[str]:
     is left as it is, and on rank 0 its interface is the only one to be offered.
 
     Args:
-        world: The ranks of the group, in its order.
+        world: The ranks of the group, those of COMM_WORLD.
 
     Yields:
         The name of this rank's interface.
@@ -42,10 +44,10 @@ def gloo_group(world: MPI.Intracomm) -> Iterator[str]:
         GlooError: On every rank, if some rank reaches none of the addresses.
     """
     preset = os.environ.get(_INTERFACE)
-    store, interface = _meet(world, preset)
-    os.environ[_INTERFACE] = interface
+    interface = _choose(world, preset)
+    os.environ[_INTERFACE] = preset or interface
     try:
-        dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
+        dist.init_process_group("gloo", init_method="mpi://", timeout=_TIMEOUT)
         try:
             yield interface
         finally:
@@ -74,8 +76,8 @@ def interfaces() -> dict[str, str]:
     return found
 
 
-def _meet(world: MPI.Intracomm, preset: str | None) -> tuple[dist.Store, str]:
-    """Return the store by which gloo's ranks find each other, on rank 0, and this rank's interface; collective."""
+def _choose(world: MPI.Intracomm, preset: str | None) -> str:
+    """Return the interface of this rank's connection to rank 0, on rank 0 that which it offered; collective."""
     own = interfaces()
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     one_node = node.size == world.size
@@ -85,14 +87,13 @@ def _meet(world: MPI.Intracomm, preset: str | None) -> tuple[dist.Store, str]:
     if preset is not None:
         offered = {name: own[name] for name in preset.split(",") if name in own}
     offered = world.bcast(offered)
-    server = dist.TCPStore("0.0.0.0", 0, None, True, _TIMEOUT, wait_for_workers=False) if world.rank == 0 else None
-    port = world.bcast(server.port if server else None)
-    for name, address in offered.items():
-        reached = name if server else _interface_to(address, port, own)
-        if world.allreduce(reached is not None, MPI.LAND):
-            assert reached is not None
-            store = server or dist.TCPStore(address, port, None, False, _TIMEOUT, wait_for_workers=False)
-            return store, preset or reached
+    with socket.create_server(("", 0), backlog=world.size) as server:
+        port = world.bcast(server.getsockname()[1])
+        for name, address in offered.items():
+            reached = name if world.rank == 0 else _interface_to(address, port, own)
+            if world.allreduce(reached is not None, MPI.LAND):
+                assert reached is not None
+                return reached
     hosts = ", ".join(f"{name} {address}" for name, address in offered.items()) or "none"
     raise GlooError(
         f"gloo: some rank reaches rank 0 by none of its interfaces ({hosts}); set {_INTERFACE} on every rank to the "
