@@ -274,8 +274,7 @@ def _follow(handle: Handle, parts: Model, *, count: bool) -> None:
     for owner in (optimizer, *model.modules()):
         _attached[owner] = handle
         handle.at_detach(partial(_attached.pop, owner, None))
-        if handle.fused:
-            _set(handle, owner, "zero_grad", MethodType(_zero_grad, owner))
+        _set(handle, owner, "zero_grad", MethodType(_zero_grad, owner))
     handle.at_detach(optimizer.register_step_pre_hook(_before_step).remove)
     if handle.fused:
         fused = [weight for weight in parts.weights if isinstance(weight, FusedWeight)]
@@ -303,7 +302,7 @@ def _zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
     type(self).zero_grad(self, *args, **kwargs)
     handle = _attached.get(self)
     if handle is not None:
-        handle.zero_grad()
+        handle.zero_grad(self.parameters() if isinstance(self, nn.Module) else handle.model.parameters())
 
 
 _zero_grad.__name__ = "zero_grad"  # pickle finds a bound method by its name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,7 +34,7 @@ class Collected:
 
     Attributes:
         parts: Pairs of tensors, in the order of the backward passes.
-        ready: Whether a backward pass has left all that it leaves.
+        ready: Whether the gradient is there that is to travel; whoever sends it sets this.
     """
 
     def __init__(self, name: str, param: nn.Parameter, arrived: Callable[[Any], None]) -> None:
@@ -58,7 +58,6 @@ class Collected:
         self._staged = (-1, [])
         if task == torch._C._current_graph_task_id():
             self.parts += parts
-        self.ready = True
         self._arrived(self)
 
     def take(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -85,6 +84,11 @@ class Collected:
         self._hook.remove()
 
 
+def _is_result(x: torch.Tensor) -> bool:
+    """Return whether a tensor is the result of a differentiable operation, and not a view of what is none."""
+    return x.grad_fn is not None and (x._base is None or x._base.grad_fn is not None)
+
+
 class _Linear(torch.autograd.Function):
     """x Wᵀ + b, whose backward pass keeps the factors of the gradient of W and does not form it."""
 
@@ -94,7 +98,7 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.collected = collected
         # What is no result of the model may be overwritten before the factors are sent, a buffer of batches, say.
-        ctx.save_for_backward(x if ctx.needs_input_grad[0] or not ctx.needs_input_grad[1] else x.clone(), weight)
+        ctx.save_for_backward(x if _is_result(x) or not ctx.needs_input_grad[1] else x.clone(), weight)
         return functional.linear(x, weight, bias)
 
     @staticmethod
@@ -141,16 +145,26 @@ class _Embedding(torch.autograd.Function):
         return None, None, None, None
 
 
+def _collecting(collected: Collected | None, weight: torch.Tensor) -> TypeGuard[Collected]:
+    """Return whether to collect the gradient of a weight; `torch.func.functional_call` may replace a module's own."""
+    return (
+        collected is not None
+        and collected.param is weight
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
 def _linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:
     collected = _weights.get(self)
-    if collected is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not _collecting(collected, self.weight):
         return functional.linear(input, self.weight, self.bias)
     return _Linear.apply(input, self.weight, self.bias, collected)
 
 
 def _embedding_forward(self: nn.Embedding, input: torch.Tensor) -> torch.Tensor:
     collected = _weights.get(self)
-    if collected is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not _collecting(collected, self.weight):
         return nn.Embedding.forward(self, input)
     return _Embedding.apply(input, self.weight, self, collected)
 

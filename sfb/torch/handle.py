@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from mpi4py import MPI
 from torch import nn
 
 import sfb
@@ -104,7 +106,8 @@ class Handle:
         self._regular = 0
         self._buckets: list[Bucket] | None = None
         self._bucket_of: dict[nn.Parameter, Bucket] = {}
-        self._arrivals: dict[nn.Parameter, None] = {}
+        self._arrivals: dict[nn.Parameter, int] = {}  # how often the first backward pass has left each gradient
+        self._repeated: set[nn.Parameter] = set()
         self._order: list[nn.Parameter] = []
         self._early: EarlyExchanges | None = None
         self._join = Join(self)
@@ -163,13 +166,14 @@ class Handle:
             for weight, column in zip(fused, samples.T, strict=True):
                 norms.append(weight.gather(self.comm, np.ascontiguousarray(column), self._outside[weight]))
         total = float(np.linalg.norm(norms)) if norms else 0.0
+        dtypes = [tensor.dtype for tensor in (*grads, *(weight.param for weight in fused))]
         factor = max_norm / (total + 1e-6)
         if not factor >= 1:  # NaN, too, as in torch
             for weight in fused:
                 weight.scale(factor)
             for grad in grads:
                 grad.mul_(factor)
-        return torch.tensor(total)
+        return torch.tensor(total, dtype=reduce(torch.promote_types, dtypes) if dtypes else None)
 
     @contextmanager
     def join(self) -> Iterator[None]:
@@ -180,13 +184,13 @@ class Handle:
         with ``weight="samples"`` over the samples that there are. Ranks with batches call zero_grad() once a step.
         Inside, no exchange begins before backward() has ended.
         """
-        early, self._early = self._early, None
-        overlap, self._overlap = self._overlap, False
+        overlap, self._overlap, self._early = self._overlap, False, None
         try:
             with self._join:
                 yield
         finally:
-            self._early, self._overlap = early, overlap
+            self._overlap = overlap
+            self._order_early()
 
     def explain(self) -> str:
         """Return a table of the parameters: how the last exchange of each went on this rank.
@@ -226,6 +230,7 @@ class Handle:
         """Take note that a backward pass has left the gradient of a weight."""
         if isinstance(weight, (FusedWeight, MeanWeight)) and weight.started:
             raise _second_pass(weight.name)
+        weight.ready = not self._quiet
         self._continue(weight.param)
 
     def other_arrived(self, param: nn.Parameter) -> None:
@@ -233,7 +238,7 @@ class Handle:
         if param.grad is not None and param.grad.layout != torch.strided:
             raise TypeError("attach exchanges dense gradients only, got a sparse one: make the layer with sparse=False")
         bucket = self._bucket_of.get(param)
-        if bucket is not None:
+        if bucket is not None and not self._quiet:
             if bucket.started:
                 raise _second_pass("another parameter")
             bucket.missing.discard(param)
@@ -243,21 +248,28 @@ class Handle:
         """Count samples that the model has been given."""
         self._samples += samples
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of fused weights; zero_grad of the model and of the optimizer call this."""
-        if any(weight.started for weight in self._fused):
+    def zero_grad(self, params: Iterable[nn.Parameter]) -> None:
+        """Forget gradients that are no tensors; zero_grad of modules and of the optimizer call this.
+
+        Args:
+            params: The parameters whose gradients are zeroed.
+        """
+        zeroed = set(params)
+        weights = [weight for weight in self._parts.weights if weight.param in zeroed]
+        if any(weight.started for weight in weights):
             raise RuntimeError(
                 "zero_grad() after backward() without step(), but backward() has applied the gradients already: attach "
                 "with overlap=False"
             )
-        if self._passes:
-            self._undecided = False
-        self._passes = 0
-        self._behind = self._armed = False
-        self._samples = 0.0
-        for weight in self._parts.weights:
+        for weight in weights:
             weight.discard()
             self._touched[weight] = False
+        if self._passes:
+            self._undecided = False
+        if zeroed.issuperset(self.model.parameters()):
+            self._passes = 0
+            self._behind = self._armed = False
+            self._samples = 0.0
 
     @torch.no_grad()
     def step(self) -> None:
@@ -296,7 +308,7 @@ class Handle:
             self._armed = True
             torch.autograd.Variable._execution_engine.queue_callback(self.synchronise)
         if self._buckets is None:
-            self._arrivals[param] = None
+            self._arrivals[param] = self._arrivals.get(param, 0) + 1
         elif self._early is not None:
             self._early.advance(1 / self.comm.size)
 
@@ -365,8 +377,15 @@ class Handle:
         arrived = [numbers[param] for param in self._arrivals]
         arrived += sorted(set(numbers.values()).difference(arrived), reverse=True)
         self._order = [params[i] for i in self.comm.bcast(arrived)]
-        mine = set(others)
-        self._buckets = list(fill_buckets([param for param in self._order if param in mine]))
+        # Activation checkpoints that are re-entrant leave a gradient in parts; only the last would end its exchange.
+        counts = np.array([self._arrivals.get(param, 0) for param in params], np.int64)
+        self.comm.Allreduce(MPI.IN_PLACE, counts, MPI.MAX)
+        self._repeated = {param for param, count in zip(params, counts.tolist(), strict=True) if count > 1}
+        mine = set(others) if self.comm.size > 1 else set()
+        once, repeated = mine - self._repeated, mine & self._repeated
+        self._buckets = [
+            bucket for kind in (once, repeated) for bucket in fill_buckets([p for p in self._order if p in kind])
+        ]
         self._bucket_of = {param: bucket for bucket in self._buckets for param in bucket.params}
         self._order_early()
 
@@ -376,10 +395,12 @@ class Handle:
             return
         members: dict[Exchanged, list[nn.Parameter]] = {}
         if self.comm.node.size < self.comm.size:
-            members |= {bucket: bucket.params for bucket in self._buckets}
+            members |= {bucket: bucket.params for bucket in self._buckets if self._repeated.isdisjoint(bucket.params)}
         for weight in self._parts.weights:
+            if weight.param in self._repeated:
+                continue
             if (isinstance(weight, MeanWeight) and weight.overlaps) or (
-                isinstance(weight, FusedWeight) and self._early_fused
+                isinstance(weight, FusedWeight) and self._early_fused and not self._outside.get(weight)
             ):
                 members[weight] = [weight.param]
         self._early = EarlyExchanges(self.comm, members, self._order)

@@ -100,6 +100,10 @@ class FusedWeight(Collected):
     def start(self, comm: sfb.Comm, scale: float) -> None:
         """Begin to exchange the gradient and to apply the mean, before the step."""
         self.settle(scale)
+        if self.dense is not None:
+            # Other ranks may have factors alone: the dense part becomes factors, too.
+            self._factors.append((np.eye(len(self.dense), dtype=self.dense.dtype), self.dense))
+            self.dense = None
         self.state.begin()
         self._settings = self.state.rule.settings
         self._request = comm.Iallreduce(self.factors(), self.state.rule)
@@ -113,22 +117,30 @@ class FusedWeight(Collected):
             outside: Whether a rank has a gradient from outside linear layers.
         """
         rows, columns = self.shape
+        if self._sum is not None:
+            return self._norm()
         total, factors = int(samples.sum()), self.factors()
         if outside or total * (rows + columns) > rows * columns:
-            return self._add_up(comm)
+            self._add_up(comm)
+            return self._norm()
         u, v = np.empty((total, rows), factors.dtype), np.empty((total, columns), factors.dtype)
         comm.Allgatherv(factors.u, [u, samples * rows])
         comm.Allgatherv(factors.v, [v, samples * columns])
         self._sum = sfb.Factors(u, v)
-        return kernels.norm(u, v) if total else 0.0
+        return self._norm()
 
-    def _add_up(self, comm: sfb.Comm) -> float:
+    def _norm(self) -> float:
+        if isinstance(self._sum, sfb.Factors):
+            return kernels.norm(self._sum.u, self._sum.v) if len(self._sum) else 0.0
+        assert self._sum is not None
+        return float(np.linalg.norm(self._sum))
+
+    def _add_up(self, comm: sfb.Comm) -> None:
         total = self.factors().dense()
         if self.dense is not None:
             total += self.dense
         comm.Allreduce(MPI.IN_PLACE, total)
         self._sum = total
-        return float(np.linalg.norm(total))
 
     def scale(self, factor: float) -> None:
         """Scale the mean that `gather` keeps."""
@@ -147,9 +159,13 @@ class FusedWeight(Collected):
             outside: Whether a rank has a gradient from outside linear layers.
 
         Raises:
-            RuntimeError: The settings have changed since backward() applied the gradient.
+            RuntimeError: The weight has moved, or settings have changed since backward() applied the gradient.
         """
         state = self.state
+        if self.param.data_ptr() != state.rule.array.ctypes.data:
+            raise RuntimeError(
+                f"{self.name} is no longer where attach put it: detach before the model moves or changes its type"
+            )
         if self._request is not None:
             request, self._request = self._request, None
             request.Wait()

@@ -1,0 +1,613 @@
+"""What attached programs do between their calls means what it means in PyTorch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from mpi4py import MPI
+
+torch = pytest.importorskip("torch", minversion="2.9")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+from torch_training import (  # noqa: E402
+    LARGE,
+    Attached,
+    ByHand,
+    assert_close,
+    assert_ranks_agree,
+    broadcast,
+    compare,
+    numbers,
+    perceptron,
+    seeded,
+    squares,
+    weights,
+)
+
+pytestmark = pytest.mark.mpi
+
+MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
+ADAM = partial(torch.optim.Adam, lr=0.01, eps=1e-3)
+
+
+@pytest.fixture(params=["comm", "lone_comm"], ids=["one node", "nodes of one"])
+def nodes(request):
+    """A Comm over the real nodes, then over nodes of one rank."""
+    return request.getfixturevalue(request.param)
+
+
+def several_passes(trainer, loss):
+    kept = loss(trainer.forward, 0)
+    kept.backward(retain_graph=True)
+    kept.backward()
+    loss(trainer.forward, 1).backward()
+    trainer.step()
+
+
+def no_zero_grad(trainer, loss):
+    for step in range(3):
+        loss(trainer.forward, step).backward()
+        trainer.step()
+
+
+def one_gradient_for_two_steps(trainer, loss):
+    loss(trainer.forward, 0).backward()
+    trainer.step()
+    trainer.step()
+
+
+def zero_grad_without_step(trainer, loss):
+    loss(trainer.forward, 0).backward()
+    trainer.optimizer.zero_grad()
+    loss(trainer.forward, 1).backward()
+    trainer.step()
+
+
+def zero_grad_of_the_model(trainer, loss):
+    for step in range(3):
+        trainer.model.zero_grad()
+        loss(trainer.forward, step).backward()
+        trainer.step()
+
+
+def zero_grad_of_some_layers(trainer, loss):
+    loss(trainer.forward, 0).backward()
+    trainer.model[0].zero_grad()
+    trainer.step()
+    with trainer.no_sync():
+        loss(trainer.forward, 1).backward()
+    trainer.model[2].zero_grad()
+    loss(trainer.forward, 2).backward()
+    trainer.step()
+
+
+def gradients_set_to_zero(trainer, loss):
+    for step in range(3):
+        trainer.optimizer.zero_grad(set_to_none=False)
+        loss(trainer.forward, step).backward()
+        trainer.step()
+
+
+def step_without_backward(trainer, loss):
+    trainer.step()
+    loss(trainer.forward, 0).backward()
+    trainer.step()
+    trainer.optimizer.zero_grad()
+    trainer.step()
+
+
+def discarded_within_no_sync(trainer, loss):
+    with trainer.no_sync():
+        loss(trainer.forward, 0).backward()
+    trainer.optimizer.zero_grad()
+    loss(trainer.forward, 1).backward()
+    trainer.step()
+
+
+def nested_no_sync(trainer, loss):
+    with trainer.no_sync():
+        with trainer.no_sync():
+            loss(trainer.forward, 0).backward()
+        loss(trainer.forward, 1).backward()
+    loss(trainer.forward, 2).backward()
+    trainer.step()
+
+
+def evaluation_between(trainer, loss):
+    out = loss(trainer.forward, 0)
+    trainer.model.eval()
+    with torch.no_grad():
+        loss(trainer.forward, 1)
+    with torch.inference_mode():
+        loss(trainer.forward, 2)
+    trainer.model.train()
+    loss(trainer.forward, 3)  # a graph that is dropped
+    out.backward()
+    trainer.step()
+
+
+def gradient_of_the_input(trainer, loss):
+    x = numbers(5, 12, seed=(7, 0)).requires_grad_()
+    gradient = torch.autograd.grad(trainer.forward(x).sum(), x)[0]
+    (loss(trainer.forward, 0) + trainer.forward(gradient).square().mean()).backward()
+    trainer.step()
+
+
+def gradients_of_some(trainer, loss):
+    """The last weight and the biases, and then the large weight alone."""
+    _, bias, large, *rest = trainer.model.parameters()
+    loss(trainer.forward, 0).backward(inputs=[bias, *rest])
+    trainer.step()
+    trainer.optimizer.zero_grad()
+    loss(trainer.forward, 1).backward(inputs=[large])
+    trainer.step()
+
+
+def clipping_twice(trainer, loss):
+    loss(trainer.forward, 0).backward()
+    trainer.clip(1e-2)
+    trainer.clip(1e-3)
+    trainer.step()
+
+
+def settings_changed_by_hand(trainer, loss):
+    for step, lr in enumerate((0.1, 0.0, 0.05)):
+        trainer.optimizer.param_groups[0].update(lr=lr, weight_decay=0.1 * step)
+        trainer.optimizer.zero_grad()
+        loss(trainer.forward, step).backward()
+        trainer.step()
+
+
+def settings_changed_after_backward(trainer, loss):
+    for step in range(3):
+        trainer.optimizer.zero_grad()
+        loss(trainer.forward, step).backward()
+        trainer.optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        trainer.step()
+
+
+def weights_clamped(trainer, loss):
+    for step in range(3):
+        trainer.optimizer.zero_grad()
+        loss(trainer.forward, step).backward()
+        trainer.step()
+        with torch.no_grad():
+            for param in trainer.model.parameters():
+                param.clamp_(-0.05, 0.05)
+
+
+def weights_loaded(trainer, loss):
+    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    loss(trainer.forward, 0).backward()
+    trainer.step()
+    trainer.model.load_state_dict(start)
+    trainer.optimizer.zero_grad()
+    loss(trainer.forward, 1).backward()
+    trainer.step()
+
+
+def other_weights(trainer, loss):
+    """A call of the model with weights of its own, as meta-learning makes them."""
+    fast = {name: param.detach().clone().requires_grad_() for name, param in trainer.model.named_parameters()}
+    out = torch.func.functional_call(trainer.model, fast, (numbers(5, 12, seed=(8, 0)),))
+    gradients = torch.autograd.grad(out.square().sum(), list(fast.values()))
+    scale = sum(gradient.square().sum() for gradient in gradients)
+    (loss(trainer.forward, 1) / scale.sqrt()).backward()
+    trainer.step()
+
+
+SCRIPTS = [
+    several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model,
+    zero_grad_of_some_layers, gradients_set_to_zero, step_without_backward, discarded_within_no_sync,
+    nested_no_sync, evaluation_between, gradient_of_the_input, gradients_of_some, clipping_twice,
+    settings_changed_by_hand, settings_changed_after_backward, weights_clamped, weights_loaded, other_weights,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_scripts(world, nodes, script, fused):
+    compare(
+        world, perceptron, MOMENTUM, lambda t: script(t, squares(world)), comm=nodes, fused=fused, overlap=False
+    )  # fmt: skip
+
+
+# What tensors hold when backward() returns may change before step().
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["input", "input with a gradient"])
+def test_an_input_may_be_overwritten_after_backward(world, nodes, fused, wanted):
+    """A buffer of batches; or an example that an attack changes in place."""
+
+    def script(trainer):
+        x = torch.empty(5, LARGE[1], dtype=torch.float64, requires_grad=wanted)
+        for step in range(3):
+            trainer.optimizer.zero_grad()
+            for part in range(2):
+                with torch.no_grad():
+                    x.copy_(numbers(*x.shape, seed=(step, part, world.rank)))
+                trainer.forward(x).square().mean().backward()
+                with torch.no_grad():
+                    x.fill_(1e3)
+            trainer.step()
+
+    compare(
+        world, lambda: nn.Sequential(nn.Linear(*LARGE[::-1]), nn.Tanh()), ADAM, script, comm=nodes, fused=fused,
+        overlap=False,
+    )  # fmt: skip
+
+
+def test_a_retained_gradient_may_be_overwritten(world, nodes, fused):
+    def script(trainer):
+        for step in range(3):
+            trainer.optimizer.zero_grad()
+            out = trainer.forward(numbers(5, LARGE[1], seed=(step, world.rank)))
+            out.retain_grad()
+            (out * numbers(5, LARGE[0], seed=(step, 1, world.rank))).sum().backward()
+            out.grad.fill_(1e3)
+            trainer.step()
+
+    compare(world, lambda: nn.Linear(*LARGE[::-1]), ADAM, script, comm=nodes, fused=fused, overlap=False)
+
+
+def test_a_weight_in_the_loss(world, nodes, fused):
+    def script(trainer):
+        loss = squares(world)
+        trainer.train(
+            lambda forward, step: loss(forward, step) + sum(0.1 * p.pow(2).sum() for p in trainer.model.parameters())
+        )
+
+    compare(world, perceptron, ADAM, script, comm=nodes, fused=fused)
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["from the first step", "later"])
+def test_a_weight_in_the_loss_of_some_ranks(world, nodes, fused, first):
+    """Later: once exchanges begin during the backward pass."""
+
+    def script(trainer):
+        loss = squares(world)
+
+        def penalised(forward, step):
+            penalty = trainer.model[2].weight.pow(2).sum() if first <= step and step % 2 == world.rank % 2 else 0.0
+            return loss(forward, step) + penalty
+
+        trainer.train(penalised)
+
+    compare(world, perceptron, ADAM, script, comm=nodes, fused=fused)
+
+
+# Parameters that are frozen or unused.
+
+
+def freeze(model, frozen, *names):
+    for name, param in model.named_parameters():
+        if name.startswith(names):
+            param.requires_grad_(not frozen)
+
+
+@pytest.mark.parametrize("frozen", ["0", "2", "4.bias", ("2.weight", "0")], ids=str)
+def test_layers_frozen_before(world, nodes, fused, frozen):
+    """Their optimizer may hold them or not; here it does."""
+    names = (frozen,) if isinstance(frozen, str) else frozen
+
+    def model():
+        net = perceptron()
+        freeze(net, True, *names)
+        return net
+
+    compare(world, model, MOMENTUM, lambda t: t.train(squares(world), steps=4), comm=nodes, fused=fused)
+
+
+def test_the_optimizer_may_lack_frozen_layers(world, comm, fused):
+    def model():
+        net = perceptron()
+        freeze(net, True, "0", "2")
+        return net
+
+    def make(params):
+        return torch.optim.Adam([param for param in params if param.requires_grad], lr=0.01, eps=1e-3)
+
+    compare(world, model, make, lambda t: t.train(squares(world), steps=4), comm=comm, fused=fused)
+
+
+@pytest.mark.parametrize("name", ["0", "2", "4"])
+def test_layers_frozen_and_thawed(world, nodes, fused, name):
+    def script(trainer):
+        loss = squares(world)
+        for step in range(6):
+            freeze(trainer.model, step in (1, 2, 4), name)
+            trainer.optimizer.zero_grad()
+            loss(trainer.forward, step).backward()
+            trainer.step()
+
+    compare(world, perceptron, MOMENTUM, script, comm=nodes, fused=fused, overlap=False)
+
+
+class Branches(nn.Module):
+    """Layers of which a call uses some: ``uses`` are names."""
+
+    def __init__(self):
+        super().__init__()
+        self.large, self.also = nn.Linear(*LARGE[::-1]), nn.Linear(*LARGE[::-1])
+        self.small, self.table = nn.Linear(LARGE[1], LARGE[0]), nn.Embedding(300, 300)
+        self.outward = nn.Linear(LARGE[0], 3)
+
+    def forward(self, x, uses):
+        total = sum(getattr(self, name)(x) for name in uses if name != "table")
+        if "table" in uses:
+            total = total + self.table((x[:, 0] * 1e3).long() % 300)
+        return self.outward(torch.tanh(total))
+
+
+def use(world, trainer, choose, steps=5):
+    for step in range(steps):
+        trainer.optimizer.zero_grad()
+        x = numbers(5, LARGE[1], seed=(step, world.rank))
+        trainer.forward(x, choose(step)).square().mean().backward()
+        trainer.step()
+
+
+USES = {
+    "none": lambda step, rank: ["large"],
+    "some ranks": lambda step, rank: ["large", "also", "table"] if rank == 0 else ["large", "small"],
+    "some steps": lambda step, rank: ["large", ("also", "small", "table")[step % 3]],
+    "both": lambda step, rank: ["large", ("also", "small", "table")[(step * (rank + 1)) % 3]],
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_layers_used_by(world, nodes, fused, name):
+    """A layer that no rank uses keeps its weights, without decay and momentum, as with find_unused_parameters."""
+    compare(
+        world, Branches, MOMENTUM, lambda t: use(world, t, lambda step: USES[name](step, world.rank)), comm=nodes,
+        fused=fused,
+    )  # fmt: skip
+
+
+# Several models.
+
+
+def test_two_models_train_against_each_other(world, nodes, fused):
+    """A generator learns by the weights of a critic, whose gradients of that pass are discarded."""
+
+    def models():
+        return nn.Sequential(nn.Linear(8, 300), nn.Tanh(), nn.Linear(300, 300)), perceptron(inputs=300, outputs=1)
+
+    def train(generator, critic, its_optimizer, optimizer, its_step, step):
+        for number in range(4):
+            noise = numbers(5, 8, seed=(number, world.rank))
+            optimizer.zero_grad()
+            real = critic(numbers(5, 300, seed=(number, 1, world.rank)))
+            (functional.softplus(-real) + functional.softplus(critic(generator(noise).detach()))).mean().backward()
+            step()
+            its_optimizer.zero_grad()
+            functional.softplus(-critic(generator(noise))).mean().backward()
+            its_step()
+
+    ours = [seeded(lambda i=i: models()[i], world.rank) for i in (0, 1)]
+    theirs = [ByHand(world, seeded(lambda i=i: models()[i], world.rank), ADAM) for i in (0, 1)]
+    train(*(t.model for t in theirs), *(t.optimizer for t in theirs), *(t.step for t in theirs))
+    attached = [Attached(model, ADAM, nodes, fused=fused) for model in ours]
+    train(*ours, *(t.optimizer for t in attached), *(t.step for t in attached))
+    for mine, reference in zip(attached, theirs, strict=True):
+        mine.close()
+        assert_close(mine.model, reference.model)
+        assert_ranks_agree(world, mine.model)
+
+
+def test_two_models_share_a_loss(world, comm):
+    """Handles on two models, one fused and one not, in one backward pass."""
+    make = (MOMENTUM, partial(torch.optim.RMSprop, lr=0.01))
+    theirs = [ByHand(world, seeded(perceptron, world.rank + 10 * i), make[i]) for i in (0, 1)]
+    ours = [Attached(seeded(perceptron, world.rank + 10 * i), make[i], comm) for i in (0, 1)]
+    assert [each.handle.fused for each in ours] == [True, False]
+    for pair in (theirs, ours):
+        for step in range(4):
+            for each in pair:
+                each.optimizer.zero_grad()
+            x = numbers(5, 12, seed=(step, world.rank))
+            (pair[0].forward(x) - pair[1].forward(x)).square().mean().backward()
+            for each in pair:
+                each.step()
+    for mine, reference in zip(ours, theirs, strict=True):
+        mine.close()
+        assert_close(mine.model, reference.model)
+
+
+# What one rank has and others do not: NaN, no samples, fewer batches.
+
+
+def test_a_nan_reaches_all_ranks(world, nodes, fused):
+    trainer = Attached(seeded(perceptron), MOMENTUM, nodes, fused=fused)
+    loss = squares(world)
+    trainer.train(loss, steps=1)
+    trainer.optimizer.zero_grad()
+    (loss(trainer.forward, 1) * (float("nan") if world.rank == world.size - 1 else 1.0)).backward()
+    trainer.step()
+    for name, param in trainer.model.named_parameters():
+        assert param.isnan().all(), name
+    trainer.close()
+
+
+def test_the_norm_of_a_nan(world, comm, fused):
+    trainer = Attached(seeded(perceptron), MOMENTUM, comm, fused=fused)
+    (squares(world)(trainer.forward, 1) * float("nan")).backward()
+    assert trainer.clip(1.0).isnan()
+    trainer.close()
+
+
+def sums(world, samples):
+    """Return a loss, a sum over ``samples(step, rank)`` samples, which may be none."""
+
+    def loss(forward, step):
+        x = numbers(samples(step, world.rank), 12, seed=(step, world.rank))
+        return forward(x).sin().square().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [lambda step, rank: 5 * (rank != 0), lambda step, rank: 4 * ((step + rank) % 2), lambda step, rank: 3 * rank],
+    ids=["none on rank 0", "none in turn", "more on later ranks"],
+)
+def test_empty_batches(world, nodes, fused, samples):
+    if world.size == 1:
+        samples = lambda step, rank: 2 * (step % 2)  # noqa: E731
+    make = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+    compare(world, perceptron, make, lambda t: t.train(sums(world, samples)), comm=nodes, fused=fused)
+
+
+@pytest.mark.parametrize("last", ["empty", "short"])
+def test_weighted_by_samples(world, nodes, fused, last):
+    """Batches of any length, with means as losses, equal one batch of all samples."""
+
+    def length(step, rank):
+        return (0 if last == "empty" else 1) if rank == world.size - 1 and step else 2 + (3 * step + rank) % 5
+
+    def data(step, rank):
+        seed = (step, rank)
+        return numbers(length(*seed), 12, seed=seed), numbers(length(*seed), 3, seed=(*seed, 1))
+
+    def mean(forward, step):
+        x, y = data(step, world.rank)
+        return functional.mse_loss(forward(x), y)
+
+    def mean_of_all(forward, step):
+        x, y = (torch.cat(parts) for parts in zip(*(data(step, r) for r in range(world.size)), strict=True))
+        return functional.mse_loss(forward(x), y)
+
+    model, reference = (seeded(perceptron, world.rank) for _ in range(2))
+    broadcast(world, reference)
+    optimizer = ADAM(reference.parameters())
+    steps = 4 if world.size > 1 or last == "short" else 1
+    for step in range(steps):
+        optimizer.zero_grad()
+        mean_of_all(reference, step).backward()
+        optimizer.step()
+    trainer = Attached(model, ADAM, nodes, fused=fused, weight="samples")
+    trainer.train(mean, steps)
+    trainer.close()
+    assert_close(model, reference)
+    assert_ranks_agree(world, model)
+
+
+def test_weighted_by_samples_without_any(world, comm, fused):
+    trainer = Attached(seeded(perceptron), MOMENTUM, comm, fused=fused, weight="samples")
+    start = weights(trainer.model)
+    functional.mse_loss(trainer.forward(torch.empty(0, 12).double()), torch.empty(0, 3).double()).backward()
+    trainer.step()
+    trainer.close()
+    decayed = {name: param * (1 - 0.1 * 0.01) for name, param in start.items()}
+    assert_close(trainer.model, decayed)
+
+
+JOINS = {
+    "fewer on later ranks": lambda rank, size: 2 + size - rank,
+    "fewer on earlier ranks": lambda rank, size: 2 + rank,
+    "none on rank 0": lambda rank, size: 3 * (rank > 0),
+    "none on the last rank": lambda rank, size: 3 * (rank < size - 1),
+    "as many": lambda rank, size: 3,
+    "none": lambda rank, size: 0,
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_join(world, nodes, fused, name):
+    """Ranks without batches take part with gradients of zero, and follow the scheduler of the others."""
+    mine = JOINS[name](world.rank, world.size)
+    most = world.allreduce(mine, MPI.MAX)
+    loss = squares(world)
+
+    def take(trainer, scheduler, step, batch):
+        trainer.optimizer.zero_grad()
+        if batch:
+            loss(trainer.forward, step).backward()
+        trainer.clip(0.5)
+        trainer.step()
+        scheduler.step()
+
+    reference = ByHand(world, seeded(perceptron, world.rank), MOMENTUM)
+    scheduler = torch.optim.lr_scheduler.StepLR(reference.optimizer, 2, 0.5)
+    for step in range(most):
+        take(reference, scheduler, step, step < mine)
+    trainer = Attached(seeded(perceptron, world.rank), MOMENTUM, nodes, fused=fused)
+    scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 2, 0.5)
+    with trainer.handle.join():
+        for step in range(mine):
+            take(trainer, scheduler, step, True)
+    assert_close(trainer.model, reference.model)
+    assert_ranks_agree(world, trainer.model)
+    trainer.optimizer.param_groups[0]["lr"] = reference.optimizer.param_groups[0]["lr"] = 0.02
+    trainer.train(loss, steps=2)  # the ranks go on together
+    reference.train(loss, steps=2)
+    trainer.close()
+    assert_close(trainer.model, reference.model)
+
+
+def test_join_with_accumulation_and_buffers(world, nodes, fused):
+    """Each step is two backward passes; buffers come from a rank that has batches."""
+
+    def model():
+        return nn.Sequential(perceptron(outputs=6), nn.BatchNorm1d(6))
+
+    mine = 2 + world.rank
+    loss = squares(world, outputs=6)
+
+    def take(trainer, step, batch=True):
+        trainer.optimizer.zero_grad()
+        if batch:
+            with trainer.no_sync():
+                loss(trainer.forward, step).backward()
+            loss(trainer.forward, 100 + step).backward()
+        trainer.step()
+
+    reference = ByHand(world, seeded(model, world.rank), ADAM)
+    for step in range(world.size + 1):
+        take(reference, step, step < mine)
+    trainer = Attached(seeded(model, world.rank), ADAM, nodes, fused=fused)
+    with trainer.handle.join():
+        for step in range(mine):
+            take(trainer, step)
+    trainer.close()
+    assert_close(trainer.model, reference.model)
+    assert_ranks_agree(world, trainer.model)
+    for name, buffer in trainer.model.named_buffers():
+        assert len({each.numpy().tobytes() for each in world.allgather(buffer)}) == 1, name
+
+
+def test_join_weighted_by_samples(world, nodes):
+    """Every step is the mean over the samples that there are."""
+    mine = 2 + world.rank
+    model, reference = (seeded(perceptron, world.rank) for _ in range(2))
+    broadcast(world, reference)
+    optimizer = ADAM(reference.parameters())
+    for step in range(1 + world.size):
+        parts = [(step, rank) for rank in range(world.size) if step < 2 + rank]
+        optimizer.zero_grad()
+        out = reference(torch.cat([numbers(2 + rank, 12, seed=(step, rank)) for step, rank in parts]))
+        out.sin().mean().backward()
+        optimizer.step()
+    trainer = Attached(model, ADAM, nodes, weight="samples")
+    with trainer.handle.join():
+        trainer.train(
+            lambda forward, step: forward(numbers(2 + world.rank, 12, seed=(step, world.rank))).sin().mean(), mine
+        )
+    trainer.close()
+    assert_close(model, reference)
+    assert_ranks_agree(world, model)
+
+
+def test_autocast(world, comm, fused):
+    """Layers computed in bfloat16 leave gradients of the weights' type."""
+
+    def script(trainer):
+        for step in range(4):
+            trainer.optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = trainer.forward(numbers(5, 12, seed=(step, world.rank), dtype=torch.float32))
+            out.float().square().mean().backward()
+            trainer.step()
+
+    compare(world, perceptron, MOMENTUM, script, comm=comm, dtype=torch.float32, tolerance=2e-3, fused=fused)
