@@ -28,7 +28,7 @@ def test_digits_resume_bit_for_bit(tmp_path):
     whole = digits(2, "--epochs", 4, "--checkpoint", one)
     parts = digits(2, "--epochs", 2, "--checkpoint", other)
     parts += digits(2, "--epochs", 4, "--checkpoint", other, "--resume")
-    assert whole == parts
+    assert parts == whole
     assert whole[-1] > 0.9
     expected, got = torch.load(one), torch.load(other)
     assert expected["epoch"] == got["epoch"] == 4
@@ -37,11 +37,5 @@ def test_digits_resume_bit_for_bit(tmp_path):
     assert len(expected["optimizer"]["state"]) == len(got["optimizer"]["state"]) == 8
     for index, state in expected["optimizer"]["state"].items():
         assert torch.equal(state["momentum_buffer"], got["optimizer"]["state"][index]["momentum_buffer"]), index
-
-
-@needs_mpirun
-def test_digits_on_another_number_of_ranks(tmp_path):
-    checkpoint = tmp_path / "digits.pt"
-    digits(1, "--epochs", 1, "--checkpoint", checkpoint)
-    (accuracy,) = digits(3, "--epochs", 2, "--checkpoint", checkpoint, "--resume")
-    assert accuracy > 0.8
+    (last,) = digits(3, "--epochs", 5, "--checkpoint", other, "--resume")  # on another number of ranks
+    assert last > 0.9
