@@ -204,13 +204,18 @@ class Comm(MPI.Intracomm):
 
         Returns:
             With factors a `Request` of this library, which is also an `MPI.Request` if the communicator's
-            ``progress`` is "thread"; mpi4py's own for plain arrays.
+            ``progress`` is "thread". With plain arrays an `MPI.Request`: where that thread serves, arrays of 1 MiB
+            and more between nodes that have equally many ranks are this library's, once it has been used for any
+            collective call before; others are mpi4py's own.
         """
         if not (isinstance(sendbuf, Factors) or isinstance(recvbuf, Receiver)):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
-            return super().Iallreduce(sendbuf, recvbuf, op)
+            arrays = self._arrays_in_queue()
+            if arrays is None or not arrays.large(recvbuf):
+                return super().Iallreduce(sendbuf, recvbuf, op)
+            return self._request(self._queue.begin(lambda alone: arrays.iallreduce(sendbuf, recvbuf, op)))
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
         lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
         engine = self._engine
@@ -222,10 +227,7 @@ class Comm(MPI.Intracomm):
         queued = self._queue.begin(propose)
         if lacks_state:
             self._queue.finish(queued)
-        if not self._has_thread:
-            return PolledRequest(self._queue, queued)
-        self._wake()
-        return Request(self._queue, queued)
+        return self._request(queued)
 
     def Allreduce_init(
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
@@ -431,10 +433,11 @@ class Comm(MPI.Intracomm):
                 raise error
         if arrays is None:
             return False
-        if arrays.far and arrays.takes(recvbuf):
+        if arrays.large(recvbuf):
             self._queue.drain()
-            arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
-            return True
+            if arrays.takes(recvbuf):
+                arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
+                return True
         return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
 
     def _reduce_by_mpi(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:
@@ -467,6 +470,14 @@ class Comm(MPI.Intracomm):
         arrays = self._arrays or self._arrays_if_possible()
         return arrays if arrays is not None and self._team.nodes == 1 else None
 
+    def _arrays_in_queue(self) -> Arrays | None:
+        """Return what exchanges plain arrays between nodes in the queue, if all ranks have it without waiting."""
+        if not (self._options.check and self._has_thread):
+            return None
+        # All ranks make the team together. They do not wait for each other here, as MPI's call would not.
+        team = self._team_or_none
+        return None if team is None or team.nodes == 1 else self._arrays or self._arrays_if_possible()
+
     def _arrays_if_possible(self) -> Arrays | None:
         """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
         if not self._helpless:
@@ -482,6 +493,13 @@ class Comm(MPI.Intracomm):
     def _has_thread(self) -> bool:
         """Whether a thread takes exchanges forward."""
         return self._options.progress == "thread" and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+
+    def _request(self, queued: QueuedExchange) -> Request | PolledRequest:
+        """Return a request for an exchange in the queue."""
+        if not self._has_thread:
+            return PolledRequest(self._queue, queued)
+        self._wake()
+        return Request(self._queue, queued)
 
     def _wake(self) -> None:
         """Let the thread take exchanges forward until none is under way."""

@@ -1,47 +1,66 @@
-"""Allreduce of plain arrays between nodes, in segments of which several are in flight."""
+"""Allreduce of plain arrays between nodes: a ring, in segments of which several are in flight."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from os import sched_yield
+from time import sleep
+from typing import TypeAlias
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb.runtime.board import Watch
+from sfb.runtime.limits import array_tag
 from sfb.runtime.team import Team
 
-__all__ = ["SegmentedAllreduce"]
+__all__ = ["NodeRings", "RingRequest", "Segment", "cuts"]
 
-# Segments in flight; the least and the most bytes of one; and the least bytes of a message to a peer.
-_IN_FLIGHT, _SEGMENT, _MESSAGE = 3, (1 << 19, 1 << 21), 1 << 16
-# Tests between two looks at the clock.
-_TESTS = 1024
-# A call has two tags; MPI guarantees 32768.
-_TAGS = 32768 // 2
+# Segments in flight, and the least and the most bytes of a message. The messages under way fill the link while a
+# segment is reduced, and while another process or the caller's own computation has the core: 2 MiB take 17 ms at
+# 1 Gbit/s.
+_IN_FLIGHT, _MESSAGE = 8, (1 << 13, 1 << 18)
+# Looks for messages before a waiting rank sleeps, about as long as a sleep takes; the seconds of a sleep. A rank that
+# polls keeps the core from the kernel's network stack and from other ranks.
+_LOOKS, _SLEEP = 16, 2e-5
+# Looks between two looks at the clock.
+_TESTS = 256
+
+# This rank's part, where the result goes, maybe the same array, and what to call when the result is there.
+Segment: TypeAlias = "tuple[np.ndarray, np.ndarray, Callable[[], None]]"
 
 
-class SegmentedAllreduce:
-    """Allreduce among the ranks that have the same slot on their nodes.
+class NodeRings:
+    """Allreduce between nodes: for each slot, a ring of the ranks that have it on their nodes.
 
-    An array travels in segments. Every peer receives one part of a segment from all others, reduces it in the order of
-    nodes, and sends it to all others: like a ring (Patarasuk and Yuan, JPDC 2009) 2(N−1)/N of its bytes each way, but
-    in two steps rather than 2(N−1). Meanwhile other segments are in flight.
+    An array travels in segments, each by the ring algorithm (Patarasuk and Yuan, JPDC 2009): every node sends and
+    receives 2(N−1)/N of its bytes, and has one stream of messages into its link and one out of it. Streams of all peers
+    into one link at once, as in an all-to-all exchange, would queue up in it and starve others.
 
     Args:
         team: The ranks, equally many on each node.
+
+    Attributes:
+        mates: The ranks of this node, in the order of their slots.
     """
 
     def __init__(self, team: Team) -> None:
         self._team = team
-        slot = team.slot_of[team.rank]
-        self._peers = sorted(
+        slot, home = team.slot_of[team.rank], team.node_of[team.rank]
+        peers = sorted(
             (rank for rank in range(team.size) if team.slot_of[rank] == slot), key=lambda rank: team.node_of[rank]
         )
-        self._me = self._peers.index(team.rank)
+        self._nodes = len(peers)
+        self._me = peers.index(team.rank)
+        self._left, self._right = peers[self._me - 1], peers[(self._me + 1) % self._nodes]
+        self.mates = sorted(
+            (rank for rank in range(team.size) if team.node_of[rank] == home), key=lambda rank: team.slot_of[rank]
+        )
+        self._slot = slot
         self._memory: list[np.ndarray] = []
+        self._running: deque[RingRequest] = deque()
 
     @staticmethod
     def serves(team: Team) -> bool:
@@ -49,133 +68,231 @@ class SegmentedAllreduce:
         return team.nodes > 1 and len({team.node_of.count(node) for node in range(team.nodes)}) == 1
 
     def segment_bytes(self, nbytes: int) -> int:
-        """Return the most bytes of a segment of an array of ``nbytes`` bytes."""
-        least, most = _SEGMENT
-        return max(_MESSAGE * len(self._peers), min(most, max(least, nbytes // _IN_FLIGHT)))
+        """Return the most bytes of a segment where each rank of a node has ``nbytes`` bytes to reduce."""
+        least, most = _MESSAGE
+        return self._nodes * max(least, min(most, nbytes // (self._nodes * _IN_FLIGHT)))
 
-    def reserve(self) -> None:
-        """Allocate the memory that `allreduce` needs for what it receives."""
-        if not self._memory:
-            most = max(_MESSAGE * len(self._peers), _SEGMENT[1])
-            self._memory = [np.empty(most, np.uint8) for _ in range(_IN_FLIGHT)]
+    def reserve(self, nbytes: int, *, on_node: bool) -> None:
+        """Allocate memory for the messages of segments of up to ``nbytes`` bytes a rank.
 
-    def allreduce(
-        self, number: int, reduction: np.ufunc, segments: Iterator[tuple[np.ndarray, np.ndarray, Callable[[], None]]]
-    ) -> None:
-        """Reduce segment by segment.
+        Args:
+            nbytes: What `segment_bytes` returned.
+            on_node: Whether the ranks of a node send each other messages, too.
+        """
+        needed = (2 * nbytes if on_node else 0) + -(-nbytes // self._nodes) + 8 * self._nodes
+        if not self._memory or self._memory[0].size < needed:
+            self._memory = [np.empty(needed, np.uint8) for _ in range(_IN_FLIGHT)]
+
+    def begin(
+        self, number: int, call: str, reduction: np.ufunc, segments: Iterator[Segment], *, on_node: bool
+    ) -> RingRequest:
+        """Begin to reduce segment by segment; `reserve` has been called.
 
         Args:
             number: Number of the call.
+            call: The user's call, for messages.
             reduction: Reduces two arrays; `numpy.add` for a sum.
-            segments: Yields, when a segment is to start, this rank's part and where the result goes, maybe the same
-                array, of at most `segment_bytes` and equally many on all peers; and what to call when the result is
-                there.
+            segments: Yields segments when they are to start, equally many of equal sizes on all ranks. What each calls
+                at its end is called in the order of segments.
+            on_node: Whether the ranks of a node pass whole segments, which they reduce and gather by messages; if not,
+                they pass their parts of the node's sum.
         """
-        tag = 2 * (number % _TAGS)
-        in_flight: deque[_Segment] = deque()
-        free = list(self._memory)
-        watch: Watch | None = None
-        tests = 0
-        more = True
-        while True:
-            while more and len(in_flight) < _IN_FLIGHT:
-                following = next(segments, None)
-                if following is None:
-                    more = False
-                else:
-                    in_flight.append(_Segment(self, tag, reduction, free.pop(), *following))
-            if not in_flight:
-                return
-            moved = False
-            for segment in in_flight:
-                moved |= segment.advance()
-                if not segment.reduced:  # peers send their parts of segments in order
-                    break
-            if in_flight[0].done:
-                first = in_flight.popleft()
-                free.append(first.memory)
-                first.then()
-            elif not moved:
-                sched_yield()
-                tests += 1
-                if tests % _TESTS == 0:
-                    watch = watch or self._team.board.watch()
-                    watch.look(lambda: in_flight[0].missing, "Allreduce")
+        sources = {self._left, *(self.mates if on_node else [])} - {self._team.rank}
+        steps = partial(self._whole if on_node else self._ring, reduction)
+        return RingRequest(self, number, call, steps, sorted(sources), segments)
+
+    def _ring(
+        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+    ) -> Iterator[list[MPI.Request]]:
+        """Reduce among the ranks of this slot; yield the requests of one step after another."""
+        world, nodes, me = self._team.world, self._nodes, self._me
+        parts = [slice(low, high) for low, high in pairwise(cuts(send.size, nodes))]
+        room = memory[: memory.size // 8 * 8].view(send.dtype)
+        # Sums of parts go round: this rank passes on its own part first, then what it has added to.
+        passed = send[parts[me]]
+        for step in range(1, nodes):
+            part = parts[me - step]
+            total = room[: part.stop - part.start]
+            yield [world.Irecv(total, self._left, tag), world.Isend(passed, self._right, tag)]
+            passed = recv[part]
+            reduction(total, send[part], out=passed)
+        # Now the last is a result; results go round.
+        for step in range(nodes - 1):
+            part = parts[me - step]
+            yield [world.Irecv(recv[part], self._left, tag), world.Isend(passed, self._right, tag)]
+            passed = recv[part]
+
+    def _whole(
+        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+    ) -> Iterator[list[MPI.Request]]:
+        """Reduce among all ranks: each reduces a part of the segment on its node, then in its ring, and sends it."""
+        world, mates, slot = self._team.world, self.mates, self._slot
+        most = -(-send.size // len(mates))
+        parts = [slice(min(i * most, send.size), min((i + 1) * most, send.size)) for i in range(len(mates))]
+        mine = recv[parts[slot]]
+        others = [i for i in range(len(mates)) if i != slot]
+        total, term, room = _divide(memory, mine)
+        sent = [world.Isend(send[parts[i]], mates[i], tag) for i in others]
+        for i in range(len(mates)):
+            target = term if i else total
+            if i == slot:
+                np.copyto(target, send[parts[slot]])
+            else:
+                yield [world.Irecv(target, mates[i], tag)]
+            if i:
+                reduction(total, term, out=total)
+        yield sent
+        np.copyto(mine, total)
+        yield from self._ring(reduction, tag, room, mine, mine)
+        received = [world.Irecv(recv[parts[i]], mates[i], tag) for i in others]
+        yield received + [world.Isend(mine, mates[i], tag) for i in others]
 
 
-class _Segment:
-    """A segment in flight.
+class RingRequest:
+    """An exchange of `NodeRings` under way, for which a rank waits as for an MPI request.
 
-    Attributes:
-        memory: Where it receives.
-        then: What to call when the result is there.
-        reduced: Whether this rank's part is reduced.
+    Exchanges run one after another, in the order in which they began.
+
+    Args:
+        rings: The rings.
+        number: Number of the call.
+        call: The user's call, for messages.
+        steps: Makes the steps of a segment, of its tag, its memory, what is sent and what is received.
+        sources: The ranks whose messages may be missing.
+        segments: Yields segments.
     """
 
     def __init__(
         self,
-        exchange: SegmentedAllreduce,
-        tag: int,
-        reduction: np.ufunc,
-        memory: np.ndarray,
-        send: np.ndarray,
-        recv: np.ndarray,
-        then: Callable[[], None],
+        rings: NodeRings,
+        number: int,
+        call: str,
+        steps: Callable[[int, np.ndarray, np.ndarray, np.ndarray], Iterator[list[MPI.Request]]],
+        sources: list[int],
+        segments: Iterator[Segment],
     ) -> None:
-        world, peers, me = exchange._team.world, exchange._peers, exchange._me
-        nodes = len(peers)
-        self._exchange = exchange
-        self._tag = tag
-        self._reduction = reduction
-        self.memory = memory
-        self.then = then
-        self.reduced = False
-        cuts = [send.size * i // nodes for i in range(nodes + 1)]
-        parts = [slice(low, high) for low, high in pairwise(cuts)]
-        self._recv = recv
-        self._parts = parts
-        # In this order not all ranks send to the same peer at once.
-        self._others = [(me + i) % nodes for i in range(1, nodes)]
-        mine = cuts[me + 1] - cuts[me]
-        taken = memory[: (nodes - 1) * mine * send.itemsize].view(send.dtype).reshape(nodes - 1, mine)
-        self._terms = {peer: taken[i] for i, peer in enumerate(self._others)} | {me: send[parts[me]]}
-        self._requests = [world.Irecv(self._terms[peer], peers[peer], tag) for peer in reversed(self._others) if mine]
-        self._requests += [
-            world.Isend(send[parts[peer]], peers[peer], tag) for peer in self._others if cuts[peer] < cuts[peer + 1]
-        ]
+        self._board = rings._team.board
+        self._running = rings._running
+        self._memory = rings._memory
+        self._number = number
+        self._call = call
+        self._steps = steps
+        self._sources = sources
+        self._segments = segments
+        self._in_flight: deque[_InFlight] = deque()
+        self._begun = 0
+        self._more = True
+        self._running.append(self)
 
     @property
     def done(self) -> bool:
         """Whether the whole result is there."""
-        return self.reduced and not self._requests
+        return not (self._more or self._in_flight)
 
-    @property
-    def missing(self) -> list[int]:
-        """The ranks whose messages may be missing."""
-        return [self._exchange._peers[peer] for peer in self._others]
+    def Test(self) -> bool:
+        """Go on without waiting, and return whether the whole result is there."""
+        while not self.done and self._running[0] is self and self._advance():
+            pass
+        return self.done
+
+    def Wait(self) -> None:
+        """Wait for the whole result; no older exchange is under way."""
+        idle, watch = 0, None
+        while not self.done:
+            if self._advance():
+                idle = 0
+                continue
+            idle += 1
+            self._rest(idle)
+            if idle % _TESTS == 0:
+                watch = watch or self._board.watch()
+                watch.look(lambda: self._sources, self._call)
+
+    def _advance(self) -> bool:
+        """Start segments and take them a step forward, as far as possible; return whether any went on."""
+        try:
+            moved = self._start()
+            for segment in self._in_flight:
+                moved |= segment.advance()
+            if self._in_flight and self._in_flight[0].done:
+                self._in_flight.popleft().then()
+                moved = True
+        except BaseException:
+            self._running.remove(self)
+            raise
+        if self.done:
+            self._running.remove(self)
+            return False
+        return moved
+
+    def _rest(self, idle: int) -> None:
+        """Leave the core to others, after so many looks in vain."""
+        if idle < _LOOKS:
+            sched_yield()
+            return
+        try:
+            sleep(_SLEEP)
+        except BaseException:  # an interrupt: later exchanges do not wait for this one
+            self._running.remove(self)
+            raise
+
+    def _start(self) -> bool:
+        started = False
+        while self._more and len(self._in_flight) < _IN_FLIGHT:
+            following = next(self._segments, None)
+            if following is None:
+                self._more = False
+                return True
+            # Segments of the same lane follow each other, so that their messages keep the order of their tag.
+            lane = self._begun % _IN_FLIGHT
+            send, recv, then = following
+            steps = self._steps(array_tag(self._number, lane, _IN_FLIGHT), self._memory[lane], send, recv)
+            self._in_flight.append(_InFlight(steps, then))
+            self._begun += 1
+            started = True
+        return started
+
+
+class _InFlight:
+    """A segment in flight.
+
+    Args:
+        steps: Yields the requests of each step.
+        then: What to call when the result is there.
+
+    Attributes:
+        done: Whether the whole result is there.
+    """
+
+    __slots__ = ("_requests", "_steps", "done", "then")
+
+    def __init__(self, steps: Iterator[list[MPI.Request]], then: Callable[[], None]) -> None:
+        self._steps = steps
+        self.then = then
+        self._requests: list[MPI.Request] = []
+        self.done = False
+        self._step()
 
     def advance(self) -> bool:
-        """Go on if all messages of a step have arrived, and return whether they have."""
+        """Take the next step if all messages of this one have arrived, and return whether they have."""
         if self.done or not MPI.Request.Testall(self._requests):
             return False
-        self._requests = []
-        if not self.reduced:
-            self._reduce()
-            self.reduced = True
+        self._step()
         return True
 
-    def _reduce(self) -> None:
-        """Reduce this rank's part, and send it."""
-        exchange, tag = self._exchange, self._tag + 1
-        world, peers, me = exchange._team.world, exchange._peers, exchange._me
-        mine = self._recv[self._parts[me]]
-        terms = [self._terms[peer] for peer in range(len(peers))]
-        total = terms[0] if me else terms[1]  # not the user's own
-        self._reduction(terms[0], terms[1], out=total if len(terms) > 2 else mine)
-        for term in terms[2:]:
-            self._reduction(total, term, out=mine if term is terms[-1] else total)
-        for peer in reversed(self._others):
-            if self._recv[self._parts[peer]].size:
-                self._requests.append(world.Irecv(self._recv[self._parts[peer]], peers[peer], tag))
-        if mine.size:
-            self._requests += [world.Isend(mine, peers[peer], tag) for peer in self._others]
+    def _step(self) -> None:
+        following = next(self._steps, None)
+        self.done = following is None
+        self._requests = following or []
+
+
+def cuts(size: int, parts: int) -> list[int]:
+    """Return where each of so many parts of ``size`` elements begins, and where the last ends."""
+    return [size * i // parts for i in range(parts + 1)]
+
+
+def _divide(memory: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return two arrays in ``memory`` like another one, and the rest of it."""
+    room = -(-like.nbytes // 8) * 8
+    first, second = (memory[i * room : i * room + like.nbytes].view(like.dtype) for i in range(2))
+    return first, second, memory[2 * room :]

@@ -13,12 +13,12 @@ from sfb.kernels import status
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
 
-__all__ = ["ALLREDUCE", "NodeArrays"]
+__all__ = ["ALLREDUCE", "IALLREDUCE", "NodeArrays"]
 
-ALLREDUCE, _SCATTER, _GATHER = "Allreduce", "Reduce_scatter_block", "Allgather"
+ALLREDUCE, IALLREDUCE, _SCATTER, _GATHER = "Allreduce", "Iallreduce", "Reduce_scatter_block", "Allgather"
 # What has to be equal on all ranks of a call is told by a digest below `sfb.kernels.header.PLAIN`: the function, the
 # type of elements, the operation, and where shared arrays lie.
-_FUNCTIONS = {ALLREDUCE: 0, _SCATTER: 1, _GATHER: 2}
+_FUNCTIONS = {ALLREDUCE: 0, _SCATTER: 1, _GATHER: 2, IALLREDUCE: 3}
 # In the order of `sfb.kernels._lines.TYPES`.
 _TYPES = ("f4", "f8", "i4", "i8")
 _OPS = 4
@@ -152,9 +152,14 @@ class NodeArrays:
     def _begin(self, name: str, digest: int, kernel: Callable[..., int], *rest: Any) -> bool:
         """Run the kernel of a call within a node."""
         number, board = self._agree.begin(), self._board
-        digest -= _FUNCTIONS[name] * len(_TYPES) * _OPS
+        digest = self._named(name, digest)
         verdict = kernel(board.words, board.member, number, digest, self._state, *rest)
         return self._end(name, verdict, kernel, number, digest, *rest)
+
+    @staticmethod
+    def _named(name: str, digest: int) -> int:
+        """Return the digest of `_task` for a call of the function ``name``."""
+        return digest - _FUNCTIONS[name] * len(_TYPES) * _OPS
 
     def _end(self, name: str, verdict: int, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> bool:
         """Go on with a kernel that awaits other ranks; return whether it has done the call."""

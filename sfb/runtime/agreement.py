@@ -22,6 +22,7 @@ __all__ = ["Agreement", "Proposal", "compare", "on_all_ranks"]
 
 # Seconds for which a node tries to tell the others of a disagreement: those that pass plain arrays do not listen.
 _PLAIN_PATIENCE = 5.0
+_PLAIN_BUFFER = "a plain buffer, not Factors"
 
 
 class Proposal:
@@ -128,13 +129,25 @@ class Agreement:
 
     def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
         """Do what `plain` does for the ranks of all nodes; their ``size`` has to be equal, too."""
-        proposal = self._plain(call, number, None, digest, size)
+        return run(self.plain_steps(self.propose_plain(call, number, digest, size, blocking=True)))
+
+    def propose_plain(self, call: str, number: int, digest: int, size: int, *, blocking: bool = False) -> Proposal:
+        """Post the header of a call of plain arrays, for `plain_steps`; arguments as in `plain_everywhere`."""
+        proposal = Proposal(call, _PLAIN_BUFFER, blocking=blocking)
+        proposal.number, proposal.digest, proposal.size = number, digest, size
+        proposal.verdict = self._board.meet(number, digest, size, wait=blocking)
+        return proposal
+
+    def plain_steps(self, proposal: Proposal) -> Generator[Any, None, bool]:
+        """Do what `plain_everywhere` does, in steps (`sfb.runtime.steps`)."""
+        if proposal.verdict == status.PENDING:
+            yield from self._on_node(proposal)
         if proposal.verdict == status.DIFFERENT:
-            run(self._fail(proposal))
-        run(self._across(proposal))
+            yield from self._fail(proposal)
+        yield from self._across(proposal)
         if proposal.verdict == status.DIFFERENT:
-            run(self._raise(proposal, True))
-        return proposal.verdict == status.AGREED and digest < PLAIN
+            yield from self._raise(proposal, True)
+        return proposal.verdict == status.AGREED and proposal.digest < PLAIN
 
     def _plain(
         self, call: str, number: int, verdict: int | None, digest: int, size: int, error: Exception | None = None
@@ -144,7 +157,7 @@ class Agreement:
             digest = header.FAILED
         if verdict is None:
             verdict = self._board.meet(number, digest, size, wait=True)
-        proposal = Proposal(call, "a plain buffer, not Factors")
+        proposal = Proposal(call, _PLAIN_BUFFER)
         proposal.number, proposal.digest, proposal.size = number, digest, size
         proposal.error, proposal.verdict = error, verdict
         if verdict == status.PENDING:

@@ -12,6 +12,7 @@ __all__ = [
     "SPINS",
     "STALL",
     "TAGS",
+    "array_tag",
     "tag",
 ]
 
@@ -39,10 +40,15 @@ STALL = 60.0
 # Looks for a message before a waiting rank looks at the clock.
 SPINS = 1024
 
-# The number of tags that MPI guarantees.
-TAGS = 32768
+# Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays.
+TAGS = 32768 // 2
 
 
 def tag(number: int) -> int:
-    """Return the tag of the messages of a call."""
+    """Return the tag of the messages of a call between leaders."""
     return number % TAGS
+
+
+def array_tag(number: int, lane: int, lanes: int) -> int:
+    """Return the tag of the messages of a plain array in a call, in one of its ``lanes`` streams of messages."""
+    return TAGS + (number * lanes + lane) % TAGS

@@ -24,8 +24,7 @@ def ours(any_comm, monkeypatch):
     """A Comm that leaves nothing to MPI between nodes, in many segments."""
     monkeypatch.setattr(Arrays, "_choice", lambda self, nbytes: True)
     monkeypatch.setattr(arrays, "_FAR", 1 << 16)
-    monkeypatch.setattr(internode, "_SEGMENT", (1 << 16, 1 << 17))
-    monkeypatch.setattr(internode, "_MESSAGE", 1 << 10)
+    monkeypatch.setattr(internode, "_MESSAGE", (1 << 9, 1 << 12))
     return any_comm
 
 
