@@ -156,7 +156,7 @@ def draw(rows: list[Row], path: Path) -> None:
             median, low, high = (1e3 * row[key] for key in ("seconds", "min", "p99"))
             colour = f"C{CANDIDATES.index(row['candidate'])}"
             panel.barh(i, median, color=colour, xerr=[[median - low], [high - median]], ecolor="0.4")
-        panel.set_yticks(range(len(shown)), [f"{row['candidate']}  {milliseconds(row['seconds'])}" for row in shown])
+        panel.set_yticks(range(len(shown)), [f"{row['candidate']}  {milliseconds(row['seconds'], 1)}" for row in shown])
         panel.invert_yaxis()
         panel.set_title(f"{model}, {samples} samples a rank", fontsize=10)
         panel.set_xlabel("time of a step (ms)")
