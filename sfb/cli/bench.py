@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,46 @@ def bench_kernels(output: dict[str, Any], **options: Any) -> None:
 
     options["kernels"] = options["kernels"] or kernels.KERNELS
     kernels.run(world, kernels.Config(**options), **output)
+
+
+@bench.command("torch")
+@click.option("-m", "--models", type=Names(), default="mlp,embedding,conv",
+              help="Any of mlp, a perceptron; embedding, a text classifier; conv, a convolutional net.")  # fmt: skip
+@click.option("-l", "--layers", type=Sizes(1), default="784,4096,4096,10", help="Widths of the perceptron.")
+@click.option("-S", "samples", type=Sizes(1), default="16", help="Samples of each rank.")
+@click.option("--optimizer", type=click.Choice(["sgd", "momentum", "nesterov", "adam", "adamw", "adagrad"]),
+              default="momentum", help="Optimizer of torch.optim; momentum: SGD with 0.9.")  # fmt: skip
+@click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
+              help="Type of the elements.")  # fmt: skip
+@click.option("-a", "--candidate", "candidates", multiple=True,
+              type=click.Choice(["attach", "attach-unfused", "ddp-sfb", "ddp-gloo", "ddp-powersgd", "local"]),
+              help="Time only this beside ddp-gloo; repeat it for several.  [default: all]")  # fmt: skip
+@_timing_options(30, 10, 60.0, calls="steps")
+@click.option("-c", "--check", type=bool, default=True, help="Compare weights with those of DDP over gloo.")
+@_output_options(plot=True)
+def bench_torch(output: dict[str, Any], **options: Any) -> int:
+    """Time PyTorch's training steps: sfb.torch.attach beside DistributedDataParallel over gloo and over sfb.
+
+    Candidates take steps in turn, each with a copy of the model and an optimizer of its own. Exits with 1 if the
+    weights of a candidate that promises those of DDP differ from them. GLOO_SOCKET_IFNAME names gloo's interface; by
+    default it is the one by which a rank reaches rank 0.
+    """
+    if find_spec("torch") is None:
+        raise Failure("PyTorch is not installed; install it with pip install 'sfb-mpi[torch]'")
+    world = start()
+    from sfb.bench import gloo, torch, training
+
+    unknown = [name for name in options["models"] if name not in training.MODELS]
+    if unknown:
+        raise Failure(f"expected models of {', '.join(training.MODELS)}, got {', '.join(unknown)}")
+    if len(options["layers"]) < 2:
+        raise Failure(f"-l takes at least two widths, inputs and classes, got {options['layers'][0]}")
+    options["candidates"] = options["candidates"] or training.CANDIDATES
+    try:
+        results = torch.run(world, torch.Config(**options), **output)
+    except gloo.GlooError as error:
+        raise Failure(str(error)) from error
+    return int(any(row["wrong"] for row in results))
 
 
 @bench.command("choice")

@@ -204,3 +204,39 @@ def test_bench_store_and_consistency():
     wrong = sfb("bench", "consistency", "--data", "digits", "--bandwidth", "fast", code=1)[1]
     assert "1Gbit/s" in wrong
     assert "fifo" in sfb("bench", "consistency", "--data", "digits", "--priority", "best", code=1)[1]
+
+
+def test_bench_torch(tmp_path):
+    pytest.importorskip("torch")
+    out, _ = sfb(
+        "bench", "torch", "-m", "mlp", "-l", "20,300,300,4", "-S", "1,2", "-a", "attach", "-n", 1, "-w", 1,
+        "-J", tmp_path / "t.json", "--plot", tmp_path / "t.png",
+    )  # fmt: skip
+    rows = json.loads((tmp_path / "t.json").read_text())["results"]
+    assert [(row["samples"], row["candidate"]) for row in rows] == [
+        (s, c) for s in (1, 2) for c in ("ddp-gloo", "attach")
+    ]
+    assert "#wrong" in out
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    assert "expected models of mlp, embedding, conv, got x, y" in sfb("bench", "torch", "-m", "x,mlp,y", code=1)[1]
+    assert "at least two widths" in sfb("bench", "torch", "-l", "10", code=1)[1]
+
+
+def test_bench_torch_without_torch(monkeypatch, capsys):
+    from sfb import cli
+
+    monkeypatch.setattr("sfb.cli.bench.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["sfb", "bench", "torch"])
+    assert cli.run() == 1
+    assert "pip install 'sfb-mpi[torch]'" in capsys.readouterr().err
+
+
+def test_bench_torch_exits_with_1_when_weights_are_wrong(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from sfb import cli
+    from sfb.bench import training
+
+    monkeypatch.setattr(training.Trainer, "difference", lambda *args: (1.0, 1))
+    monkeypatch.setattr(sys, "argv", ["sfb", "bench", "torch", "-m", "mlp", "-l", "4,3", "-a", "local", "-n", "1"])
+    assert cli.run() == 1
+    assert capsys.readouterr().out.endswith("# wrong: 1\n")

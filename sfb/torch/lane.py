@@ -1,0 +1,264 @@
+"""The operations of a process group, done in order by its thread or by who waits for them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic, sleep
+from typing import Protocol
+
+import torch.distributed as dist
+from mpi4py import MPI
+
+__all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
+
+_log = logging.getLogger("sfb")
+
+# Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
+_SPIN, _SLEEPS, _GROWTH = 1e-3, (5e-5, 1e-3), 1.5
+# Seconds between two looks of the thread after messages.
+_TICK = 5e-4
+# Seconds that the end of a process waits for its thread, and for operations that timed out.
+_PATIENCE = 5.0
+
+# Requests of operations that timed out; they hold their buffers.
+_abandoned: list[MPI.Request] = []
+
+
+def wait_until(poll: Callable[[], bool], seconds: float, urgent: Callable[[], bool] | None = None) -> bool:
+    """Wait until ``poll`` returns True, and return True; or False after ``seconds``.
+
+    Args:
+        poll: Returns whether what is waited for has come.
+        seconds: How long to wait.
+        urgent: Returns whether the caller's core has nothing else to do; if not, look more rarely. By default it has
+            nothing else.
+    """
+    if poll():
+        return True
+    began = monotonic()
+    pause, longest = _SLEEPS
+    while not poll():
+        waited = monotonic() - began
+        if waited > seconds:
+            return False
+        if waited < _SPIN and (urgent is None or urgent()):
+            os.sched_yield()
+        else:
+            sleep(pause)
+            pause = min(pause * _GROWTH, longest)
+    return True
+
+
+def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
+    """Return the error of an operation for which other ranks have not come."""
+    return dist.DistBackendError(
+        f"Timed out: rank {MPI.COMM_WORLD.rank} waited {seconds:g} s for other ranks in {what} of {whose}; "
+        "look for a rank that failed, calls something else, or needs longer (timeout=)"
+    )
+
+
+def abandon(request: MPI.Request) -> None:
+    """Keep a request that is late, with its buffers, until it is complete or the process ends."""
+    _abandoned.append(request)
+
+
+class Operation(Protocol):
+    """A collective of a process group."""
+
+    seconds: float
+    done: bool
+
+    @property
+    def what(self) -> str:
+        """The operation, for messages."""
+
+    @property
+    def steps(self) -> Callable[[], Iterator[MPI.Request]]:
+        """Does the operation; yields what it waits for."""
+
+    def finish(self, error: BaseException | None) -> None:
+        """Hand the result, or an error, to who waits for a future; called once, after `done` is set."""
+
+
+class Polled(Protocol):
+    """A message under way."""
+
+    def poll(self) -> bool:
+        """Return whether it has ended."""
+
+
+class Lane:
+    """A queue of operations, each begun when the one before has ended, as all ranks of the group do.
+
+    A thread does what `submit` queues, so that it goes on beside the caller's work. Who waits for an operation does it
+    if no other thread does: a blocking call costs no change of threads. Without MPI_THREAD_MULTIPLE there is no
+    thread, and `submit` does the operation before it returns.
+
+    Args:
+        whose: The process group, for messages.
+    """
+
+    def __init__(self, whose: str) -> None:
+        self._whose = whose
+        self._threaded = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+        self._queue: deque[Operation] = deque()
+        self._messages: list[Polled] = []
+        self._running = False
+        self._waiting = 0
+        self._ended = False
+        self._broken = ""
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether no operation can be done any more."""
+        return bool(self._broken) or self._ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether an operation has timed out, or the group was aborted."""
+        return bool(self._broken)
+
+    @property
+    def current(self) -> bool:
+        """Whether the caller is the thread of the lane."""
+        return self._thread is threading.current_thread()
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation."""
+        self._refuse()
+        with self._lock:
+            self._queue.append(operation)
+            self._wake()
+        if not self._threaded:
+            self.complete(operation)
+
+    def run(self, operation: Operation) -> None:
+        """Do an operation, after those queued."""
+        self._refuse()
+        with self._lock:
+            self._queue.append(operation)
+        self.complete(operation)
+
+    def watch(self, message: Polled) -> None:
+        """Let the thread look after a message."""
+        with self._lock:
+            self._messages.append(message)
+            self._wake()
+
+    def complete(self, operation: Operation, seconds: float | None = None) -> bool:
+        """Return whether an operation has ended: wait for that, for ever or ``seconds``."""
+        until = None if seconds is None else monotonic() + seconds
+        with self._lock:
+            self._waiting += 1
+            try:
+                while not operation.done:
+                    if self._queue and not self._running:
+                        self._next()
+                    elif not self._done.wait(None if until is None else max(0.0, until - monotonic())):
+                        return False
+            finally:
+                self._waiting -= 1
+        return True
+
+    def stop(self) -> None:
+        """Refuse further operations, and end the thread when it has done those queued."""
+        with self._lock:
+            self._ended = True
+            self._work.notify_all()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+            atexit.unregister(self.stop)
+
+    def abort(self, reason: str) -> None:
+        """Let all operations queued and to come fail."""
+        self._broken = self._broken or reason
+
+    def _refuse(self) -> None:
+        if self._broken or self._ended:
+            raise dist.DistBackendError(f"{self._whose} cannot be used any more: {self._broken or 'it is shut down'}")
+
+    def _wake(self) -> None:
+        """Let the thread look at what there is to do; the lock is held."""
+        if self._threaded and self._thread is None and not self._ended:
+            self._thread = threading.Thread(target=self._run, name=f"sfb {self._whose}", daemon=True)
+            self._thread.start()
+            atexit.register(self.stop)  # before MPI is finalized
+        self._work.notify()
+
+    def _run(self) -> None:
+        with self._lock:
+            while not (self._ended and not self._queue):
+                if self._queue and not self._running:
+                    self._next()
+                elif self._messages:
+                    messages = list(self._messages)
+                    self._lock.release()
+                    try:
+                        over = [message for message in messages if message.poll()]
+                    finally:
+                        self._lock.acquire()
+                    self._messages = [message for message in self._messages if message not in over]
+                    if self._messages:
+                        self._work.wait(_TICK)
+                elif not self._ended:
+                    self._work.wait()
+                else:
+                    self._done.wait(_TICK)
+
+    def _next(self) -> None:
+        """Do the oldest operation; the lock is held before and after."""
+        operation = self._queue.popleft()
+        self._running = True
+        self._lock.release()
+        error: BaseException | None = None
+        try:
+            if self._broken:
+                self._refuse()
+            for request in operation.steps():
+                if not wait_until(request.Test, operation.seconds, self._is_urgent):
+                    abandon(request)
+                    raise timed_out(operation.what, self._whose, operation.seconds)
+        except BaseException as caught:
+            error = caught
+            if isinstance(caught, dist.DistBackendError) or not isinstance(caught, Exception):
+                self.abort(str(caught) or repr(caught))
+        finally:
+            self._lock.acquire()
+            self._running = False
+            operation.done = True
+            self._done.notify_all()
+            if self._queue:
+                self._work.notify()
+            self._lock.release()
+            try:
+                # The lock is free and nothing runs: what a future calls back may begin operations and wait for them.
+                operation.finish(error)
+            finally:
+                self._lock.acquire()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+
+    def _is_urgent(self) -> bool:
+        return self._waiting > 0
+
+
+@atexit.register
+def _end() -> None:
+    """End the job if operations that timed out are still under way: MPI would wait for them for ever."""
+    until = monotonic() + _PATIENCE
+    while _abandoned and not MPI.Is_finalized():
+        _abandoned[:] = [request for request in _abandoned if not request.Test()]
+        if _abandoned and monotonic() > until:
+            _log.error("rank %d ends the job: operations that timed out are still under way", MPI.COMM_WORLD.rank)
+            MPI.COMM_WORLD.Abort(1)
+        sleep(_TICK)
