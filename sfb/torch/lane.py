@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 from collections import deque
@@ -16,13 +15,11 @@ from mpi4py import MPI
 
 __all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
 
-_log = logging.getLogger("sfb")
-
 # Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
 _SPIN, _SLEEPS, _GROWTH = 1e-3, (5e-5, 1e-3), 1.5
 # Seconds between two looks of the thread after messages.
 _TICK = 5e-4
-# Seconds that the end of a process waits for its thread, and for operations that timed out.
+# Seconds that the end of a process waits for its thread.
 _PATIENCE = 5.0
 
 # Requests of operations that timed out; they hold their buffers.
@@ -57,7 +54,7 @@ def wait_until(poll: Callable[[], bool], seconds: float, urgent: Callable[[], bo
 def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
     """Return the error of an operation for which other ranks have not come."""
     return dist.DistBackendError(
-        f"Timed out: rank {MPI.COMM_WORLD.rank} waited {seconds:g} s for other ranks in {what} of {whose}; "
+        f"rank {MPI.COMM_WORLD.rank}: Timed out after {seconds:g} s of waiting for other ranks in {what} of {whose}; "
         "look for a rank that failed, calls something else, or needs longer (timeout=)"
     )
 
@@ -250,15 +247,3 @@ class Lane:
 
     def _is_urgent(self) -> bool:
         return self._waiting > 0
-
-
-@atexit.register
-def _end() -> None:
-    """End the job if operations that timed out are still under way: MPI would wait for them for ever."""
-    until = monotonic() + _PATIENCE
-    while _abandoned and not MPI.Is_finalized():
-        _abandoned[:] = [request for request in _abandoned if not request.Test()]
-        if _abandoned and monotonic() > until:
-            _log.error("rank %d ends the job: operations that timed out are still under way", MPI.COMM_WORLD.rank)
-            MPI.COMM_WORLD.Abort(1)
-        sleep(_TICK)

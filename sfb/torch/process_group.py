@@ -17,7 +17,7 @@ from mpi4py import MPI
 import sfb
 from sfb.launch import LaunchError
 from sfb.torch.failure import end_job_on_error
-from sfb.torch.lane import Lane, abandon, wait_until
+from sfb.torch.lane import Lane, wait_until
 from sfb.torch.tensors import Reduction, check, flat, joined, raw, restore
 from sfb.torch.work import Collective, Message, Together
 
@@ -456,12 +456,10 @@ class ProcessGroup(dist.ProcessGroup):
         self._lane.stop()
         if not usable or self._lane.failed:
             return
-        request = comm.Ibarrier()
-        if wait_until(request.Test, min(_FAREWELL, self._timeout.total_seconds())):
+        if _all_come(comm, min(_FAREWELL, self._timeout.total_seconds())):
             self._comm.free()
             comm.Free()
         else:
-            abandon(request)
             _log.warning("%s is not freed: not all of its ranks destroy it", self._label)
 
     def abort(self) -> None:
@@ -622,10 +620,36 @@ class ProcessGroup(dist.ProcessGroup):
         return own
 
     def _tag(self, tag: int) -> int:
-        most = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
+        most = _tag_of_farewell() - 1
         if not 0 <= tag <= most:
             raise ValueError(f"expected a tag from 0 to {most}, got {tag}")
         return tag
+
+
+def _all_come(comm: MPI.Intracomm, seconds: float) -> bool:
+    """Return whether all ranks call this within ``seconds``.
+
+    They tell by messages: a barrier could not be taken back, and would end that of a rank that waits in one.
+    """
+    tag = _tag_of_farewell()
+    arrivals = [comm.Irecv(bytearray(), rank, tag) for rank in range(1, comm.size)] if comm.rank == 0 else []
+    if comm.rank > 0:
+        arrivals = [comm.Irecv(bytearray(), 0, tag)]
+        comm.Isend(b"", 0, tag).Free()
+    if wait_until(lambda: MPI.Request.Testall(arrivals), seconds):
+        for rank in range(1, comm.size if comm.rank == 0 else 0):
+            comm.Isend(b"", rank, tag).Free()
+        return True
+    for request in arrivals:
+        if request != MPI.REQUEST_NULL:
+            request.Cancel()
+            request.Wait()
+    return False
+
+
+def _tag_of_farewell() -> int:
+    """Return the tag that users may not use."""
+    return MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0
 
 
 def _single(tensors: Any, what: str) -> torch.Tensor:

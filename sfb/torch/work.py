@@ -143,7 +143,7 @@ class Collective(_Work):
         """
         seconds = timeout.total_seconds()
         if not self.done and not self._lane.complete(self, seconds if seconds > 0 else None):
-            raise dist.DistBackendError(f"Timed out: {self.what} has not ended after {seconds:g} s; it goes on")
+            raise dist.DistBackendError(f"{self.what}: Timed out after {seconds:g} s of waiting; it goes on")
         if self._error is not None:
             raise self._error
         return True
