@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
 from torch.distributed import ReduceOp  # noqa: E402
 
-pytestmark = pytest.mark.mpi
+# Names before PyTorch 2.13, which later versions take, too.
+pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:.*is deprecated. Please use:FutureWarning")]
 
 LARGE = 20000  # elements that go to sfb.Comm
 FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
