@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -49,9 +50,17 @@ class ProcessGroup(dist.ProcessGroup):
         timeout: How long collectives and messages wait for other ranks.
         name: Name of the group, for messages.
         store: The store with which the group was made.
+        crowded: Whether ranks share cores.
     """
 
-    def __init__(self, comm: MPI.Intracomm, timeout: timedelta, name: str, store: dist.Store | None = None) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        timeout: timedelta,
+        name: str,
+        store: dist.Store | None = None,
+        crowded: bool = False,
+    ) -> None:
         super().__init__(comm.rank, comm.size)
         self._mpi: MPI.Intracomm | None = comm
         self._comm = sfb.Comm(comm, progress="poll")
@@ -60,7 +69,7 @@ class ProcessGroup(dist.ProcessGroup):
         self._store = store
         self._name, self._description = name, ""
         self._label = f"process group {name!r} of {comm.size} ranks"
-        self._lane = Lane(self._label)
+        self._lane = Lane(self._label, crowded)
         self._coalesced: list[dist.Work] | None = None
         self._sequence = 0
 
@@ -80,11 +89,12 @@ class ProcessGroup(dist.ProcessGroup):
             LaunchError: They are not ranks of one MPI job.
         """
         world = MPI.COMM_WORLD
-        store.set(f"mpi/{rank}", str(world.rank))
+        store.set(f"mpi/{rank}", f"{world.rank} {MPI.Get_processor_name()}")
         keys = [f"mpi/{other}" for other in range(size)]
         store.wait(keys, timeout)
         values = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
-        ranks = [int(value) for value in values]
+        places = [value.decode().split(" ", 1) for value in values]
+        ranks = [int(place) for place, _ in places]
         if len(set(ranks)) < size or max(ranks) >= world.size:
             raise LaunchError(
                 f'the backend "sfb" needs {size} ranks of MPI for a group of {size}, got ranks {sorted(set(ranks))} of '
@@ -94,7 +104,10 @@ class ProcessGroup(dist.ProcessGroup):
         comm = world.Create_group(group)
         group.Free()
         end_job_on_error()
-        return cls(comm, timeout, name, store)
+        cls._neighbours = max(cls._neighbours, sum(host == MPI.Get_processor_name() for _, host in places))
+        return cls(comm, timeout, name, store, cls._neighbours > len(os.sched_getaffinity(0)))
+
+    _neighbours = 1  # ranks of this host in the largest group so far
 
     # What PyTorch asks a group about.
 

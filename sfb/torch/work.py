@@ -96,6 +96,9 @@ class Collective(_Work):
 
     Attributes:
         done: Whether it has ended.
+        begun: The steps under way, if it has begun.
+        request: What the steps wait for.
+        since: Since when, in seconds.
     """
 
     def __init__(
@@ -112,6 +115,9 @@ class Collective(_Work):
         self.seconds = seconds
         self.steps = steps
         self.done = False
+        self.begun: Iterator[MPI.Request] | None = None
+        self.request: MPI.Request | None = None
+        self.since = 0.0
 
     @property
     def what(self) -> str:
@@ -122,7 +128,7 @@ class Collective(_Work):
 
     def finish(self, error: BaseException | None) -> None:
         """Keep the error, and complete the future if there is one."""
-        self.steps = None  # type: ignore[assignment]  # it holds copies of tensors
+        self.steps = self.begun = self.request = None  # type: ignore[assignment]  # they hold copies of tensors
         super().finish(error)
 
     def get_future(self) -> torch.futures.Future[Any]:

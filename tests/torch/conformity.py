@@ -45,8 +45,9 @@ def load() -> tuple[type, dict[str, Any]]:
     """Return the class of the tests, with processes that exist, and the exit codes by which tests are skipped."""
     os.environ.update(BACKEND="sfb", WORLD_SIZE=str(world.size), RANK=str(world.rank), TEMP_DIR="")
     warnings.simplefilter("ignore")
-    import sfb.torch  # noqa: F401
     from torch.testing._internal import common_distributed as common
+
+    import sfb.torch  # noqa: F401
 
     common.DistTestCases.backend_feature["ddp"].add("sfb")
     from torch.testing._internal.distributed import distributed_test as theirs

@@ -382,7 +382,9 @@ def test_a_rank_that_does_not_come_is_reported(default_group):
     size, rank = dist.get_world_size(), dist.get_rank()
     late = size - 1
     if size > 1 and rank != late:
-        with pytest.raises(dist.DistBackendError, match=rf"rank {rank}: Timed out after 0.05 s .* in all_reduce of 5 fl"):
+        with pytest.raises(
+            dist.DistBackendError, match=rf"rank {rank}: Timed out after 0.05 s .* in all_reduce of 5 fl"
+        ):
             dist.all_reduce(torch.ones(5), group=ours)
         with pytest.raises(dist.DistBackendError, match="cannot be used any more: rank"):
             dist.barrier(group=ours)
