@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from math import inf
 from time import monotonic, sleep
 from typing import Protocol
 
@@ -16,26 +16,26 @@ from mpi4py import MPI
 
 __all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
 
-_log = logging.getLogger("sfb")
-
 # Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
 _SPIN, _SLEEPS, _GROWTH = 1e-3, (5e-5, 1e-3), 1.5
 # Seconds between two looks of the thread after messages.
 _TICK = 5e-4
-# Seconds that the end of a process waits for its thread, and for operations that timed out.
-_PATIENCE = 5.0
+# Seconds that the end of a group waits for its thread.
+_FAREWELL = 5.0
+# Seconds for which `submit` waits for other ranks, at most, and at least: half as long after each wait in vain.
+_PATIENCE, _IMPATIENCE = 0.2, 1e-4
 
 # Requests of operations that timed out; they hold their buffers.
 _abandoned: list[MPI.Request] = []
 
 
-def wait_until(poll: Callable[[], bool], seconds: float, urgent: Callable[[], bool] | None = None) -> bool:
+def wait_until(poll: Callable[[], bool], seconds: float, idle: Callable[[], bool] | None = None) -> bool:
     """Wait until ``poll`` returns True, and return True; or False after ``seconds``.
 
     Args:
         poll: Returns whether what is waited for has come.
         seconds: How long to wait.
-        urgent: Returns whether the caller's core has nothing else to do; if not, look more rarely. By default it has
+        idle: Returns whether the caller's core has nothing else to do; if not, look more rarely. By default it has
             nothing else.
     """
     if poll():
@@ -46,7 +46,7 @@ def wait_until(poll: Callable[[], bool], seconds: float, urgent: Callable[[], bo
         waited = monotonic() - began
         if waited > seconds:
             return False
-        if waited < _SPIN and (urgent is None or urgent()):
+        if waited < _SPIN and (idle is None or idle()):
             os.sched_yield()
         else:
             sleep(pause)
@@ -57,7 +57,7 @@ def wait_until(poll: Callable[[], bool], seconds: float, urgent: Callable[[], bo
 def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
     """Return the error of an operation for which other ranks have not come."""
     return dist.DistBackendError(
-        f"Timed out: rank {MPI.COMM_WORLD.rank} waited {seconds:g} s for other ranks in {what} of {whose}; "
+        f"rank {MPI.COMM_WORLD.rank}: Timed out after {seconds:g} s of waiting for other ranks in {what} of {whose}; "
         "look for a rank that failed, calls something else, or needs longer (timeout=)"
     )
 
@@ -72,6 +72,9 @@ class Operation(Protocol):
 
     seconds: float
     done: bool
+    begun: Iterator[MPI.Request] | None
+    request: MPI.Request | None
+    since: float
 
     @property
     def what(self) -> str:
@@ -99,12 +102,19 @@ class Lane:
     if no other thread does: a blocking call costs no change of threads. Without MPI_THREAD_MULTIPLE there is no
     thread, and `submit` does the operation before it returns.
 
+    Where ranks share cores a thread beside the caller's work gains nothing, and exchanges suffer: each of their steps
+    waits until all ranks have a core. So `submit` waits a while for the other ranks, without using a core, and does
+    the operation if they come; the thread, if they do not.
+
     Args:
         whose: The process group, for messages.
+        crowded: Whether ranks share cores.
     """
 
-    def __init__(self, whose: str) -> None:
+    def __init__(self, whose: str, crowded: bool = False) -> None:
         self._whose = whose
+        self._crowded = crowded
+        self._patience = _PATIENCE
         self._threaded = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
         self._queue: deque[Operation] = deque()
         self._messages: list[Polled] = []
@@ -137,7 +147,10 @@ class Lane:
         self._refuse()
         with self._lock:
             self._queue.append(operation)
-            self._wake()
+            if self._crowded and self._threaded:
+                self._try()
+            if not operation.done:
+                self._wake()
         if not self._threaded:
             self.complete(operation)
 
@@ -176,7 +189,7 @@ class Lane:
             self._work.notify_all()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_PATIENCE)
+            thread.join(_FAREWELL)
             atexit.unregister(self.stop)
 
     def abort(self, reason: str) -> None:
@@ -215,50 +228,70 @@ class Lane:
                 else:
                     self._done.wait(_TICK)
 
-    def _next(self) -> None:
-        """Do the oldest operation; the lock is held before and after."""
+    def _try(self) -> None:
+        """Do the only operation, if the other ranks come soon; the lock is held before and after."""
+        if self._running or len(self._queue) > 1:
+            return
+        if self._next(self._patience):
+            self._patience = min(2 * self._patience, _PATIENCE)
+        else:
+            self._patience = max(self._patience / 2, _IMPATIENCE)
+
+    def _next(self, patience: float = inf) -> bool:
+        """Do the oldest operation, and return True; the lock is held before and after.
+
+        If other ranks do not come for ``patience`` seconds, leave it to the next caller and return False.
+        """
         operation = self._queue.popleft()
         self._running = True
         self._lock.release()
         error: BaseException | None = None
+        ended = True
         try:
             if self._broken:
                 self._refuse()
-            for request in operation.steps():
-                if not wait_until(request.Test, operation.seconds, self._is_urgent):
-                    abandon(request)
-                    raise timed_out(operation.what, self._whose, operation.seconds)
+            ended = self._advance(operation, patience)
         except BaseException as caught:
             error = caught
             if isinstance(caught, dist.DistBackendError) or not isinstance(caught, Exception):
                 self.abort(str(caught) or repr(caught))
+        self._lock.acquire()
+        self._running = False
+        if not ended:
+            self._queue.appendleft(operation)
+            return False
+        operation.done = True
+        self._done.notify_all()
+        if self._queue:
+            self._work.notify()
+        self._lock.release()
+        try:
+            # The lock is free and nothing runs: what a future calls back may begin operations and wait for them.
+            operation.finish(error)
         finally:
             self._lock.acquire()
-            self._running = False
-            operation.done = True
-            self._done.notify_all()
-            if self._queue:
-                self._work.notify()
-            self._lock.release()
-            try:
-                # The lock is free and nothing runs: what a future calls back may begin operations and wait for them.
-                operation.finish(error)
-            finally:
-                self._lock.acquire()
         if error is not None and not isinstance(error, Exception):
             raise error
+        return True
 
-    def _is_urgent(self) -> bool:
-        return self._waiting > 0
+    def _advance(self, operation: Operation, patience: float) -> bool:
+        """Go on with an operation until it ends, or other ranks do not come for ``patience`` seconds."""
+        if operation.begun is None:
+            operation.begun = operation.steps()
+        while True:
+            if operation.request is None:
+                operation.request, operation.since = next(operation.begun, None), monotonic()
+                if operation.request is None:
+                    return True
+            left = operation.seconds - (monotonic() - operation.since)
+            if wait_until(operation.request.Test, min(left, patience), self._is_idle):
+                operation.request = None
+            elif patience < left:
+                return False
+            else:
+                abandon(operation.request)
+                raise timed_out(operation.what, self._whose, operation.seconds)
 
-
-@atexit.register
-def _end() -> None:
-    """End the job if operations that timed out are still under way: MPI would wait for them for ever."""
-    until = monotonic() + _PATIENCE
-    while _abandoned and not MPI.Is_finalized():
-        _abandoned[:] = [request for request in _abandoned if not request.Test()]
-        if _abandoned and monotonic() > until:
-            _log.error("rank %d ends the job: operations that timed out are still under way", MPI.COMM_WORLD.rank)
-            MPI.COMM_WORLD.Abort(1)
-        sleep(_TICK)
+    def _is_idle(self) -> bool:
+        """Return whether the core has nothing else to do than to wait."""
+        return self._waiting > 0 and not self._crowded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -17,7 +18,7 @@ from mpi4py import MPI
 import sfb
 from sfb.launch import LaunchError
 from sfb.torch.failure import end_job_on_error
-from sfb.torch.lane import Lane, abandon, wait_until
+from sfb.torch.lane import Lane, wait_until
 from sfb.torch.tensors import Reduction, check, flat, joined, raw, restore
 from sfb.torch.work import Collective, Message, Together
 
@@ -49,9 +50,17 @@ class ProcessGroup(dist.ProcessGroup):
         timeout: How long collectives and messages wait for other ranks.
         name: Name of the group, for messages.
         store: The store with which the group was made.
+        crowded: Whether ranks share cores.
     """
 
-    def __init__(self, comm: MPI.Intracomm, timeout: timedelta, name: str, store: dist.Store | None = None) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        timeout: timedelta,
+        name: str,
+        store: dist.Store | None = None,
+        crowded: bool = False,
+    ) -> None:
         super().__init__(comm.rank, comm.size)
         self._mpi: MPI.Intracomm | None = comm
         self._comm = sfb.Comm(comm, progress="poll")
@@ -60,7 +69,7 @@ class ProcessGroup(dist.ProcessGroup):
         self._store = store
         self._name, self._description = name, ""
         self._label = f"process group {name!r} of {comm.size} ranks"
-        self._lane = Lane(self._label)
+        self._lane = Lane(self._label, crowded)
         self._coalesced: list[dist.Work] | None = None
         self._sequence = 0
 
@@ -80,11 +89,12 @@ class ProcessGroup(dist.ProcessGroup):
             LaunchError: They are not ranks of one MPI job.
         """
         world = MPI.COMM_WORLD
-        store.set(f"mpi/{rank}", str(world.rank))
+        store.set(f"mpi/{rank}", f"{world.rank} {MPI.Get_processor_name()}")
         keys = [f"mpi/{other}" for other in range(size)]
         store.wait(keys, timeout)
         values = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
-        ranks = [int(value) for value in values]
+        places = [value.decode().split(" ", 1) for value in values]
+        ranks = [int(place) for place, _ in places]
         if len(set(ranks)) < size or max(ranks) >= world.size:
             raise LaunchError(
                 f'the backend "sfb" needs {size} ranks of MPI for a group of {size}, got ranks {sorted(set(ranks))} of '
@@ -94,7 +104,10 @@ class ProcessGroup(dist.ProcessGroup):
         comm = world.Create_group(group)
         group.Free()
         end_job_on_error()
-        return cls(comm, timeout, name, store)
+        cls._neighbours = max(cls._neighbours, sum(host == MPI.Get_processor_name() for _, host in places))
+        return cls(comm, timeout, name, store, cls._neighbours > len(os.sched_getaffinity(0)))
+
+    _neighbours = 1  # ranks of this host in the largest group so far
 
     # What PyTorch asks a group about.
 
@@ -456,12 +469,10 @@ class ProcessGroup(dist.ProcessGroup):
         self._lane.stop()
         if not usable or self._lane.failed:
             return
-        request = comm.Ibarrier()
-        if wait_until(request.Test, min(_FAREWELL, self._timeout.total_seconds())):
+        if _all_come(comm, min(_FAREWELL, self._timeout.total_seconds())):
             self._comm.free()
             comm.Free()
         else:
-            abandon(request)
             _log.warning("%s is not freed: not all of its ranks destroy it", self._label)
 
     def abort(self) -> None:
@@ -622,10 +633,36 @@ class ProcessGroup(dist.ProcessGroup):
         return own
 
     def _tag(self, tag: int) -> int:
-        most = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
+        most = _tag_of_farewell() - 1
         if not 0 <= tag <= most:
             raise ValueError(f"expected a tag from 0 to {most}, got {tag}")
         return tag
+
+
+def _all_come(comm: MPI.Intracomm, seconds: float) -> bool:
+    """Return whether all ranks call this within ``seconds``.
+
+    They tell by messages: a barrier could not be taken back, and would end that of a rank that waits in one.
+    """
+    tag = _tag_of_farewell()
+    arrivals = [comm.Irecv(bytearray(), rank, tag) for rank in range(1, comm.size)] if comm.rank == 0 else []
+    if comm.rank > 0:
+        arrivals = [comm.Irecv(bytearray(), 0, tag)]
+        comm.Isend(b"", 0, tag).Free()
+    if wait_until(lambda: MPI.Request.Testall(arrivals), seconds):
+        for rank in range(1, comm.size if comm.rank == 0 else 0):
+            comm.Isend(b"", rank, tag).Free()
+        return True
+    for request in arrivals:
+        if request != MPI.REQUEST_NULL:
+            request.Cancel()
+            request.Wait()
+    return False
+
+
+def _tag_of_farewell() -> int:
+    """Return the tag that users may not use."""
+    return MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0
 
 
 def _single(tensors: Any, what: str) -> torch.Tensor:

@@ -111,7 +111,7 @@ class Reduction:
         if dtype == torch.bool:
             self._work = torch.uint8
             fits = not self._ranks and self._factor is None
-            self.op = {MPI.SUM: MPI.MAX, MPI.PROD: MPI.MIN}.get(self.op, self.op)
+            self.op = MPI.MAX if self.op == MPI.SUM else MPI.MIN if self.op == MPI.PROD else self.op
         elif dtype.is_complex:
             self._split = self.op == MPI.SUM and self._factor is None
             fits = self.op == MPI.SUM or (self.op == MPI.PROD and dtype != torch.complex32)

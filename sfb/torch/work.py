@@ -96,6 +96,9 @@ class Collective(_Work):
 
     Attributes:
         done: Whether it has ended.
+        begun: The steps under way, if it has begun.
+        request: What the steps wait for.
+        since: Since when, in seconds.
     """
 
     def __init__(
@@ -112,6 +115,9 @@ class Collective(_Work):
         self.seconds = seconds
         self.steps = steps
         self.done = False
+        self.begun: Iterator[MPI.Request] | None = None
+        self.request: MPI.Request | None = None
+        self.since = 0.0
 
     @property
     def what(self) -> str:
@@ -122,7 +128,7 @@ class Collective(_Work):
 
     def finish(self, error: BaseException | None) -> None:
         """Keep the error, and complete the future if there is one."""
-        self.steps = None  # type: ignore[assignment]  # it holds copies of tensors
+        self.steps = self.begun = self.request = None  # type: ignore[assignment]  # they hold copies of tensors
         super().finish(error)
 
     def get_future(self) -> torch.futures.Future[Any]:
@@ -143,7 +149,7 @@ class Collective(_Work):
         """
         seconds = timeout.total_seconds()
         if not self.done and not self._lane.complete(self, seconds if seconds > 0 else None):
-            raise dist.DistBackendError(f"Timed out: {self.what} has not ended after {seconds:g} s; it goes on")
+            raise dist.DistBackendError(f"{self.what}: Timed out after {seconds:g} s of waiting; it goes on")
         if self._error is not None:
             raise self._error
         return True
