@@ -7,8 +7,9 @@ import sys
 import traceback
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 
-__all__ = ["LaunchError", "abort", "check_launcher", "foreign_launcher", "lone_rank"]
+__all__ = ["LaunchError", "abort", "check_launcher", "end_job_on_error", "foreign_launcher", "lone_rank"]
 
 # Variables in which launchers give each process the number of processes that they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
@@ -64,6 +65,23 @@ def abort(error: BaseException) -> None:
     traceback.print_exception(error)
     print(f"sfb: rank {MPI.COMM_WORLD.rank} failed; ending all ranks", file=sys.stderr, flush=True)
     MPI.COMM_WORLD.Abort(1)
+
+
+def end_job_on_error() -> None:
+    """Let an exception that nobody catches on this rank end the whole job, because other ranks may wait for this one."""
+    before = sys.excepthook
+    if getattr(before, "ends_job", False):
+        return
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from mpi4py import MPI
+
+        if issubclass(kind, Exception) and MPI.COMM_WORLD.size > 1:
+            abort(error)
+        before(kind, error, trace)
+
+    end.ends_job = True  # type: ignore[attr-defined]
+    sys.excepthook = end
 
 
 def _installed(distribution: str) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
-from types import MethodType, TracebackType
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +14,7 @@ from mpi4py import MPI
 from torch import nn
 
 import sfb
-from sfb.launch import abort
+from sfb.launch import end_job_on_error
 from sfb.runtime.agreement import compare, on_all_ranks
 from sfb.runtime.threads import cores, threads_of
 from sfb.torch.checks import check_half, check_model, check_optimizer
@@ -290,7 +289,7 @@ def _follow(handle: Handle, parts: Model, *, count: bool) -> None:
     if count:
         handle.at_detach(model.register_forward_pre_hook(_count_samples, with_kwargs=True).remove)
     if handle.comm.size > 1:
-        _end_job_on_errors(handle)
+        end_job_on_error()
 
 
 def _set(handle: Handle, owner: Any, name: str, value: Any) -> None:
@@ -323,21 +322,3 @@ def _count_samples(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if handle is not None and model.training and torch.is_grad_enabled():
         first = next(each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
         handle.count_samples(len(first))
-
-
-def _end_job_on_errors(handle: Handle) -> None:
-    """Let an exception that nobody catches end all ranks, as the others wait for this one."""
-    before = sys.excepthook
-
-    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, Exception):
-            abort(error)
-        before(kind, error, trace)
-
-    sys.excepthook = end
-
-    def restore() -> None:
-        if sys.excepthook is end:
-            sys.excepthook = before
-
-    handle.at_detach(restore)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 
 from sfb.launch import check_launcher
-from sfb.torch.lane import abandon, timed_out, wait_until
+from sfb.torch.distributed.lane import abandon, timed_out, wait_until
 
 __all__ = ["rendezvous"]
 

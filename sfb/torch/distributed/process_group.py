@@ -16,11 +16,10 @@ import torch.distributed.distributed_c10d as c10d
 from mpi4py import MPI
 
 import sfb
-from sfb.launch import LaunchError
-from sfb.torch.failure import end_job_on_error
-from sfb.torch.lane import Lane, wait_until
-from sfb.torch.tensors import Reduction, check, flat, joined, raw, restore
-from sfb.torch.work import Collective, Message, Together
+from sfb.launch import LaunchError, end_job_on_error
+from sfb.torch.distributed.lane import Lane, wait_until
+from sfb.torch.distributed.tensors import Reduction, check, flat, joined, raw, restore
+from sfb.torch.distributed.work import Collective, Message, Together
 
 __all__ = ["ProcessGroup"]
 

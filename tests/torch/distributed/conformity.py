@@ -1,6 +1,6 @@
 """PyTorch's own tests of process groups, over the backend "sfb"; run by mpirun.
 
-    mpirun -n 3 python -m mpi4py tests/torch/conformity.py [TEST...]
+    mpirun -n 3 python -m mpi4py tests/torch/distributed/conformity.py [TEST...]
 
 They are those of `torch.testing._internal.distributed.distributed_test`, which start processes; here MPI has started
 them. Prints what does not pass, and the numbers of tests that pass, are skipped and fail; the exit code is 1 if any fail.

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from mpi4py import MPI
 
-from sfb.torch.lane import Lane, abandon, timed_out, wait_until
+from sfb.torch.distributed.lane import Lane, abandon, timed_out, wait_until
 
 __all__ = ["Collective", "Message", "Together"]
 

@@ -41,7 +41,7 @@ def register() -> None:
 
 def _create(options: Any, backend_options: Any) -> Any:
     """Make a process group, as `torch.distributed.Backend.register_backend` asks for with ``extended_api``."""
-    from sfb.torch.process_group import ProcessGroup
+    from sfb.torch.distributed.process_group import ProcessGroup
 
     return ProcessGroup.create(
         options.store,
@@ -53,6 +53,6 @@ def _create(options: Any, backend_options: Any) -> Any:
 
 
 def _by_mpi(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    from sfb.torch.rendezvous import rendezvous
+    from sfb.torch.distributed.rendezvous import rendezvous
 
     return rendezvous(url, **options)
