@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+__all__ = ["MPIRUN", "mpirun", "needs_mpirun"]
+
 MPIRUN = os.environ.get("SFB_TEST_MPIRUN") or shutil.which("mpirun")
 needs_mpirun = pytest.mark.skipif(MPIRUN is None, reason="no mpirun on PATH; set SFB_TEST_MPIRUN")
 

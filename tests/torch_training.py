@@ -232,7 +232,8 @@ def assert_bits(actual, expected):
     actual, expected = (each if isinstance(each, dict) else weights(each) for each in (actual, expected))
     assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        assert actual[name].detach().numpy().tobytes() == reference.detach().numpy().tobytes(), name
+        ours, theirs = (each.detach().reshape(-1).view(torch.uint8) for each in (actual[name], reference))
+        assert torch.equal(ours, theirs), name
 
 
 def assert_ranks_agree(world, model):

@@ -95,7 +95,8 @@ def attach(
         raise TypeError(f"comm must be an MPI.Intracomm, got {type(world).__name__}")
     with on_all_ranks(world, "attach"):
         fused = _check(model, optimizer, fused, weight, overlap)
-        lines = list(_description(model, optimizer, f"fused={fused}", f"weight={weight}", f"overlap={overlap}"))
+        options = {"fused": fused, "weight": weight, "broadcast_buffers": broadcast_buffers, "overlap": overlap}
+        lines = list(_description(model, optimizer, *(f"{key}={value}" for key, value in options.items())))
     _compare_lines(world, lines)
 
     own = comm if isinstance(comm, sfb.Comm) else sfb.Comm(world)

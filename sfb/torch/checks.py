@@ -17,7 +17,8 @@ def check_model(model: nn.Module) -> None:
     """Raise TypeError or ValueError if ranks cannot exchange the gradients of a model.
 
     Raises:
-        TypeError: ``model`` is not a module; a parameter is complex; an embedding has sparse gradients.
+        TypeError: ``model`` is not a module; a parameter is complex; a parameter or a buffer is quantised; an embedding
+            has sparse gradients.
         ValueError: A parameter or a buffer is not in the memory of a CPU, or its shape is not known yet.
     """
     if not isinstance(model, nn.Module):
@@ -27,6 +28,8 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(f"{name} has no shape yet: call the model once before attach")
         if tensor.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU, got {tensor.device}: move the model there, model.cpu()")
+        if tensor.is_quantized:
+            raise TypeError(f"{name} is quantised, {tensor.dtype}: train in floating point, and quantise afterwards")
     for name, param in model.named_parameters():
         if param.requires_grad and not param.is_floating_point():
             raise TypeError(f"{name} must be of a real floating-point type, got {param.dtype}")

@@ -249,7 +249,7 @@ class Handle:
         self._samples += samples
 
     def zero_grad(self, params: Iterable[nn.Parameter]) -> None:
-        """Forget gradients that are no tensors; zero_grad of modules and of the optimizer call this.
+        """Forget gradients that are collected; zero_grad of modules and of the optimizer call this.
 
         Args:
             params: The parameters whose gradients are zeroed.
