@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 from collections import deque
@@ -24,9 +25,6 @@ _TICK = 5e-4
 _FAREWELL = 5.0
 # Seconds for which `submit` waits for other ranks, at most, and at least: half as long after each wait in vain.
 _PATIENCE, _IMPATIENCE = 0.2, 1e-4
-
-# Requests of operations that timed out; they hold their buffers.
-_abandoned: list[MPI.Request] = []
 
 
 def wait_until(poll: Callable[[], bool], seconds: float, idle: Callable[[], bool] | None = None) -> bool:
@@ -63,8 +61,8 @@ def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
 
 
 def abandon(request: MPI.Request) -> None:
-    """Keep a request that is late, with its buffers, until it is complete or the process ends."""
-    _abandoned.append(request)
+    """Keep a request that is late, with its buffers, as long as the process: MPI may still write there at its end."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))
 
 
 class Operation(Protocol):
