@@ -18,7 +18,7 @@ from mpi4py import MPI
 __all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
 
 # Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
-_SPIN, _SLEEPS, _GROWTH = 1e-3, (5e-5, 1e-3), 1.5
+_SPIN, _SLEEPS, _GROWTH = 1e-3, (2e-5, 5e-4), 1.5
 # Seconds between two looks of the thread after messages.
 _TICK = 5e-4
 # Seconds that the end of a group waits for its thread.
