@@ -68,7 +68,7 @@ def abort(error: BaseException) -> None:
 
 
 def end_job_on_error() -> None:
-    """Let an exception that nobody catches on this rank end the whole job, because other ranks may wait for this one."""
+    """Let an exception that nobody catches on this rank end the whole job: other ranks may wait for this one."""
     before = sys.excepthook
     if getattr(before, "ends_job", False):
         return

@@ -1,5 +1,8 @@
 """The names under which `torch.distributed` finds the backend; importing this starts no MPI."""
 
+# PyTorch does not export to type checkers all that it exports.
+# mypy: disable-error-code="attr-defined, name-defined"
+
 from __future__ import annotations
 
 import os

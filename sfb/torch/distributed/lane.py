@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 from collections import deque
@@ -17,16 +18,13 @@ from mpi4py import MPI
 __all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
 
 # Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
-_SPIN, _SLEEPS, _GROWTH = 1e-3, (5e-5, 1e-3), 1.5
+_SPIN, _SLEEPS, _GROWTH = 1e-3, (2e-5, 5e-4), 1.5
 # Seconds between two looks of the thread after messages.
 _TICK = 5e-4
 # Seconds that the end of a group waits for its thread.
 _FAREWELL = 5.0
 # Seconds for which `submit` waits for other ranks, at most, and at least: half as long after each wait in vain.
 _PATIENCE, _IMPATIENCE = 0.2, 1e-4
-
-# Requests of operations that timed out; they hold their buffers.
-_abandoned: list[MPI.Request] = []
 
 
 def wait_until(poll: Callable[[], bool], seconds: float, idle: Callable[[], bool] | None = None) -> bool:
@@ -63,8 +61,8 @@ def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
 
 
 def abandon(request: MPI.Request) -> None:
-    """Keep a request that is late, with its buffers, until it is complete or the process ends."""
-    _abandoned.append(request)
+    """Keep a request that is late, with its buffers, as long as the process: MPI may still write there at its end."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))
 
 
 class Operation(Protocol):

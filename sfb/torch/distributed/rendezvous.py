@@ -1,5 +1,8 @@
 """A store of key-value pairs for the ranks of an MPI job, where `torch.distributed` keeps what it needs to begin."""
 
+# PyTorch does not export to type checkers all that it exports.
+# mypy: disable-error-code="attr-defined, name-defined"
+
 from __future__ import annotations
 
 import fcntl

@@ -269,4 +269,6 @@ class Together(_Work):
 
     def wait(self, timeout: timedelta = _UNSET) -> bool:
         """Wait for all."""
-        return all([work.wait(timeout) for work in self._works])
+        for work in self._works:
+            work.wait(timeout)
+        return True

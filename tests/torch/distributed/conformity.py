@@ -3,7 +3,7 @@
     mpirun -n 3 python -m mpi4py tests/torch/distributed/conformity.py [TEST...]
 
 They are those of `torch.testing._internal.distributed.distributed_test`, which start processes; here MPI has started
-them. Prints what does not pass, and the numbers of tests that pass, are skipped and fail; the exit code is 1 if any fail.
+them. Prints what does not pass, and how many tests pass, are skipped and fail; the exit code is 1 if any fail.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_OURS: dict[str, str] = {
     "test_monitored_barrier_*": "torch.distributed.monitored_barrier refuses every backend but gloo",
     "test_SyncBatchNorm_process_group": "needs torchvision",
 }
-# What their skips name where a test cannot run here. Other skips name backends that PyTorch knows; those are not obeyed.
+# Reasons of skips that hold here. Others name the backends that PyTorch knows, and are not obeyed.
 OBEYED = re.compile("CUDA|only.* nccl|nccl.* only|{'nccl'}|GPU|torchvision|github|priority|sparse", re.IGNORECASE)
 NOT_OBEYED = re.compile("DistributedDataParallel|GLOO Batch|get_future", re.IGNORECASE)
 # Tests that do something only if the backend is called so.
