@@ -259,7 +259,7 @@ def _average(handle: Handle, named: list[tuple[str, nn.Parameter]]) -> list[Mean
     """Prepare weights whose gradients become means; the ranks of a node form them in memory that they share."""
     weights = []
     staging: dict[Any, np.ndarray] = {}
-    if handle.comm.node.size > 1:
+    if handle.comm.allreduce(handle.comm.node.size, MPI.MAX) > 1:  # nodes differ, and `shared` is collective
         for dtype in dict.fromkeys(param.dtype for _, param in named):
             most = max(param.numel() for _, param in named if param.dtype == dtype)
             staging[dtype] = handle.comm.shared(most, torch.empty(0, dtype=dtype).numpy().dtype)
