@@ -70,9 +70,6 @@ SOME = {
     name: FUSED[name]
     for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, weight decay")
 }
-    name: FUSED[name]
-    for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, weight decay")
-}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
