@@ -36,34 +36,34 @@ pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("gloo")]
 SGD, Adam, AdamW, Adagrad = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad
 
 FUSED = {
-    "SGD": partial(SGD, lr=0.1),
-    "SGD, weight decay": partial(SGD, lr=0.1, weight_decay=0.1),
-    "SGD, maximize": partial(SGD, lr=0.01, maximize=True),
-    "SGD, momentum": partial(SGD, lr=0.1, momentum=0.9),
-    "SGD, momentum, weight decay, maximize": partial(SGD, lr=0.01, momentum=0.9, weight_decay=0.1, maximize=True),
-    "SGD, Nesterov": partial(SGD, lr=0.1, momentum=0.9, nesterov=True),
-    "SGD, Nesterov, weight decay": partial(SGD, lr=0.1, momentum=0.8, weight_decay=0.1, nesterov=True),
-    "SGD, foreach": partial(SGD, lr=0.1, momentum=0.9, foreach=True),
-    "SGD, fused by torch": partial(SGD, lr=0.1, momentum=0.9, fused=True),
-    "Adam": partial(Adam, lr=0.01),
-    "Adam, weight decay": partial(Adam, lr=0.01, betas=(0.5, 0.8), eps=1e-3, weight_decay=0.1),
-    "Adam, maximize": partial(Adam, lr=0.01, maximize=True, weight_decay=0.1),
-    "Adam, decoupled": partial(Adam, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
-    "Adam, fused by torch": partial(Adam, lr=0.01, fused=True),
-    "AdamW": partial(AdamW, lr=0.01),
-    "AdamW, maximize": partial(AdamW, lr=0.01, weight_decay=0.3, maximize=True),
-    "AdamW, lr a tensor": partial(AdamW, lr=torch.tensor(0.01, dtype=torch.float64)),
-    "Adagrad": partial(Adagrad, lr=0.05),
-    "Adagrad, weight decay": partial(Adagrad, lr=0.05, weight_decay=0.1, eps=1e-3),
-    "Adagrad, lr decay": partial(Adagrad, lr=0.05, lr_decay=0.2, initial_accumulator_value=0.3),
-    "Adagrad, maximize": partial(Adagrad, lr=0.01, maximize=True),
+    "SGD": partial(SGD, lr=0.01),
+    "SGD, weight decay": partial(SGD, lr=0.01, weight_decay=0.1),
+    "SGD, maximize": partial(SGD, lr=0.001, maximize=True),
+    "SGD, momentum": partial(SGD, lr=0.01, momentum=0.9),
+    "SGD, momentum, weight decay, maximize": partial(SGD, lr=0.001, momentum=0.9, weight_decay=0.1, maximize=True),
+    "SGD, Nesterov": partial(SGD, lr=0.01, momentum=0.9, nesterov=True),
+    "SGD, Nesterov, weight decay": partial(SGD, lr=0.01, momentum=0.8, weight_decay=0.1, nesterov=True),
+    "SGD, foreach": partial(SGD, lr=0.01, momentum=0.9, foreach=True),
+    "SGD, fused by torch": partial(SGD, lr=0.01, momentum=0.9, fused=True),
+    "Adam": partial(Adam, lr=0.003),
+    "Adam, weight decay": partial(Adam, lr=0.003, betas=(0.5, 0.8), eps=1e-3, weight_decay=0.1),
+    "Adam, maximize": partial(Adam, lr=0.001, maximize=True, weight_decay=0.1),
+    "Adam, decoupled": partial(Adam, lr=0.003, weight_decay=0.1, decoupled_weight_decay=True),
+    "Adam, fused by torch": partial(Adam, lr=0.003, fused=True),
+    "AdamW": partial(AdamW, lr=0.003),
+    "AdamW, maximize": partial(AdamW, lr=0.003, weight_decay=0.3, maximize=True),
+    "AdamW, lr a tensor": partial(AdamW, lr=torch.tensor(0.003, dtype=torch.float64)),
+    "Adagrad": partial(Adagrad, lr=0.02),
+    "Adagrad, weight decay": partial(Adagrad, lr=0.02, weight_decay=0.1, eps=1e-3),
+    "Adagrad, lr decay": partial(Adagrad, lr=0.02, lr_decay=0.2, initial_accumulator_value=0.3),
+    "Adagrad, maximize": partial(Adagrad, lr=0.001, maximize=True),
 }
 NOT_FUSED = {
-    "SGD, dampening": partial(SGD, lr=0.1, momentum=0.9, dampening=0.5),
-    "Adam, amsgrad": partial(Adam, lr=0.01, amsgrad=True),
-    "AdamW, amsgrad": partial(AdamW, lr=0.01, amsgrad=True),
-    "RMSprop": partial(torch.optim.RMSprop, lr=0.01, eps=1e-3),
-    "NAdam": partial(torch.optim.NAdam, lr=0.01),
+    "SGD, dampening": partial(SGD, lr=0.01, momentum=0.9, dampening=0.5),
+    "Adam, amsgrad": partial(Adam, lr=0.003, amsgrad=True),
+    "AdamW, amsgrad": partial(AdamW, lr=0.003, amsgrad=True),
+    "RMSprop": partial(torch.optim.RMSprop, lr=0.003, eps=1e-3),
+    "NAdam": partial(torch.optim.NAdam, lr=0.003),
     "Rprop": partial(torch.optim.Rprop, lr=0.01),
 }
 SOME = {
@@ -116,18 +116,18 @@ def test_parameter_groups(world, fused):
     def make(params):
         first, first_bias, large, *rest = params
         groups = [
-            {"params": [large], "lr": 0.3, "momentum": 0.9},
+            {"params": [large], "lr": 0.03, "momentum": 0.9},
             {"params": [first_bias], "weight_decay": 0.5},
             {"params": [first, *rest], "nesterov": True, "momentum": 0.5},
         ]
-        return SGD(groups, lr=0.1)
+        return SGD(groups, lr=0.01)
 
     equals_ddp(world, perceptron, make, lambda t: t.train(squares(world)), modes=(fused,))
 
 
 SCHEDULERS = {
     "StepLR": partial(lr_scheduler.StepLR, step_size=2, gamma=0.3),
-    "OneCycleLR": partial(lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=STEPS + 1),
+    "OneCycleLR": partial(lr_scheduler.OneCycleLR, max_lr=0.02, total_steps=STEPS + 1),
     "CosineAnnealingLR": partial(lr_scheduler.CosineAnnealingLR, T_max=STEPS),
     "LinearLR": partial(lr_scheduler.LinearLR, start_factor=0.1, total_iters=3),
 }
