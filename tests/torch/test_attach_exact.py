@@ -66,7 +66,10 @@ NOT_FUSED = {
     "NAdam": partial(torch.optim.NAdam, lr=0.01),
     "Rprop": partial(torch.optim.Rprop, lr=0.01),
 }
-SOME = {name: FUSED[name] for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad")}
+# AdaGrad from zero divides a gradient by its own magnitude, and so turns the rounding of small ones into whole steps.
+SOME = {
+    name: FUSED[name] for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, lr decay")
+}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
