@@ -1,18 +1,8 @@
 import os
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
-
-
-def split_hosts(world, part):
-    """Return a communicator of the ranks of this host for which ``part(rank on the host)`` is the same."""
-    from mpi4py import MPI
-
-    host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
-    group = host.Split(part(host.rank), host.rank)
-    host.Free()
-    return group
+from nodes import comm_of_nodes
 
 
 @pytest.fixture
@@ -20,21 +10,6 @@ def world():
     from mpi4py import MPI
 
     return MPI.COMM_WORLD
-
-
-@contextmanager
-def comm_of_nodes(world, ranks):
-    """Yield a Comm whose nodes have ``ranks`` ranks of a host each, or all of them if None."""
-    import sfb
-
-    if ranks is None:
-        comm = sfb.Comm(world)
-    else:
-        part = split_hosts(world, lambda rank: rank // ranks)
-        comm = sfb.Comm(world, node=part)
-        part.Free()
-    yield comm
-    comm.free()
 
 
 @pytest.fixture

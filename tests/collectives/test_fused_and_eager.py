@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from conftest import split_hosts
+from nodes import split_hosts
 
 import sfb
 from sfb.collectives.call import Call

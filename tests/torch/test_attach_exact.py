@@ -66,9 +66,10 @@ NOT_FUSED = {
     "NAdam": partial(torch.optim.NAdam, lr=0.01),
     "Rprop": partial(torch.optim.Rprop, lr=0.01),
 }
-# AdaGrad from zero divides a gradient by its own magnitude, and so turns the rounding of small ones into whole steps.
+# AdaGrad without eps turns the rounding of the first small gradients into whole steps.
 SOME = {
-    name: FUSED[name] for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, lr decay")
+    name: FUSED[name]
+    for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, weight decay")
 }
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
@@ -260,14 +261,18 @@ def test_inputs_of_any_dimension(world, shape):
 
 
 @pytest.mark.parametrize("name", ["SGD, Nesterov", "AdamW"])
-def test_the_same_bits_whether_exchanges_overlap(world, name):
-    with sfb.Comm(world, reproducible=True) as comm:
-        ends = []
-        for overlap in (None, True, False):
+@pytest.mark.parametrize("one_rank_a_node", [False, True], ids=["one node", "nodes of one"])
+def test_the_same_bits_whether_exchanges_overlap(world, one_rank_a_node, name):
+    node = world.Split(world.rank) if one_rank_a_node else None
+    ends = {}
+    with sfb.Comm(world, reproducible=True, node=node) as comm:
+        for overlap in (None, False, True):
             attached = Attached(seeded(perceptron), FUSED[name], comm, overlap=overlap)
             attached.train(squares(world))
             assert_ranks_agree(world, attached.model)
             attached.close()
-            ends.append(weights(attached.model))
-    for end in ends[1:]:
-        assert_bits(end, ends[0])
+            ends[overlap] = weights(attached.model)
+    if node is not None:
+        node.Free()
+    assert_bits(ends[None], ends[False])
+    assert_bits(ends[True], ends[False])
