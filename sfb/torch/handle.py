@@ -99,7 +99,7 @@ class Handle:
 
         # Between nodes buckets and factors begin to travel during the backward pass. Fused weights do if asked to, or
         # once the program has shown that it calls backward() once a step.
-        far = comm.node.size < comm.size
+        self._far = far = comm.node.size < comm.size
         self._overlap = (far if overlap is None else overlap) and not by_samples
         self._early_fused = self._overlap and overlap is True
         self._undecided = self._overlap and overlap is None
@@ -324,6 +324,9 @@ class Handle:
         assert self._buckets is not None
         if self._early is not None:
             self._early.finish(scale, lambda each: isinstance(each, Bucket) or self._touched[each])
+            if not self._far:  # beside exchanges under way, MPI would sum the buckets, in an order of its own
+                for each in self._fused:
+                    each.wait()
         for bucket in self._buckets:
             bucket.finish(self.comm, scale, [self._touched[param] for param in bucket.params])
         for weight in self._parts.weights:
@@ -394,7 +397,7 @@ class Handle:
         if not self._overlap or self._buckets is None:
             return
         members: dict[Exchanged, list[nn.Parameter]] = {}
-        if self.comm.node.size < self.comm.size:
+        if self._far:
             members |= {bucket: bucket.params for bucket in self._buckets if self._repeated.isdisjoint(bucket.params)}
         for weight in self._parts.weights:
             if weight.param in self._repeated:

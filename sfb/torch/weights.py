@@ -51,6 +51,7 @@ class FusedWeight(Collected):
         self._factors: list[tuple[np.ndarray, np.ndarray]] = []
         self._sum: sfb.Factors | np.ndarray | None = None
         self._request: Any = None
+        self._waited = False
         self._settings: tuple[object, ...] = ()
 
     @property
@@ -107,6 +108,13 @@ class FusedWeight(Collected):
         self.state.begin()
         self._settings = self.state.rule.settings
         self._request = comm.Iallreduce(self.factors(), self.state.rule)
+
+    def wait(self) -> None:
+        """Wait for the end of the exchange that `start` began, if any."""
+        if self._request is not None and not self._waited:
+            self._request.Wait()
+            self.last = self._request.exchange
+            self._waited = True
 
     def gather(self, comm: sfb.Comm, samples: np.ndarray, outside: bool) -> float:
         """Keep the mean over ranks for the step, as factors where they are smaller, and return its Frobenius norm.
@@ -167,9 +175,8 @@ class FusedWeight(Collected):
                 f"{self.name} is no longer where attach put it: detach before the model moves or changes its type"
             )
         if self._request is not None:
-            request, self._request = self._request, None
-            request.Wait()
-            self.last = request.exchange
+            self.wait()
+            self._request, self._waited = None, False
             state.begin()
             if state.rule.settings != self._settings:
                 raise RuntimeError(

@@ -66,6 +66,7 @@ NOT_FUSED = {
     "NAdam": partial(torch.optim.NAdam, lr=0.003),
     "Rprop": partial(torch.optim.Rprop, lr=0.01),
 }
+# AdaGrad without eps turns the rounding of the first small gradients into whole steps.
 SOME = {
     name: FUSED[name]
     for name in ("SGD, Nesterov, weight decay", "Adam, weight decay", "AdamW", "Adagrad, weight decay")
@@ -262,7 +263,6 @@ def test_inputs_of_any_dimension(world, shape):
 @pytest.mark.parametrize("name", ["SGD, Nesterov", "AdamW"])
 @pytest.mark.parametrize("one_rank_a_node", [False, True], ids=["one node", "nodes of one"])
 def test_the_same_bits_whether_exchanges_overlap(world, one_rank_a_node, name):
-    """Within a node exchanges under way leave the small gradients to MPI, which may add in another order."""
     node = world.Split(world.rank) if one_rank_a_node else None
     ends = {}
     with sfb.Comm(world, reproducible=True, node=node) as comm:
@@ -275,6 +275,4 @@ def test_the_same_bits_whether_exchanges_overlap(world, one_rank_a_node, name):
     if node is not None:
         node.Free()
     assert_bits(ends[None], ends[False])
-    assert_close(ends[True], ends[False])
-    if one_rank_a_node or world.size < 3:
-        assert_bits(ends[True], ends[False])
+    assert_bits(ends[True], ends[False])
