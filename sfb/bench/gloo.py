@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import array
 import os
 import socket
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
 from mpi4py import MPI
 
 import sfb.torch  # noqa: F401  registers "mpi://"
+from sfb.torch.distributed.rendezvous import interfaces
 
-__all__ = ["GlooError", "gloo_group", "interfaces"]
+__all__ = ["GlooError", "gloo_group"]
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _PROBE = 2.0  # seconds in which a connection to rank 0 must succeed
@@ -55,25 +54,6 @@ def gloo_group(world: MPI.Intracomm) -> Iterator[str]:
     finally:
         if preset is None:
             del os.environ[_INTERFACE]
-
-
-def interfaces() -> dict[str, str]:
-    """Return the IPv4 address of each network interface that has one, by the interface's name.
-
-    >>> from sfb.bench.gloo import interfaces
-    >>> "127.0.0.1" in interfaces().values()
-    True
-    """
-    import fcntl  # missing on Windows
-
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            request = array.array("B", struct.pack("256s", name.encode()[:15]))
-            with suppress(OSError):  # no IPv4 address
-                fcntl.ioctl(any_socket, 0x8915, request)  # SIOCGIFADDR
-                found[name] = socket.inet_ntoa(request[20:24].tobytes())
-    return found
 
 
 def _choose(world: MPI.Intracomm, preset: str | None) -> str:

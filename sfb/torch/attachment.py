@@ -93,7 +93,7 @@ def attach(
     if not isinstance(world, MPI.Intracomm):
         raise TypeError(f"comm must be an MPI.Intracomm, got {type(world).__name__}")
     with on_all_ranks(world, "attach"):
-        fused = _check(model, optimizer, fused, weight, overlap)
+        fused = _check(model, optimizer, fused, weight)
         options = {"fused": fused, "weight": weight, "broadcast_buffers": broadcast_buffers, "overlap": overlap}
         lines = list(_description(model, optimizer, *(f"{key}={value}" for key, value in options.items())))
     _compare_lines(world, lines)
@@ -117,9 +117,7 @@ def attach(
     return handle
 
 
-def _check(
-    model: nn.Module, optimizer: torch.optim.Optimizer, fused: bool | None, weight: str, overlap: bool | None
-) -> bool:
+def _check(model: nn.Module, optimizer: torch.optim.Optimizer, fused: bool | None, weight: str) -> bool:
     """Check the arguments of `attach`, and return whether to fuse."""
     check_model(model)
     check_optimizer(model, optimizer)
@@ -302,7 +300,8 @@ def _zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
     type(self).zero_grad(self, *args, **kwargs)
     handle = _attached.get(self)
     if handle is not None:
-        handle.zero_grad(self.parameters() if isinstance(self, nn.Module) else handle.model.parameters())
+        everything = self is handle.optimizer or self is handle.model
+        handle.zero_grad(None if everything else self.parameters())
 
 
 _zero_grad.__name__ = "zero_grad"  # pickle finds a bound method by its name
@@ -320,5 +319,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
 def _count_samples(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     handle = _attached.get(model)
     if handle is not None and model.training and torch.is_grad_enabled():
-        first = next(each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
+        first = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
+        if first is None:
+            raise TypeError('weight="samples" counts the samples of the first tensor passed to the model, got none')
         handle.count_samples(len(first))

@@ -29,8 +29,6 @@ class Bucket:
         started: Whether the sum has begun and not ended.
     """
 
-    overlaps = True
-
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self.params = list(params)
         self.missing = set(params)

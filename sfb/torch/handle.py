@@ -89,7 +89,7 @@ class Handle:
         self._undo: list[Callable[[], Any]] = []
 
         # From one zero_grad() to the next.
-        self._armed = False  # autograd will call _synchronise at the end of the backward pass
+        self._armed = False  # autograd will call synchronise at the end of the backward pass
         self._quiet = False  # inside no_sync()
         self._behind = False  # a backward pass inside no_sync() waits for one outside
         self._passes = 0  # backward passes exchanged since the last step
@@ -248,14 +248,17 @@ class Handle:
         """Count samples that the model has been given."""
         self._samples += samples
 
-    def zero_grad(self, params: Iterable[nn.Parameter]) -> None:
+    def zero_grad(self, params: Iterable[nn.Parameter] | None) -> None:
         """Forget gradients that are collected; zero_grad of modules and of the optimizer call this.
 
         Args:
-            params: The parameters whose gradients are zeroed.
+            params: The parameters whose gradients are zeroed; None for all.
         """
-        zeroed = set(params)
-        weights = [weight for weight in self._parts.weights if weight.param in zeroed]
+        weights, everything = self._parts.weights, params is None
+        if params is not None:
+            zeroed = set(params)
+            weights = [weight for weight in weights if weight.param in zeroed]
+            everything = zeroed.issuperset(self.model.parameters())
         if any(weight.started for weight in weights):
             raise RuntimeError(
                 "zero_grad() after backward() without step(), but backward() has applied the gradients already: attach "
@@ -266,7 +269,7 @@ class Handle:
             self._touched[weight] = False
         if self._passes:
             self._undecided = False
-        if zeroed.issuperset(self.model.parameters()):
+        if everything:
             self._passes = 0
             self._behind = self._armed = False
             self._samples = 0.0

@@ -182,30 +182,28 @@ def test_iallreduce_is_a_request_of_this_library_where_it_serves(far):
     assert not isinstance(small, Request)
 
 
+def begin_one_after_the_other(comm):
+    """Let each rank begin an Iallreduce when the rank before it has."""
+    got = np.empty(5000)
+    if comm.rank:
+        comm.recv(source=comm.rank - 1)
+    request = comm.Iallreduce(np.ones(5000), got)
+    if comm.rank + 1 < comm.size:
+        comm.send(None, comm.rank + 1)
+    request.Wait()
+    np.testing.assert_array_equal(got, comm.size)
+
+
 def test_the_first_call_of_a_communicator_waits_for_nobody(world, monkeypatch):
     """MPI's Iallreduce may begin on one rank and wait for a message of another that has yet to begin it."""
     monkeypatch.setattr(dispatch, "_FAR", FAR)
     with sfb.Comm(world) as comm:
-        got = np.empty(5000)
-        if world.rank:
-            comm.recv(source=world.rank - 1)
-        request = comm.Iallreduce(np.ones(5000), got)
-        if world.rank + 1 < world.size:
-            comm.send(None, world.rank + 1)
-        request.Wait()
-        np.testing.assert_array_equal(got, world.size)
+        begin_one_after_the_other(comm)
 
 
-def test_later_calls_wait_for_nobody(far, world):
-    got = np.empty(5000)
+def test_later_calls_wait_for_nobody(far):
     for _ in range(3):
-        if world.rank:
-            far.recv(source=world.rank - 1)
-        request = far.Iallreduce(np.ones(5000), got)
-        if world.rank + 1 < world.size:
-            far.send(None, world.rank + 1)
-        request.Wait()
-        np.testing.assert_array_equal(got, world.size)
+        begin_one_after_the_other(far)
 
 
 def test_an_array_on_one_rank_and_factors_on_another(far, world):

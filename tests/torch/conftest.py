@@ -46,3 +46,9 @@ def gloo(world, tmp_path_factory):
 def fused(request):
     """Whether optimizers apply sums without forming them."""
     return request.param == "fused"
+
+
+@pytest.fixture(params=["comm", "lone_comm"], ids=["one node", "nodes of one"])
+def nodes(request):
+    """A Comm over the real nodes, then over nodes of one rank."""
+    return request.getfixturevalue(request.param)

@@ -10,6 +10,7 @@ import pickle
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -21,7 +22,7 @@ from mpi4py import MPI
 from sfb.launch import check_launcher
 from sfb.torch.distributed.lane import abandon, timed_out, wait_until
 
-__all__ = ["rendezvous"]
+__all__ = ["interfaces", "rendezvous"]
 
 _TIMEOUT = timedelta(minutes=30)
 _MESSAGE = 1 << 14  # bytes in which the first rank tells where its store is
@@ -104,14 +105,21 @@ def _tell(world: MPI.Intracomm, message: Any, timeout: timedelta) -> Any:
 
 def own_addresses() -> list[str]:
     """Return addresses at which other hosts may reach this one: those of its interfaces, then its name."""
-    found = []
+    outside = [address for address in interfaces().values() if not address.startswith("127.")]
+    return [*outside, socket.getfqdn(), socket.gethostname()]
+
+
+def interfaces() -> dict[str, str]:
+    """Return the IPv4 address of each network interface that has one, by the interface's name; on Linux.
+
+    >>> from sfb.torch.distributed.rendezvous import interfaces
+    >>> "127.0.0.1" in interfaces().values()
+    True
+    """
+    found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
-            try:
+            with suppress(OSError):  # without an IPv4 address
                 entry = fcntl.ioctl(sock.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # without an IPv4 address, or not Linux
-                continue
-            address = socket.inet_ntoa(entry[20:24])
-            if not address.startswith("127."):
-                found.append(address)
-    return [*found, socket.getfqdn(), socket.gethostname()]
+                found[name] = socket.inet_ntoa(entry[20:24])
+    return found

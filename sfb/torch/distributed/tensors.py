@@ -91,7 +91,6 @@ class Reduction:
 
     Attributes:
         op: The operation of MPI.
-        plain: Whether the result of MPI is that of the collective, in the tensor's own memory.
 
     Raises:
         ValueError: The operation is not defined for the type.
@@ -119,7 +118,6 @@ class Reduction:
             self._work = torch.float32
         if not fits:
             raise ValueError(f"{what}: ReduceOp.{kind.name} is not defined for {str(dtype).replace('torch.', '')}")
-        self.plain = self._work is dtype and not self._ranks and self._factor is None
 
     def before(self, vector: torch.Tensor) -> torch.Tensor:
         """Return what MPI reduces: the vector itself, or a converted copy."""
