@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ __all__ = ["COLUMNS", "Config", "draw", "run"]
 
 # PowerSGD compresses from the third step on.
 _CHECKED_STEPS = 5
+# Training takes steps in a row: caches hold the model, and the network does not rest between them.
+_IN_A_ROW = 4
 _TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 
 
@@ -72,7 +75,8 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
         heading(
             f"sfb bench torch: training, {config.optimizer}, {config.dtype}",
             f"PyTorch {torch.__version__}, {threads} thread{'s' * (threads != 1)} a rank; gloo over {interface}",
-            "step: zero_grad, forward, loss, backward, optimizer.step; median of the slowest rank; S: samples a rank",
+            "step: zero_grad, forward, loss, backward, optimizer.step; S: samples a rank",
+            f"a candidate takes {_IN_A_ROW} steps in a row; their mean on the slowest rank, median of such means",
             "ddp-…: DistributedDataParallel; attach: sfb.torch.attach, fused and not; local: no exchange at all",
             "DDP/this: fastest ddp-… over this; differ: largest relative difference to the weights of "
             f"{REFERENCE} after {_CHECKED_STEPS} steps; #wrong: weights beyond {_TOLERANCES[config.dtype]:.0e}, "
@@ -101,7 +105,8 @@ def _measure(
     with ExitStack() as stack:
         trainers = {one: stack.enter_context(Trainer(one, task, config.optimizer, batches, links)) for one in names}
         checked = _check(world, trainers, _TOLERANCES[config.dtype]) if config.check else {}
-        times = measure(world, {one: trainer.step for one, trainer in trainers.items()}, config)
+        taken = measure(world, {one: partial(trainer.steps, _IN_A_ROW) for one, trainer in trainers.items()}, config)
+    times = {one: total.each_of(_IN_A_ROW) for one, total in taken.items()}
     ddp = min(times[one].median for one in names if one in DDP)
     size = {"model": name, "parameters": task.parameters, "samples": samples}
     return [size | _row(world, one, samples, times, ddp) | checked.get(one, _UNCHECKED) for one in names]
@@ -113,8 +118,7 @@ _UNCHECKED: Row = {"differ": None, "wrong": None}
 def _check(world: MPI.Intracomm, trainers: dict[str, Trainer], tolerance: float) -> dict[str, Row]:
     """Train all candidates for some steps, and compare their weights; collective."""
     for trainer in trainers.values():
-        for _ in range(_CHECKED_STEPS):
-            trainer.step()
+        trainer.steps(_CHECKED_STEPS)
     world.Barrier()  # weights may lie in memory that the ranks of a node share
     checked = {}
     for name, trainer in trainers.items():

@@ -220,6 +220,11 @@ class Trainer:
         nn.functional.cross_entropy(self._called(x), y).backward()
         self._optimizer.step()
 
+    def steps(self, number: int) -> None:
+        """Take steps in a row; collective but for "local"."""
+        for _ in range(number):
+            self.step()
+
     @torch.no_grad()
     def difference(self, other: Trainer, tolerance: float) -> tuple[float, int]:
         """Compare the weights with those of another trainer.

@@ -90,7 +90,7 @@ def _is_result(x: torch.Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b, whose backward pass keeps the factors of the gradient of W and does not form it."""
+    """x Wᵀ + b, whose backward pass keeps the factors of the gradient of W; it forms what is to be differentiated."""
 
     @staticmethod
     def forward(
@@ -102,24 +102,28 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, error: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         error = error.to(weight.dtype)
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         u = error.reshape(-1, weight.shape[0])
+        gradient = None
         if needs_weight:
-            ctx.collected.add(u.contiguous(), x.to(weight.dtype).reshape(-1, weight.shape[1]).contiguous())
+            v = x.to(weight.dtype).reshape(-1, weight.shape[1])
+            if torch.is_grad_enabled():  # create_graph=True: the gradient will be differentiated
+                gradient = u.T @ v
+            else:
+                ctx.collected.add(u.contiguous(), v.contiguous())
         return (
             torch.matmul(error, weight).to(x.dtype) if needs_x else None,
-            None,
+            gradient,
             u.sum(0) if needs_bias else None,
             None,
         )
 
 
 class _Embedding(torch.autograd.Function):
-    """Rows of a table, whose backward pass keeps the rows and their gradients and forms no gradient of the table."""
+    """Rows of a table, whose backward pass keeps the rows and their gradients, as that of `_Linear` the factors."""
 
     @staticmethod
     def forward(
@@ -127,12 +131,12 @@ class _Embedding(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.collected = collected
         ctx.padding, ctx.by_frequency = module.padding_idx, module.scale_grad_by_freq
+        ctx.size = len(weight)
         ctx.save_for_backward(indices.clone())
         return functional.embedding(indices, weight, module.padding_idx, module.max_norm, module.norm_type)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         rows, gradient = indices.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
         if ctx.padding is not None:
@@ -141,6 +145,8 @@ class _Embedding(torch.autograd.Function):
         if ctx.by_frequency:
             _, inverse, counts = torch.unique(rows, return_inverse=True, return_counts=True)
             gradient = gradient / counts[inverse].to(gradient.dtype).unsqueeze(1)
+        if torch.is_grad_enabled():  # as for a linear layer
+            return None, gradient.new_zeros(ctx.size, gradient.shape[-1]).index_add(0, rows, gradient), None, None
         ctx.collected.add(rows.to(torch.int64), gradient.contiguous())
         return None, None, None, None
 

@@ -157,6 +157,23 @@ def test_embeddings_between_nodes(world, lone_comm, what):
     compare(world, factory, ADAM, lambda t: t.train(of(world, *shape, high=high)), comm=lone_comm)
 
 
+# PyTorch's own second derivative leaves the scale by frequency out.
+@pytest.mark.parametrize("what", ["large Embedding", "large Embedding, padding", "large Embedding, every word"])
+def test_penalties_of_gradients_of_embeddings(world, comm, what):
+    factory, shape, high = MODELS[what]
+    loss = of(world, *shape, high=high)
+
+    def script(trainer):
+        for step in range(2):
+            trainer.optimizer.zero_grad()
+            table = next(iter(trainer.model.parameters()))
+            (gradient,) = torch.autograd.grad(loss(trainer.forward, step), table, create_graph=True)
+            (loss(trainer.forward, step) + gradient.square().sum()).backward()
+            trainer.step()
+
+    compare(world, factory, MOMENTUM, script, comm=comm)
+
+
 def test_an_embedding_with_a_largest_norm(world, comm):
     """Looking rows up changes them, on each rank its own: rank 0's are not those of others, as in PyTorch."""
     tokens = torch.arange(30).reshape(3, 10)  # the same on every rank

@@ -189,11 +189,30 @@ def other_weights(trainer, loss):
     trainer.step()
 
 
+def gradient_penalty(trainer, loss):
+    """The gradient of the input is to have length 1, as in a Wasserstein GAN."""
+    for step in range(3):
+        trainer.optimizer.zero_grad()
+        x = numbers(5, 12, seed=(9, step)).requires_grad_()
+        gradient = torch.autograd.grad(trainer.forward(x).sum(), x, create_graph=True)[0]
+        (loss(trainer.forward, step) + (gradient.norm(dim=1) - 1).square().mean()).backward()
+        trainer.step()
+
+
+def penalties_of_gradients_of_weights(trainer, loss):
+    for step in range(3):
+        trainer.optimizer.zero_grad()
+        gradients = torch.autograd.grad(loss(trainer.forward, step), trainer.model.parameters(), create_graph=True)
+        (loss(trainer.forward, step) + sum(gradient.square().sum() for gradient in gradients)).backward()
+        trainer.step()
+
+
 SCRIPTS = [
     several_passes, no_zero_grad, one_gradient_for_two_steps, zero_grad_without_step, zero_grad_of_the_model,
     zero_grad_of_some_layers, gradients_set_to_zero, step_without_backward, discarded_within_no_sync,
     nested_no_sync, evaluation_between, gradient_of_the_input, gradients_of_some, clipping_twice,
     settings_changed_by_hand, settings_changed_after_backward, weights_clamped, weights_loaded, other_weights,
+    gradient_penalty, penalties_of_gradients_of_weights,
 ]  # fmt: skip
 
 
