@@ -479,14 +479,15 @@ class Comm(MPI.Intracomm):
         return None if team is None or team.nodes == 1 else self._arrays or self._arrays_if_possible()
 
     def _arrays_if_possible(self) -> Arrays | None:
-        """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
+        """Return what exchanges plain arrays, or None where kernels cannot be compiled: MPI does it then."""
         if not self._helpless:
             try:
                 self._arrays = Arrays(self._team, partial(self._profiles.find, self._team))
                 self._left_to_mpi = self._arrays.left
             except ImportError as error:
-                self._helpless = True
-                _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)
+                self._helpless = True  # on all ranks, which raise together
+                if self.rank == 0:
+                    _log.warning("plain arrays are left to MPI, unchecked: %s", error)
         return self._arrays
 
     @property

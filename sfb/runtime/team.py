@@ -17,7 +17,7 @@ from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load, warmup
 from sfb.runtime.limits import STALL
-from sfb.runtime.threads import cores, threads_of
+from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.windows import Block, fence, reap
 
 __all__ = ["Team"]
@@ -41,7 +41,7 @@ class Team:
         node_of: The number of the node of each rank.
         slot_of: The number of each rank on its node.
         nodes: The number of nodes.
-        sharing: Ranks per core on the node where ranks outnumber cores most; at least 1.0.
+        sharing: Ranks per core on the host where ranks outnumber cores most; at least 1.0.
         threads: The number of threads of this rank's kernels, its share of the cores.
         board: The board of the node.
         agree: The agreement of all ranks.
@@ -69,9 +69,11 @@ class Team:
         self.node_of = [numbers[home] for home, _ in homes]
         self.slot_of = [slot for _, slot in homes]
         self.nodes = len(numbers)
-        available = cores(self.node)
-        self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
-        self.threads = threads_of(self.node, available)
+        neighbours = same_host(self.world)
+        available = cores(neighbours)
+        self.sharing = self.world.allreduce(max(1.0, neighbours.size / available), MPI.MAX)
+        self.threads = threads_of(neighbours, available)
+        neighbours.Free()
         try:
             with on_all_ranks(self.world, "Comm"):
                 load(self.node, kernels.ARRAY_STAGES)
@@ -117,14 +119,17 @@ class Team:
                     self._across.append((slot, comm))
         return self._across
 
-    def load_kernels(self) -> None:
+    def load_kernels(self, *, half: bool = False) -> None:
         """Compile the kernels, or load them if they are cached; collective over the node.
+
+        Args:
+            half: Whether to load those for 16 bits on the wire, too; the same in every call.
 
         Raises:
             Exception: This rank could not compile or load one; raised after the collective part.
         """
         if not self._loaded:
-            warmup(self.node)
+            warmup(self.node, half=half)
             self._loaded = True
 
     @staticmethod
