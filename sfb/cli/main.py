@@ -48,6 +48,8 @@ def _run() -> int:
     except click.ClickException as error:
         _join(error)
         return end(error.exit_code, error.show)
+    except click.Abort:
+        raise
     except (ProfileError, KernelError, MemoryError, OSError) as error:
         return end(1, Failure(str(error) or "out of memory").show)
     except Exception:
