@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle, pairwise
+from types import TracebackType
 
 import torch
 import torch.distributed as dist

@@ -77,12 +77,13 @@ class Team:
         try:
             with on_all_ranks(self.world, "Comm"):
                 load(self.node, kernels.ARRAY_STAGES)
+            members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
+            with on_all_ranks(self.world, "Comm"):
+                self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
         except Exception:
             self.node.Free()
             self.world.Free()
             raise
-        members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
-        self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
         self.agree = Agreement(self.world, self.board, self.node_of)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
@@ -148,10 +149,24 @@ class Team:
         fence(self.node, [block for block in blocks if block is not None])
 
     def share(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a zeroed array with one copy per node; collective."""
+        """Return a zeroed array with one copy per node; collective.
+
+        Raises:
+            MemoryError: A node lacks room for it; raised on every rank.
+        """
         # MPI has few windows (about 2000 in MPICH).
         reap(self.node, self._blocks)
-        block = Block(self.node, prod(shape) * dtype.itemsize, self.world.bcast(uuid4().hex))
+        name = self.world.bcast(uuid4().hex)
+        block: Block | None = None
+        try:
+            with on_all_ranks(self.world, "shared"):
+                block = Block(self.node, prod(shape) * dtype.itemsize, name)
+        except Exception:
+            if block is not None:  # another node has no room
+                block.release()
+                block.free()
+            raise
+        assert block is not None
         self._blocks.append(block)
         if self.node.rank == 0:
             block.bytes[:] = 0
