@@ -73,6 +73,11 @@ def lone_rank(size: int) -> str | None:
     return (
         f"every rank believes it is alone: the launcher started {started} processes ({name}={started}), but each "
         "is rank 0 of 1; mpirun belongs to another MPI than the library mpi4py uses; run the mpirun of that library"
+        + (
+            ", or give srun its --mpi=: pmix for Open MPI, mostly pmi2 for MPICH and Intel MPI (srun --mpi=list)"
+            if "SLURM_STEP_ID" in os.environ
+            else ""
+        )
     )
 
 

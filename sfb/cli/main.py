@@ -75,8 +75,11 @@ def cli() -> None:
 
 @cli.command()
 @json_option
-def info(json_file: Path | None) -> None:
-    """Show what is installed, and how the ranks lie on nodes and cores."""
+def info(json_file: Path | None) -> int:
+    """Show what is installed, and how the ranks lie on nodes and cores.
+
+    Exits with 1 if each rank is alone though the launcher started several.
+    """
     world = start(alone=True)
     from sfb.environment import apart, describe, header, slow_blas
     from sfb.runtime.threads import limit_process
@@ -92,6 +95,7 @@ def info(json_file: Path | None) -> None:
         for problem in (lone_rank(world.size), apart(environment), slow_blas(environment)):
             if problem:
                 click.echo(f"warning: {problem}", err=True)
+    return int(lone_rank(world.size) is not None)
 
 
 @cli.command()
