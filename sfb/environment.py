@@ -80,8 +80,8 @@ def apart(environment: dict[str, Any]) -> str | None:
     if sharing >= together:
         return None
     return (
-        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there, with arrays of "
-        "their own and messages between them; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that share no "
+        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there, with arrays "
+        "of their own and messages between them; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that share no "
         "/dev/shm keep ranks apart"
     )
 
