@@ -80,9 +80,9 @@ def apart(environment: dict[str, Any]) -> str | None:
     if sharing >= together:
         return None
     return (
-        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there, with arrays "
-        "of their own and messages between them; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that share no "
-        "/dev/shm keep ranks apart"
+        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there: it keeps more "
+        "copies of arrays, and ranks send messages; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that do "
+        "not share /dev/shm keep ranks apart"
     )
 
 
