@@ -80,8 +80,8 @@ def apart(environment: dict[str, Any]) -> str | None:
     if sharing >= together:
         return None
     return (
-        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there: it keeps more "
-        "copies of arrays, and ranks send messages; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that do "
+        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there, keeps more "
+        "copies of arrays and sends messages; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that do "
         "not share /dev/shm keep ranks apart"
     )
 
