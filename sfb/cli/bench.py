@@ -264,9 +264,13 @@ def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
 def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any) -> None:
     """Time clocks of the decentralised store beside an Allreduce of the same factors."""
     world = start()
+    from sfb import StoreError
     from sfb.bench import store
 
-    store.run(world, store.Config(shape=(rows, columns), **options), **output)
+    try:
+        store.run(world, store.Config(shape=(rows, columns), **options), **output)
+    except StoreError as error:
+        raise Failure(str(error)) from error
 
 
 @bench.command("consistency")
@@ -290,6 +294,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
 def bench_consistency(output: dict[str, Any], **options: Any) -> None:
     """Train with stragglers under BSP, SSP and ASP."""
     world = start()
+    from sfb import StoreError
     from sfb.bench import consistency
     from sfb.models.data import DataError
 
@@ -297,5 +302,5 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
         for mode in options["modes"]:
             consistency.consistency_of(mode)
         consistency.run(world, consistency.Config(**options), **output)
-    except (DataError, ValueError) as error:
+    except (DataError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error
