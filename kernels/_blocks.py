@@ -59,7 +59,6 @@ _ENDING = _named(Ending, _BOOL, _BOOL, types.float64, types.float64)
 @kernel(
     signatures(lambda t: types.void(_strip(t), _panels(t), _I, _strip(t), _I, _I, _ENDING)),
     python=False,
-    contract=True,
 )
 def _edge(a, b, depth, c, rows, columns, ending):
     """Work what has too few rows, or too few columns, for whole tiles; all columns of a lie together."""
@@ -83,7 +82,7 @@ def _update(t):
     return _named(Update, _I, *[types.CPointer(t)] * 4, _I, _I)
 
 
-@kernel(signatures(lambda t: types.void(_update(t), _I, _strip(t), _I, _I)), python=False, contract=True)
+@kernel(signatures(lambda t: types.void(_update(t), _I, _strip(t), _I, _I)), python=False)
 def take(update, offset, g, rows, columns):
     """Let a rule take rows of a gradient g, in rows of w that begin ``offset`` elements behind those of ``update``."""
     apply(update, offset, g, rows, columns)
@@ -94,7 +93,7 @@ def _block(t):
     return types.void(_panels(t), _panels(t), _I, sums, _I, _I, _ENDING, _update(t), _I, _I)
 
 
-@kernel(signatures(_block), python=False, contract=True)
+@kernel(signatures(_block), python=False)
 def block(a, b, depth, c, rows, columns, ending, update, height, ahead):
     """Work a block of a·bᵀ, all its tiles row after row of them: c ← sum over samples j of a[j]·b[j]ᵀ.
 

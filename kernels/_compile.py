@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import logging
+from contextlib import suppress
 from importlib import resources
 
 from llvmlite import binding
@@ -10,14 +12,15 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["inner", "kernel"]
 
+_log = logging.getLogger("sfb")
+
 # Options of Numba. No C function calls a kernel; and only kernels call the others, so they need no wrapper for Python.
+# Without "fastmath" a·b + c is rounded twice on every processor; kernels ask for fused multiply-adds by name.
 _KERNEL = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 _INNER = {**_KERNEL, "no_cpython_wrapper": True}
-# a·b + c may become one fused multiply-add; nothing is reordered, and NaN and Inf keep their meaning.
-_CONTRACT = {"fastmath": {"contract"}}
 
 
-def kernel(signatures, *, python=True, contract=False):
+def kernel(signatures, *, python=True):
     """Compile a function for these signatures, or load it from Numba's cache.
 
     Other kernels call it by a symbol, like a function of a C library. Numba would link its code into each caller and
@@ -27,11 +30,10 @@ def kernel(signatures, *, python=True, contract=False):
     Args:
         signatures: Numba's signatures, results included.
         python: Whether Python calls it, too.
-        contract: Whether a·b + c may become one fused multiply-add.
     """
 
     def compiled(function):
-        dispatcher = njit(**(_KERNEL if python else _INNER), **(_CONTRACT if contract else {}))(function)
+        dispatcher = njit(**(_KERNEL if python else _INNER))(function)
         dispatcher._cache = _Cache(function)
         for signature in signatures:
             dispatcher.compile(signature)
@@ -43,10 +45,9 @@ def kernel(signatures, *, python=True, contract=False):
     return compiled
 
 
-def inner(function=None, *, contract=False):
+def inner(function):
     """Compile a function into the kernels that call it, for whatever types they pass."""
-    compiled = njit(**_INNER, **(_CONTRACT if contract else {}))
-    return compiled if function is None else compiled(function)
+    return njit(**_INNER)(function)
 
 
 def _call_by_symbol(dispatcher, overload):
@@ -83,3 +84,20 @@ class _Cache(FunctionCache):
     def __init__(self, function):
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _SOURCES)
+
+    def load_overload(self, sig, target_context):
+        """Return a compiled signature, or None if the cache does not have it or is damaged."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # what a cut-off pickle raises is not known beforehand
+            _log.warning("a damaged kernel in Numba's cache %s is compiled again: %r", self.cache_path, error)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig, data):
+        """Keep a compiled signature, unless the disk is full."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _log.warning("Numba's cache does not keep a kernel, each process compiles it: %s", error)

@@ -24,24 +24,40 @@ def _float(typing_context, bits):
     return types.float32(types.uint32), lambda c, builder, s, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
-@intrinsic
-def _to_half(typing_context, x):
-    """Return the bits of the float16 nearest to a float32."""
+@inner
+def _to_half(x):
+    """Return the bits of the float16 nearest to a float32, ties to even, without instructions for float16.
 
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+    Not every processor has those; integers and float32 give the same bits on all.
+    """
+    bits = _bits(x)
+    size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    # The sum with 0.5 has the step of float16 below its least normal number, and is rounded to it.
+    tiny = np.uint32(_bits(np.float32(_float(size) + np.float32(0.5))) - np.uint32(0x3F000000))
+    # The exponent has 15 in place of 127 for 1; what is cut off counts as a half or less, or carries.
+    odd = np.uint32(size >> np.uint32(13)) & np.uint32(1)
+    normal = np.uint32(np.uint32(size + np.uint32(0xC8000FFF)) + odd) >> np.uint32(13)
+    quiet = np.uint32(0x7E00) | np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(0x3FF))
+    half = np.uint32(tiny if size < np.uint32(0x38800000) else normal)
+    half = np.uint32(np.uint32(0x7C00) if size >= np.uint32(0x47800000) else half)
+    half = np.uint32(quiet if size > np.uint32(0x7F800000) else half)
+    return np.uint16(half | np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000)))
 
-    return types.uint16(types.float32), generate
 
-
-@intrinsic
-def _from_half(typing_context, bits):
-    """Return the float32 equal to the float16 that has these bits."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), generate
+@inner
+def _from_half(half):
+    """Return the float32 equal to the float16 that has these bits; a NaN becomes quiet."""
+    bits = np.uint32(half)
+    size = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13))
+    normal = np.uint32(size + np.uint32(0x38000000))
+    # A fraction without the leading 1 that its exponent implies: put it there, and take it away.
+    tiny = _bits(np.float32(_float(np.uint32(size + np.uint32(0x38800000))) - _TINY))
+    infinite = np.uint32(size + np.uint32(0x70000000))
+    quiet = np.uint32(infinite | np.uint32(0x00400000))
+    found = np.uint32(tiny if size < np.uint32(0x00800000) else normal)
+    found = np.uint32(infinite if size >= np.uint32(0x0F800000) else found)
+    found = np.uint32(quiet if size > np.uint32(0x0F800000) else found)
+    return _float(np.uint32(found | np.uint32(np.uint32(bits & np.uint32(0x8000)) << np.uint32(16))))
 
 
 @inner

@@ -47,7 +47,7 @@ def _accumulate(t):
     return _I(*factors, matrix(t), _I, _I, _I, types.boolean, _F, _F, vector(t))
 
 
-@kernel(signatures(_accumulate), contract=True)
+@kernel(signatures(_accumulate))
 def accumulate(u, v, w, first, start, stop, add, alpha, beta, scratch):
     """Set rows of w ← α·uᵀv, or to ``add`` w ← β·w + α·uᵀv; row ``first`` of w belongs to column 0 of u.
 

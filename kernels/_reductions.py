@@ -19,7 +19,7 @@ def inner_product(a, b):
     return total
 
 
-@kernel(signatures(lambda t: types.void(matrix(t), types.int64, types.int64)), contract=True)
+@kernel(signatures(lambda t: types.void(matrix(t), types.int64, types.int64)))
 def reduce(parts, start, stop):
     """Set elements of the first row of ``parts`` to the sums of those of all rows, in the order of rows."""
     block = 4096 // parts.itemsize

@@ -34,7 +34,7 @@ def _update(t):
     return _I(_I, vector(t), *factors, *[matrix(t)] * 3, _I, _I, _I, _I, _F, vector(t))
 
 
-@kernel(signatures(_update), contract=True)
+@kernel(signatures(_update))
 def update(kind, p, u, v, w, s, t, arrays, first, start, stop, alpha, scratch):
     """Let a rule take α·uᵀv in rows of w and of its state; the sum never leaves the cache.
 
@@ -106,7 +106,7 @@ def _update_dense(t):
     return types.void(_I, vector(t), matrix(t, readonly=True), *[matrix(t)] * 3, _I, _I, _I, _F)
 
 
-@kernel(signatures(_update_dense), contract=True)
+@kernel(signatures(_update_dense))
 def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
     """Let a rule take α·g in rows of w and of its state; row ``first`` of w belongs to row 0 of g."""
     columns = w.shape[1]
@@ -122,7 +122,7 @@ def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
         take(rule, k * columns, Strip(at(scaled, 0), columns), 1, columns)
 
 
-@kernel(signatures(lambda t: types.void(matrix(t), _I, _I, _F)), contract=True)
+@kernel(signatures(lambda t: types.void(matrix(t), _I, _I, _F)))
 def shrink_rows(w, start, stop, threshold):
     """Scale each row r by max(0, 1 − threshold/‖r‖)."""
     for k in range(start, stop):

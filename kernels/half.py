@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
 import numpy as np
+
+from sfb.kernels.stages import compiled
 
 __all__ = ["FORMATS", "pack", "unpack"]
 
 FORMATS = ("bfloat16", "float16")
-
-
-@functools.cache
-def _compiled() -> ModuleType:
-    from sfb.kernels import _half
-
-    return _half
 
 
 def pack(x: np.ndarray, packed: np.ndarray, kind: str, seed: int | None = None) -> None:
@@ -35,7 +27,7 @@ def pack(x: np.ndarray, packed: np.ndarray, kind: str, seed: int | None = None) 
         ValueError: Different sizes, or an unknown kind.
     """
     _check(x, packed, kind)
-    loops = _compiled()
+    loops = compiled("_half")
     loops.pack(x.reshape(-1), packed.reshape(-1), FORMATS.index(kind), seed is not None, (seed or 0) % 2**64)
 
 
@@ -44,7 +36,7 @@ def unpack(packed: np.ndarray, x: np.ndarray, kind: str) -> None:
     _check(x, packed, kind)
     if not x.flags.writeable:
         raise TypeError("x must be writeable")
-    _compiled().unpack(packed.reshape(-1), x.reshape(-1), FORMATS.index(kind))
+    compiled("_half").unpack(packed.reshape(-1), x.reshape(-1), FORMATS.index(kind))
 
 
 def _check(x: np.ndarray, packed: np.ndarray, kind: str) -> None:

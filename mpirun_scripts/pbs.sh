@@ -59,6 +59,7 @@ export OPENBLAS_NUM_THREADS=$threads OMP_NUM_THREADS=$threads MKL_NUM_THREADS=$t
 
 # A cache on the home file system serves all nodes and jobs. One on each node costs every job a minute of compilation,
 # and spares a server the reads of many nodes; choose a folder that only you can write to.
+export HOME=${HOME:-$(echo ~)}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sfb
 export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-$cache/numba}
 # sfb finds a profile by the names of the hosts, which change from job to job; hence one file for all of them.

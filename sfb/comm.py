@@ -277,7 +277,7 @@ class Comm(MPI.Intracomm):
         """Return a zeroed array with one copy per node, in an MPI-3 shared window; collective.
 
         Every rank of a node sees and may change the same memory; order writes and reads by
-        collective calls. It stays valid after `free`.
+        collective calls. It stays valid after `free`, and after `MPI.Finalize`.
 
         Args:
             shape: The shape of the array, equal on all ranks.
@@ -286,6 +286,7 @@ class Comm(MPI.Intracomm):
         Raises:
             MismatchError: Ranks ask for different arrays.
             TypeError, ValueError: Not a shape, or not a dtype that can be shared.
+            MemoryError: A node lacks room for it in /dev/shm; raised on every rank.
         """
         error: Exception | None = None
         sizes: tuple[int, ...] = ()
@@ -479,14 +480,15 @@ class Comm(MPI.Intracomm):
         return None if team is None or team.nodes == 1 else self._arrays or self._arrays_if_possible()
 
     def _arrays_if_possible(self) -> Arrays | None:
-        """Return what exchanges plain arrays, or None where Numba cannot be imported: MPI does it then."""
+        """Return what exchanges plain arrays; None, for MPI to do it, without compiled kernels or room for a board."""
         if not self._helpless:
             try:
                 self._arrays = Arrays(self._team, partial(self._profiles.find, self._team))
                 self._left_to_mpi = self._arrays.left
-            except ImportError as error:
-                self._helpless = True
-                _log.warning("Allreduce leaves plain arrays to MPI, unchecked: %s", error)
+            except (ImportError, MemoryError) as error:
+                self._helpless = True  # on all ranks, which raise together
+                if self.rank == 0:
+                    _log.warning("plain arrays are left to MPI, unchecked: %s", error)
         return self._arrays
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,9 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_info
 
 from sfb._version import __version__
-from sfb.runtime.threads import affinity, cores
+from sfb.runtime.threads import affinity, cores, same_host
 
-__all__ = ["describe", "header", "mpi_library", "slow_blas"]
+__all__ = ["apart", "describe", "header", "mpi_library", "slow_blas"]
 
 _PACKAGES = ("mpi4py", "numpy", "numba", "scipy")
 
@@ -34,9 +35,12 @@ def mpi_library() -> str | None:
 def describe(comm: MPI.Intracomm) -> dict[str, Any]:
     """Return versions, MPI, hosts, ranks, cores, threads and BLAS as a JSON object; collective."""
     node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
-    hosts = Counter(comm.allgather(MPI.Get_processor_name()))
-    available = cores(node)
+    sharing = comm.allreduce(node.size, MPI.MAX)
     node.Free()
+    hosts = Counter(comm.allgather(MPI.Get_processor_name()))
+    host = same_host(comm)
+    available = cores(host)
+    host.Free()
     blas = [
         {
             "library": Path(pool["filepath"]).name,
@@ -50,7 +54,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
     return {
         "sfb": __version__,
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in _PACKAGES},
         "mpi": " ".join(re.split(r"[\n,\0]", MPI.Get_library_version(), maxsplit=1)[0].split()),
         "mpi_standard": ".".join(map(str, MPI.Get_version())),
         "mpi_library": mpi_library(),
@@ -58,6 +62,7 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
         "hosts": sorted(hosts),
         "ranks": comm.size,
         "ranks_per_node": max(hosts.values()),
+        "ranks_sharing_memory": sharing,
         "cores_per_node": available,
         "cores_per_rank": len(affinity()),
         "blas": blas,
@@ -67,6 +72,26 @@ def describe(comm: MPI.Intracomm) -> dict[str, Any]:
             if name.endswith("_NUM_THREADS") or name.startswith(("SFB_", "NUMBA_", "OPENBLAS_"))
         },
     }
+
+
+def apart(environment: dict[str, Any]) -> str | None:
+    """Return a warning if the ranks of a host cannot share memory, else None."""
+    together, sharing = environment["ranks_per_node"], environment["ranks_sharing_memory"]
+    if sharing >= together:
+        return None
+    return (
+        f"of {together} ranks on a host at most {sharing} share memory, so sfb finds several nodes there, keeps more "
+        "copies of arrays and sends messages; MPIR_CVAR_NOLOCAL, OMPI_MCA_btl without sm, and containers that do "
+        "not share /dev/shm keep ranks apart"
+    )
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, which may have come without its metadata."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return str(getattr(sys.modules.get(package), "__version__", "unknown"))
 
 
 def slow_blas(environment: dict[str, Any]) -> str | None:

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from time import monotonic, sleep
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-__all__ = ["LaunchError", "abort", "check_launcher", "end_job_on_error", "foreign_launcher", "lone_rank"]
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = [
+    "INTERRUPTED",
+    "LaunchError",
+    "abort",
+    "check_launcher",
+    "end",
+    "end_job_on_error",
+    "foreign_launcher",
+    "launched",
+    "lone_rank",
+    "meet_at_end",
+]
+
+INTERRUPTED = 130  # the exit code after SIGINT
+
+# Seconds that a rank with an error gives the others to end by it, too, before it ends them.
+_PATIENCE = 3.0
+
+_ending: MPI.Intracomm | None = None  # the ranks of `meet_at_end`
 
 # Variables in which launchers give each process the number of processes that they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
@@ -47,6 +73,11 @@ def lone_rank(size: int) -> str | None:
     return (
         f"every rank believes it is alone: the launcher started {started} processes ({name}={started}), but each "
         "is rank 0 of 1; mpirun belongs to another MPI than the library mpi4py uses; run the mpirun of that library"
+        + (
+            ", or give srun its --mpi=: pmix for Open MPI, mostly pmi2 for MPICH and Intel MPI (srun --mpi=list)"
+            if "SLURM_STEP_ID" in os.environ
+            else ""
+        )
     )
 
 
@@ -57,18 +88,61 @@ def check_launcher(size: int) -> None:
         raise LaunchError(problem)
 
 
-def abort(error: BaseException) -> None:
-    """Print the traceback of ``error`` and end the whole job, because other ranks may wait for this one."""
+def meet_at_end(world: MPI.Intracomm) -> None:
+    """Let `end` find out which of these ranks end with an error; collective, and harmless when repeated."""
+    global _ending
+    if _ending is None and world.size > 1:
+        _ending = world.Dup()
+
+
+def end(code: int, show: Callable[[], object]) -> int:
+    """Return the exit code of a rank that ends with an error if all ranks do within seconds, else end the job.
+
+    Args:
+        code: The exit code.
+        show: Function that shows the error. Rank 0 calls it; others do if some rank has no error.
+    """
+    if _ending is None:
+        show()
+        return code
+    if _ending.rank == 0:
+        _show(show)
+    everybody, began = _ending.Ibarrier(), monotonic()
+    while not everybody.Test():
+        if monotonic() - began > _PATIENCE:
+            if _ending.rank > 0:
+                _show(show)
+            abort(code)
+        sleep(1e-3)
+    return code
+
+
+def abort(code: int) -> None:
+    """End all ranks with this exit code, because they may wait for this one; return if there are no others."""
+    if "mpi4py.MPI" not in sys.modules:
+        if launched()[1] > 1:  # a launcher ends the job when a signal ends a rank
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        return
     from mpi4py import MPI
 
-    sys.stdout.flush()
-    traceback.print_exception(error)
-    print(f"sfb: rank {MPI.COMM_WORLD.rank} failed; ending all ranks", file=sys.stderr, flush=True)
-    MPI.COMM_WORLD.Abort(1)
+    if MPI.COMM_WORLD.size > 1:
+        text = f"sfb: rank {MPI.COMM_WORLD.rank} {'was interrupted' if code == INTERRUPTED else 'failed'}"
+        _show(lambda: print(f"{text}; ending all ranks", file=sys.stderr))
+        MPI.COMM_WORLD.Abort(code)
+
+
+def _show(show: Callable[[], object]) -> None:
+    """Show something, unless nobody reads it any more."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        show()
+        sys.stderr.flush()
 
 
 def end_job_on_error() -> None:
-    """Let an exception that nobody catches on this rank end the whole job: other ranks may wait for this one."""
+    """Let what nobody catches on this rank, an exception or Ctrl-C, end the whole job: others may wait for this one."""
     before = sys.excepthook
     if getattr(before, "ends_job", False):
         return
@@ -76,8 +150,9 @@ def end_job_on_error() -> None:
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         from mpi4py import MPI
 
-        if issubclass(kind, Exception) and MPI.COMM_WORLD.size > 1:
-            abort(error)
+        if MPI.COMM_WORLD.size > 1:
+            _show(lambda: traceback.print_exception(error))
+            abort(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
         before(kind, error, trace)
 
     end.ends_job = True  # type: ignore[attr-defined]

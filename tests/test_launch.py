@@ -90,6 +90,143 @@ def test_an_array_on_one_rank_and_factors_on_another_do_not_hang():
     assert "ranks 1, 2: Allreduce with a plain buffer" in out
 
 
+# Where to interrupt a command, once its ranks are at work.
+AT_WORK = {
+    "train": (("train", "mlr", "--data", "digits"), "sfb.models.train", "_Trainer._step"),
+    "tune": (("tune", "-t", "0.1"), "sfb.tuning.calibrate", "_products"),
+    "bench": (("bench", "allreduce", "-K", "8", "-D", "8", "-S", "1"), "sfb.bench.engine", "_orders"),
+    "store": (("bench", "store", "-K", "8", "-D", "8", "-S", "1"), "sfb.store.store", "Store.clock"),
+}
+
+
+@needs_mpirun
+@pytest.mark.parametrize(("command", "rank"), [("train", 0), ("train", 1), ("tune", 1), ("bench", 0), ("store", 1)])
+def test_ctrl_c_on_one_rank_ends_all(command, rank):
+    arguments, module, name = AT_WORK[command]
+    script = f"""
+        import operator, signal, sys
+        from importlib import import_module
+        from mpi4py import MPI
+        from sfb import cli
+        owner, _, name = "{name}".rpartition(".")
+        place = import_module("{module}")
+        place = operator.attrgetter(owner)(place) if owner else place
+        if MPI.COMM_WORLD.rank == {rank}:
+            setattr(place, name, lambda *args: signal.raise_signal(signal.SIGINT))
+        sys.argv = ["sfb", *{arguments}]
+        sys.exit(cli.run())
+    """
+    pytest.importorskip("sklearn")
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == 130, out
+    assert f"rank {rank} was interrupted; ending all ranks" in out
+    assert "Traceback" not in out
+
+
+@needs_mpirun
+def test_an_output_that_nobody_reads_ends_all():
+    script = """
+        import os, sys
+        from mpi4py import MPI
+        from sfb import cli
+        if MPI.COMM_WORLD.rank == 0:
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+        sys.argv = ["sfb", "train", "mlr", "--data", "digits"]
+        sys.exit(cli.run())
+    """
+    pytest.importorskip("sklearn")
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == 1, out
+    assert "rank 0 failed; ending all ranks" in out
+
+
+def by_rank(arguments):
+    """Return a command that runs sfb with the arguments of a rank, which are the values of a dictionary."""
+    return (
+        sys.executable,
+        "-c",
+        "import os, sys\nfrom sfb import cli\n"
+        "rank = int(os.environ.get('PMI_RANK') or os.environ.get('OMPI_COMM_WORLD_RANK') or 0)\n"
+        f"sys.argv = ['sfb', *{arguments!r}[rank]]\n"
+        "sys.exit(cli.run())",
+    )
+
+
+@needs_mpirun
+@pytest.mark.parametrize("option", ["-J", "--plot"])
+def test_files_to_write_concern_rank_0_alone(tmp_path, option):
+    pytest.importorskip("matplotlib" if option == "--plot" else "json")
+    (tmp_path / "0").mkdir()
+    bench = ["bench", "allreduce", "-K", "8", "-D", "8", "-S", "1", "-n", "1", option]
+    code, out = mpirun(2, *by_rank({rank: [*bench, str(tmp_path / str(rank) / "b.png")] for rank in (0, 1)}))
+    assert code == 0, out
+    assert (tmp_path / "0" / "b.png").stat().st_size > 0
+    code, out = mpirun(2, *by_rank({rank: [*bench, str(tmp_path / str(1 - rank) / "b.png")] for rank in (0, 1)}))
+    assert code == 2, out
+    assert out.count("does not exist or cannot be written") == 1
+
+
+@needs_mpirun
+@pytest.mark.parametrize("wrong", [{0}, {1}, {0, 1}], ids=str)
+def test_a_wrong_command_line_on_some_ranks_ends_all(wrong):
+    lines = {rank: ["train", "mlr", "--data", "digits", "--epochs", "0" if rank in wrong else "1"] for rank in (0, 1)}
+    code, out = mpirun(2, *by_rank(lines))
+    assert code == 2, out
+    assert out.count("0 is not in the range") == 1
+    assert ("ending all ranks" in out) == (len(wrong) == 1)
+
+
+@needs_mpirun
+def test_a_shared_array_outlives_mpi():
+    script = """
+        from mpi4py import MPI
+        import sfb
+        comm = sfb.Comm(MPI.COMM_WORLD)
+        w = comm.shared((100, 1000))
+        w[comm.node.rank] = 1
+        comm.Barrier()
+        MPI.Finalize()
+        assert w[:2].sum() == 1000 * MPI_SIZE
+        w[2:] = 3
+        print("read")
+    """
+    for ranks in (1, 2):
+        text = textwrap.dedent(script).replace("MPI_SIZE", str(ranks))
+        code, out = mpirun(ranks, sys.executable, "-c", text)
+        assert code == 0, out
+        assert out.count("read") == ranks
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [{1}, {0, 1}], ids=str)
+def test_plain_arrays_do_without_compiled_kernels(ranks):
+    """Where Numba cannot compile on one rank, all leave plain arrays to MPI, and say so once."""
+    script = f"""
+        import os
+        from mpi4py import MPI
+        if MPI.COMM_WORLD.rank in {ranks}:
+            os.environ["NUMBA_DISABLE_JIT"] = "1"
+        import numpy as np
+        import sfb
+        comm = sfb.Comm(MPI.COMM_WORLD)
+        for _ in range(2):
+            x = np.ones(3)
+            comm.Allreduce(MPI.IN_PLACE, x)
+            assert (x == comm.size).all()
+        try:
+            comm.Allreduce(sfb.Factors(np.ones((1, 2)), np.ones((1, 3))), np.empty((2, 3)))
+        except ImportError as error:
+            assert "unset that variable" in str(error)
+            print("refused:", error)
+    """
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == 0, out
+    assert out.count("refused:") == 2
+    assert out.count("plain arrays are left to MPI, unchecked") == 1
+
+
 def test_a_rank_that_is_alone_is_noticed(monkeypatch):
     for name in launch._SIZES:
         monkeypatch.delenv(name, raising=False)
@@ -122,7 +259,8 @@ def test_commands_refuse_to_run_alone_by_mistake(arguments):
 
 def test_info_warns_of_ranks_that_are_alone():
     done = alone("info")
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert "threads per rank" in done.stdout
     assert "believes it is alone" in done.stderr
 
 
@@ -152,4 +290,4 @@ def test_plain_arrays_do_without_numba(tmp_path):
     code, out = mpirun(2, sys.executable, script)
     assert code == 0, out
     assert out.count("refused:") == 2
-    assert out.count("leaves plain arrays to MPI, unchecked") == 2
+    assert out.count("plain arrays are left to MPI, unchecked") == 1

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # The modules and packages of sfb/, from the lowest layer up. Modules of one row do not import each other.
 LAYERS = (
-    ("_version", "kernels", "launch", "topology", "units"),
+    ("_version", "files", "kernels", "launch", "topology", "units"),
     ("checks",),
     ("factors", "receiver"),
     ("optim",),

@@ -21,6 +21,7 @@ from mpi4py import MPI
 
 import sfb
 from sfb.environment import describe, header
+from sfb.files import write
 from sfb.runtime.threads import limit_process
 from sfb.tuning.plan import AUTO, Plan
 from sfb.tuning.trial import TIMED
@@ -117,14 +118,13 @@ class Benchmark(Generic[C]):
         for row in self.rows(world, config, heading):
             printer.row(row)
             results.append(row)
+        if world.rank == 0 and json_file is not None:
+            _write_json(json_file, dict(vars(config)), environment, results)
         checked = [row["wrong"] for row in results if "wrong" in row]
         if checked:
             printer.comment("not checked" if None in checked else f"wrong: {sum(checked)}")
-        if world.rank == 0:
-            if json_file is not None:
-                _write_json(json_file, dict(vars(config)), environment, results)
-            if plot is not None and self.draw is not None:
-                self.draw(results, plot)
+        if world.rank == 0 and plot is not None and self.draw is not None:
+            self.draw(results, plot)
         return results
 
 
@@ -342,4 +342,4 @@ class _Printer:
 
 def _write_json(path: Path, config: Row, environment: Row, rows: list[Row]) -> None:
     content = {"format": 1, "config": config, "environment": environment, "results": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write(path, json.dumps(content, indent=1) + "\n")

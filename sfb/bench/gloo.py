@@ -47,10 +47,8 @@ def gloo_group(world: MPI.Intracomm) -> Iterator[str]:
     os.environ[_INTERFACE] = preset or interface
     try:
         dist.init_process_group("gloo", init_method="mpi://", timeout=_TIMEOUT)
-        try:
-            yield interface
-        finally:
-            dist.destroy_process_group()
+        yield interface
+        dist.destroy_process_group()  # with an error on the way it would wait for ranks that may never come
     finally:
         if preset is None:
             del os.environ[_INTERFACE]

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Bytes, Failure, Finite, Names, Shapes, Sizes, json_option, plot_option, start
+from sfb.cli.common import Bytes, Failure, Finite, Names, Shapes, Single, Sizes, json_option, plot_option, start
 from sfb.units import parse_rate
 
 __all__ = ["bench"]
@@ -116,12 +116,12 @@ def bench_allreduce(
     beside MPI's; added(us) is the time of sfb.Comm minus that of MPI. Exits with 1 if a result is wrong.
     """
     if begin is not None or end is not None:
+        world = start()
         sizes = _sizes(begin, end, factor)
         try:
             rate = None if link is None else parse_rate(link, "--link")
         except ValueError as error:
             raise Failure(str(error)) from error
-        world = start()
         from sfb.bench import arrays
 
         plain: dict[str, Any] = {
@@ -133,9 +133,9 @@ def bench_allreduce(
         }
         results = arrays.run(world, arrays.Config(**plain, **common), **output)
     else:
+        world = start()
         if common["dtype"] not in ("float32", "float64"):
             raise Failure(f"factors are float32 or float64, not {common['dtype']}; -b and -e measure plain arrays")
-        world = start()
         from sfb.bench import allreduce
 
         exchanges = allreduce.Config(
@@ -220,9 +220,9 @@ def bench_torch(output: dict[str, Any], **options: Any) -> int:
     weights of a candidate that promises those of DDP differ from them. GLOO_SOCKET_IFNAME names gloo's interface; by
     default it is the one by which a rank reaches rank 0.
     """
+    world = start()
     if find_spec("torch") is None:
         raise Failure("PyTorch is not installed; install it with pip install 'sfb-mpi[torch]'")
-    world = start()
     from sfb.bench import gloo, torch, training
 
     unknown = [name for name in options["models"] if name not in training.MODELS]
@@ -238,7 +238,7 @@ def bench_torch(output: dict[str, Any], **options: Any) -> int:
     return int(any(row["wrong"] for row in results))
 
 
-@bench.command("choice")
+@bench.command("choice", cls=Single)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @plot_option
 def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
@@ -264,9 +264,13 @@ def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
 def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any) -> None:
     """Time clocks of the decentralised store beside an Allreduce of the same factors."""
     world = start()
+    from sfb import StoreError
     from sfb.bench import store
 
-    store.run(world, store.Config(shape=(rows, columns), **options), **output)
+    try:
+        store.run(world, store.Config(shape=(rows, columns), **options), **output)
+    except StoreError as error:
+        raise Failure(str(error)) from error
 
 
 @bench.command("consistency")
@@ -290,6 +294,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
 def bench_consistency(output: dict[str, Any], **options: Any) -> None:
     """Train with stragglers under BSP, SSP and ASP."""
     world = start()
+    from sfb import StoreError
     from sfb.bench import consistency
     from sfb.models.data import DataError
 
@@ -297,5 +302,5 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
         for mode in options["modes"]:
             consistency.consistency_of(mode)
         consistency.run(world, consistency.Config(**options), **output)
-    except (DataError, ValueError) as error:
+    except (DataError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error

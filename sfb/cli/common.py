@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sfb.launch import LaunchError, check_launcher, foreign_launcher
+from sfb.launch import LaunchError, check_launcher, foreign_launcher, meet_at_end
 from sfb.units import parse_size
 
 if TYPE_CHECKING:
@@ -23,50 +22,65 @@ __all__ = [
     "Names",
     "Output",
     "Shapes",
+    "Single",
     "Sizes",
-    "comm_world",
     "json_option",
+    "load_mpi",
     "plot_option",
     "start",
-    "world_size",
 ]
 
 
 class Failure(click.ClickException):
-    """A failure on every rank: one message, from rank 0, and exit code 1 on all."""
+    """A command cannot do its work; exit code 1."""
 
     def show(self, file: Any = None) -> None:
         """Print the message."""
-        if "mpi4py.MPI" in sys.modules and comm_world().rank != 0:
-            return
         click.echo(f"sfb: error: {self.format_message()}", file=file, err=True)
 
 
-def world_size() -> int:
-    """Return the number of ranks; 1 before MPI is loaded."""
-    return comm_world().size if "mpi4py.MPI" in sys.modules else 1
+class Single(click.Command):
+    """A command that needs no MPI: a rank that runs it leaves the others alone."""
 
 
-def comm_world() -> MPI.Intracomm:
-    """Load MPI, and return its communicator of all ranks."""
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
-
-
-def start() -> MPI.Intracomm:
-    """Initialise MPI and return all ranks; fail if the launcher belongs to another MPI library."""
+def load_mpi() -> MPI.Intracomm:
+    """Load MPI and return all ranks; fail if the launcher belongs to another MPI library."""
     problem = foreign_launcher()
     if problem:
         raise Failure(problem)
     try:
-        ranks = comm_world()
+        from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise Failure(f"{error}\nNo MPI library found; install one with pip install 'sfb-mpi[mpich]'") from error
+    meet_at_end(MPI.COMM_WORLD)
+    return MPI.COMM_WORLD
+
+
+def start(*, alone: bool = False) -> MPI.Intracomm:
+    """Load MPI and return all ranks, once rank 0 has checked the files that the command is to write; collective.
+
+    Args:
+        alone: Whether each rank may be alone though the launcher started several.
+    """
+    ranks = load_mpi()
     try:
-        check_launcher(ranks.size)
+        if not alone:
+            check_launcher(ranks.size)
     except LaunchError as error:
         raise Failure(str(error)) from error
+    context = click.get_current_context()
+    problem: str | None = None
+    if ranks.rank == 0:
+        try:
+            for parameter in context.command.params:
+                path = context.params.get(parameter.name or "")
+                if isinstance(parameter.type, Output) and path is not None:
+                    parameter.type.check(path, parameter, context)
+        except click.UsageError as error:
+            problem = error.format_message()
+    problem = ranks.bcast(problem)
+    if problem is not None:
+        raise click.UsageError(problem, context)
     return ranks
 
 
@@ -143,18 +157,33 @@ class Names(click.ParamType):
 
 
 class Output(click.Path):
-    """A file to write; its folder is checked before hours of work go into the results."""
+    """A file that rank 0 writes; `start` lets it check the folder before hours of work go into the results.
 
-    def __init__(self) -> None:
+    Args:
+        plot: Whether the file is a plot.
+    """
+
+    def __init__(self, *, plot: bool = False) -> None:
         super().__init__(dir_okay=False, writable=True, path_type=Path)
+        self._plot = plot
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value that the text gives."""
-        path = super().convert(value, param, ctx)
-        folder = Path(str(path)).absolute().parent
+        """Return the path, unchecked if other ranks may not have its folder."""
+        path = Path(value)
+        if ctx is not None and isinstance(ctx.command, Single):
+            self.check(path, param, ctx)
+        return path
+
+    def check(self, path: Path, param: click.Parameter | None, ctx: click.Context | None) -> None:
+        """Fail if the file cannot be written."""
+        super().convert(path, param, ctx)
+        folder = path.absolute().parent
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             self.fail(f"the folder of {str(path)!r} does not exist or cannot be written", param, ctx)
-        return path
+        if self._plot and path.suffix not in (".png", ".pdf", ".svg"):
+            self.fail(f"must end in .png, .pdf or .svg, got {path.name!r}", param, ctx)
+        if self._plot and importlib.util.find_spec("matplotlib") is None:
+            self.fail("needs matplotlib: pip install 'sfb-mpi[plot]'", param, ctx)
 
 
 class Finite(click.FloatRange):
@@ -168,13 +197,5 @@ class Finite(click.FloatRange):
         return number
 
 
-def _check_plot(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and value.suffix not in (".png", ".pdf", ".svg"):
-        raise click.BadParameter(f"must end in .png, .pdf or .svg, got {value.name!r}")
-    if value is not None and importlib.util.find_spec("matplotlib") is None:
-        raise click.BadParameter("needs matplotlib: pip install 'sfb-mpi[plot]'")
-    return value
-
-
 json_option = click.option("-J", "--json", "json_file", type=Output(), help="Write the results to FILE as JSON.")
-plot_option = click.option("--plot", type=Output(), callback=_check_plot, help="Draw the results: .png, .pdf or .svg.")
+plot_option = click.option("--plot", type=Output(plot=True), help="Draw the results: .png, .pdf or .svg.")

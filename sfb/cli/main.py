@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import click
 
 from sfb._version import __version__
 from sfb.cli.bench import bench
-from sfb.cli.common import Failure, Finite, Output, Sizes, comm_world, json_option, plot_option, start, world_size
+from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, load_mpi, plot_option, start
 from sfb.cli.topology import topology
-from sfb.launch import abort, foreign_launcher, lone_rank
+from sfb.files import write
+from sfb.kernels import KernelError
+from sfb.launch import INTERRUPTED, abort, end, launched, lone_rank
 from sfb.tuning.profile import ProfileError
 
 __all__ = ["cli", "run"]
@@ -22,27 +27,41 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
 
 
 def run() -> int:
-    """Run the command line; return the exit code."""
+    """Run the command line, and return the exit code; what ends one rank of a job ends all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every encoding has × and λ
+    try:
+        return _run()
+    except (click.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except SystemExit as error:  # click exits where nobody reads the output any more
+        code = error.code if isinstance(error.code, int) else 1
+    abort(code)
+    return code
+
+
+def _run() -> int:
     try:
         result = cli.main(standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        _join(error)
+        return end(error.exit_code, error.show)
     except click.Abort:
-        return 130
-    except ProfileError as error:  # every rank raises it
-        Failure(str(error)).show()
-        return 1
-    except OSError as error:
-        if world_size() > 1:
-            abort(error)
-        print(f"sfb: error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if world_size() > 1:
-            abort(error)
         raise
+    except (ProfileError, KernelError, MemoryError, OSError) as error:
+        return end(1, Failure(str(error) or "out of memory").show)
+    except Exception:
+        return end(1, traceback.print_exc)
+
+
+def _join(error: click.ClickException) -> None:
+    """Load MPI if a rank finds its command line wrong: in MPI the others may wait for it."""
+    context = getattr(error, "ctx", None)
+    if context is not None and not isinstance(context.command, (Single, click.Group)) and launched()[1] > 1:
+        with suppress(Failure):
+            load_mpi()
 
 
 @click.group(context_settings=_CONTEXT)
@@ -56,27 +75,27 @@ def cli() -> None:
 
 @cli.command()
 @json_option
-def info(json_file: Path | None) -> None:
-    """Show what is installed, and how the ranks lie on nodes and cores."""
-    problem = foreign_launcher()
-    if problem:
-        raise Failure(problem)
-    from sfb.environment import describe, header, slow_blas
+def info(json_file: Path | None) -> int:
+    """Show what is installed, and how the ranks lie on nodes and cores.
+
+    Exits with 1 if each rank is alone though the launcher started several.
+    """
+    world = start(alone=True)
+    from sfb.environment import apart, describe, header, slow_blas
     from sfb.runtime.threads import limit_process
 
-    world = comm_world()
-    warning = lone_rank(world.size)
     threads = limit_process(world)
     environment = describe(world)
     if world.rank == 0:
+        if json_file is not None:
+            write(json_file, json.dumps(environment, indent=1) + "\n")
         for line in header(environment):
             click.echo(line)
         click.echo(f"threads per rank that the commands use: {threads}")
-        if json_file is not None:
-            json_file.write_text(json.dumps(environment, indent=1) + "\n")
-        for problem in (warning, slow_blas(environment)):
+        for problem in (lone_rank(world.size), apart(environment), slow_blas(environment)):
             if problem:
                 click.echo(f"warning: {problem}", err=True)
+    return int(lone_rank(world.size) is not None)
 
 
 @cli.command()
@@ -87,7 +106,7 @@ def warmup() -> None:
     from sfb.runtime.compile import warmup as compile_kernels
 
     with Comm(world) as comm:
-        compile_kernels(comm.node)
+        compile_kernels(comm.node, half=True)
     if world.rank == 0:
         click.echo("kernels are compiled and cached")
 
@@ -109,16 +128,24 @@ def tune(output: Path | None, seconds: float) -> None:
     limit_process(world)
     with Comm(world) as comm:
         profile = comm.tune(seconds)
+    problem: str | None = None
     if world.rank == 0:
-        click.echo(f"written: {keep(profile)}")
         if output is not None:
-            output.write_text(profile.to_json())
+            write(output, profile.to_json())
             click.echo(f"written: {output}")
+        try:
+            click.echo(f"written: {keep(profile)}")
+        except OSError as error:
+            problem = f"the user's cache does not hold the profile: {error}"
         for line in profile.describe():
             click.echo(line)
+        if problem and output is not None:
+            click.echo(f"warning: {problem}; SFB_PROFILE={output} selects the file", err=True)
+    if world.bcast(problem) and output is None:
+        raise Failure(f"{problem}; -o FILE writes it elsewhere")
 
 
-@cli.command()
+@cli.command(cls=Single)
 @click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the gradient.")
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
 @click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")
@@ -190,12 +217,12 @@ def train(json_file: Path | None, **options: Any) -> None:
     except (DataError, TrainingError) as error:
         raise Failure(str(error)) from error
     if world.rank == 0:
-        progress.finish(result)
         if json_file is not None:
-            json_file.write_text(json.dumps(result, indent=1) + "\n")
+            write(json_file, json.dumps(result, indent=1) + "\n")
+        progress.finish(result)
 
 
-@cli.command()
+@cli.command(cls=Single)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option
 @plot_option

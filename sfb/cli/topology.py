@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Failure, Names, Sizes, json_option, plot_option
+from sfb.cli.common import Failure, Names, Single, Sizes, json_option, plot_option
+from sfb.files import write
 
 __all__ = ["topology"]
 
 
-@click.command()
+@click.command(cls=Single)
 @click.argument("names", metavar="NAME[,NAME...]", type=Names())
 @click.argument("sizes", metavar="RANKS", type=Sizes(1))
 @json_option
@@ -56,7 +57,7 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
         raise Failure(rows[0]["problem"])
     table = Table(box=None, pad_edge=False)
     for heading in ("topology", "ranks", "degree", "diameter", "mean distance", "λ2", "gap", "offsets"):
-        table.add_column(heading, justify="left" if heading in ("topology", "offsets") else "right")
+        table.add_column(heading, justify="left" if heading in ("topology", "offsets") else "right", overflow="fold")
     for row in rows:
         if row["problem"]:
             table.add_row(row["topology"], str(row["ranks"]), "", "", "", "", "", row["problem"].split(": ")[0])
@@ -65,9 +66,10 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
         shown = " ".join(map(str, offsets[:12])) + (" …" if len(offsets) > 12 else "")
         numbers = f"{row['mean_distance']:.2f}", f"{row['second_eigenvalue']:.3f}", f"{row['spectral_gap']:.3f}"
         table.add_row(*(str(row[key]) for key in ("topology", "ranks", "degree", "diameter")), *numbers, shown)
-    Console(width=None if Console().is_terminal else 200, highlight=False).print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps({"format": 1, "results": rows}, indent=1) + "\n")
+        write(json_file, json.dumps({"format": 1, "results": rows}, indent=1) + "\n")
+    # A file takes lines of any length; a terminal folds them.
+    Console(width=None if Console().is_terminal else 10_000, highlight=False).print(table)
     if plot is not None:
         if len(rows) == 1:
             draw_graph(graphs[0], plot)

@@ -270,7 +270,7 @@ class Engine:
                 f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
             )
         with on_all_ranks(team.world, call):
-            team.load_kernels()
+            team.load_kernels(half=self._options.wire is not None)
         if algorithm == AUTO:
             profile = self._profiles.require(team)
             plan = choose(problem, ALGORITHMS, AUTO, profile, trials=not self._options.reproducible)

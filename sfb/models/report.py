@@ -18,6 +18,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from sfb.environment import header
+from sfb.files import write
 from sfb.models.train import Config, Epoch
 from sfb.units import format_bytes, milliseconds
 
@@ -120,10 +121,10 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
     comms = [row["comm"] for row in rows]
     # A run is labelled by its exchange, or by its file where two runs have the same exchange.
     labels = comms if len(set(comms)) == len(comms) else [str(path) for path in paths]
-    _print(rows, labels)
     if json_file is not None:
         keyed = dict(zip(labels, runs, strict=True))
-        json_file.write_text(json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
+        write(json_file, json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
+    _print(rows, labels)
     if plot is not None:
         _draw(runs, rows, labels, plot)
 
@@ -144,9 +145,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
     first = rows[0]
     table = Table(title=f"--comm, on {first['ranks']} ranks", title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for label in labels:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     ratio = len(rows) == 2
     if ratio:
         table.add_column("ratio", justify="right")
@@ -162,7 +163,8 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
     line("exchange per step", "exchange_seconds_per_step", _milliseconds)
     line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
     line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
-    Console(highlight=False).print(table)
+    # A file takes lines of any length; a terminal folds them.
+    Console(width=None if Console().is_terminal else 10_000, highlight=False, markup=False).print(table)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -16,13 +16,17 @@ __all__ = ["load", "warmup"]
 _SOON, _PAUSE = 5e-3, 1e-3
 
 
-def warmup(node: MPI.Intracomm) -> None:
-    """Compile all kernels, or load them from Numba's cache; collective over the ranks of ``node``.
+def warmup(node: MPI.Intracomm, *, half: bool = False) -> None:
+    """Compile the kernels, or load them from Numba's cache; collective over the ranks of ``node``.
+
+    Args:
+        node: Ranks that share Numba's cache.
+        half: Whether to load those for 16 bits on the wire, too.
 
     Raises:
         Exception: This rank could not compile or load one; raised after the collective part.
     """
-    load(node, kernels.STAGES)
+    load(node, kernels.STAGES + (kernels.HALF_STAGES if half else ()))
 
 
 def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:

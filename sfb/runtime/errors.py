@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from sfb.kernels import KernelError
+
 __all__ = ["MismatchError", "Report", "as_reported", "raise_reported", "report"]
 
 # The name of an exception's type and its text; or "" and what the rank passed.
@@ -18,7 +20,7 @@ class MismatchError(ValueError):
 # Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError)
+    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, KernelError, MismatchError)
 }
 
 

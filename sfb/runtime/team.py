@@ -17,7 +17,7 @@ from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load, warmup
 from sfb.runtime.limits import STALL
-from sfb.runtime.threads import cores, threads_of
+from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.windows import Block, fence, reap
 
 __all__ = ["Team"]
@@ -41,7 +41,7 @@ class Team:
         node_of: The number of the node of each rank.
         slot_of: The number of each rank on its node.
         nodes: The number of nodes.
-        sharing: Ranks per core on the node where ranks outnumber cores most; at least 1.0.
+        sharing: Ranks per core on the host where ranks outnumber cores most; at least 1.0.
         threads: The number of threads of this rank's kernels, its share of the cores.
         board: The board of the node.
         agree: The agreement of all ranks.
@@ -69,18 +69,21 @@ class Team:
         self.node_of = [numbers[home] for home, _ in homes]
         self.slot_of = [slot for _, slot in homes]
         self.nodes = len(numbers)
-        available = cores(self.node)
-        self.sharing = self.world.allreduce(max(1.0, self.node.size / available), MPI.MAX)
-        self.threads = threads_of(self.node, available)
+        neighbours = same_host(self.world)
+        available = cores(neighbours)
+        self.sharing = self.world.allreduce(max(1.0, neighbours.size / available), MPI.MAX)
+        self.threads = threads_of(neighbours, available)
+        neighbours.Free()
         try:
             with on_all_ranks(self.world, "Comm"):
                 load(self.node, kernels.ARRAY_STAGES)
+            members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
+            with on_all_ranks(self.world, "Comm"):
+                self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
         except Exception:
             self.node.Free()
             self.world.Free()
             raise
-        members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
-        self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
         self.agree = Agreement(self.world, self.board, self.node_of)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
@@ -117,14 +120,17 @@ class Team:
                     self._across.append((slot, comm))
         return self._across
 
-    def load_kernels(self) -> None:
+    def load_kernels(self, *, half: bool = False) -> None:
         """Compile the kernels, or load them if they are cached; collective over the node.
+
+        Args:
+            half: Whether to load those for 16 bits on the wire, too; the same in every call.
 
         Raises:
             Exception: This rank could not compile or load one; raised after the collective part.
         """
         if not self._loaded:
-            warmup(self.node)
+            warmup(self.node, half=half)
             self._loaded = True
 
     @staticmethod
@@ -143,10 +149,24 @@ class Team:
         fence(self.node, [block for block in blocks if block is not None])
 
     def share(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Return a zeroed array with one copy per node; collective."""
+        """Return a zeroed array with one copy per node; collective.
+
+        Raises:
+            MemoryError: A node lacks room for it; raised on every rank.
+        """
         # MPI has few windows (about 2000 in MPICH).
         reap(self.node, self._blocks)
-        block = Block(self.node, prod(shape) * dtype.itemsize, self.world.bcast(uuid4().hex))
+        name = self.world.bcast(uuid4().hex)
+        block: Block | None = None
+        try:
+            with on_all_ranks(self.world, "shared"):
+                block = Block(self.node, prod(shape) * dtype.itemsize, name)
+        except Exception:
+            if block is not None:  # another node has no room
+                block.release()
+                block.free()
+            raise
+        assert block is not None
         self._blocks.append(block)
         if self.node.rank == 0:
             block.bytes[:] = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import weakref
 from math import prod
 from typing import Any
@@ -9,23 +11,33 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from sfb.runtime import mappings
+
 __all__ = ["Block", "fence", "find", "find_named", "reap"]
 
 _blocks: list[Block] = []  # all live blocks of this process: arrays are recognised by their address
 _orphans: list[Block] = []  # blocks whose communicator has been freed while arrays still lie in them
+_folder: str | None = "/dev/shm"  # where MPI keeps shared memory; None where that is no folder
 
 
 class Block:
     """Memory that the ranks of one node share; collective over the node.
+
+    MPI unmaps its windows in Finalize at the latest. Arrays therefore lie in a second mapping of the memory, which
+    lives as long as they do.
 
     Args:
         node: Communicator of ranks that can share memory.
         nbytes: Size in bytes, equal on all ranks of the node.
         name: The name of the block, the same on all nodes that hold a copy; "" for memory of one node.
 
+    Raises:
+        MemoryError: The node lacks room for shared memory; raised on all its ranks.
+
     Attributes:
         bytes: All of the memory.
         group: The ranks of the node.
+        nbytes: Size in bytes.
         name: The name of the block.
         named: The number of live blocks of this process that have a name.
     """
@@ -34,15 +46,19 @@ class Block:
 
     def __init__(self, node: MPI.Intracomm, nbytes: int, name: str = "") -> None:
         self.name = name
-        Block.named += bool(name)
+        self._window: MPI.Win | None = None
+        memory: Any
+        if node.size == 1:
+            memory = mmap.mmap(-1, max(nbytes, 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self._window, memory = _allocate(node, max(nbytes, 64), fill=bool(name))
         self.group = node.Get_group()
-        self._window = MPI.Win.Allocate_shared(max(nbytes, 64) if node.rank == 0 else 0, 1, comm=node)
-        self._window.Lock_all(MPI.MODE_NOCHECK)
-        memory, _ = self._window.Shared_query(0)
-        self.bytes = np.frombuffer(memoryview(memory), np.uint8)[:nbytes]
+        Block.named += bool(name)
+        self.bytes = np.frombuffer(memory, np.uint8)[:nbytes]
         self._root = weakref.ref(self.bytes.base)  # all views of the memory keep this object alive
         self._begin = self.bytes.ctypes.data
         self._end = self._begin + nbytes
+        self.nbytes = nbytes
         _blocks.append(self)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
@@ -76,9 +92,67 @@ class Block:
         """Free the memory; collective, and no array may lie in it any more."""
         _blocks.remove(self)
         Block.named -= bool(self.name)
-        self._window.Unlock_all()
-        self._window.Free()
+        if self._window is not None:
+            self._window.Unlock_all()
+            self._window.Free()
         self.group.Free()
+
+    def sync(self) -> None:
+        """Let this rank see what others have written, and others what it has, on both sides of a barrier."""
+        if self._window is not None:
+            self._window.Sync()
+
+
+def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win, Any]:
+    """Return a window of the ranks of a node, and its memory, in which the first has touched each page to ``fill``."""
+    global _folder
+    _raise_together(node, _lack(nbytes) if node.rank == 0 else None)
+    window = MPI.Win.Allocate_shared(nbytes if node.rank == 0 else 0, 1, comm=node)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    given = memoryview(window.Shared_query(0)[0])
+    address = np.frombuffer(given, np.uint8).ctypes.data
+    _folder = mappings.folder_of(address)
+    # Other processes may have taken the room meanwhile; who touches a page that is not there dies by SIGBUS.
+    enough = not fill or node.rank > 0 or mappings.populate(address, nbytes)
+    try:
+        _raise_together(node, None if enough else f"{_needs(nbytes)} no longer has that")
+    except MemoryError:
+        window.Unlock_all()
+        window.Free()
+        raise
+    return window, mappings.again(address, nbytes) or given
+
+
+def _raise_together(node: MPI.Intracomm, lack: str | None) -> None:
+    lack = node.bcast(lack)
+    if lack is not None:
+        raise MemoryError(
+            f"{lack}; a container gets more by --shm-size (docker, podman) or a larger /dev/shm, and files that other "
+            "jobs have left there take room"
+        )
+
+
+def _lack(nbytes: int) -> str | None:
+    """Return what is wrong if a folder lacks room for ``nbytes`` more, else None."""
+    if _folder is None:
+        return None
+    try:
+        there = os.statvfs(_folder)
+    except OSError:
+        return None
+    # Blocks without a name are touched as they are used.
+    left = max(0, there.f_bavail * there.f_frsize - sum(block.nbytes for block in _blocks if not block.name))
+    if there.f_blocks == 0 or nbytes <= left:  # 0 blocks: no limit
+        return None
+    return f"{_needs(nbytes)} has {_mib(left)} left of {_mib(there.f_blocks * there.f_frsize)}"
+
+
+def _needs(nbytes: int) -> str:
+    return f"memory shared by the ranks of a node needs {_mib(nbytes)}, and {_folder} on {os.uname().nodename}"
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
 
 
 def find(array: np.ndarray) -> Block | None:
@@ -123,7 +197,7 @@ def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> 
 def fence(node: MPI.Intracomm, blocks: list[Block]) -> None:
     """Let the ranks of ``node`` see what the others have written into ``blocks``; collective."""
     for block in blocks:
-        block._window.Sync()
+        block.sync()
     node.Barrier()
     for block in blocks:
-        block._window.Sync()
+        block.sync()

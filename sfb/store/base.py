@@ -16,7 +16,7 @@ from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.runtime.agreement import compare, on_all_ranks
 from sfb.runtime.compile import warmup
-from sfb.runtime.threads import cores, threads_of
+from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.store.replica import Table
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class StoreBase:
         self._world = world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
         self._rank = world.rank
         node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
-        self._threads = threads_of(node, cores(node))
+        host = same_host(world)
+        self._threads = threads_of(host, cores(host))
+        host.Free()
         name = type(self).__name__
         error: Exception | None = None
         text = ""

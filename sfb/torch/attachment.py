@@ -16,7 +16,7 @@ from torch import nn
 import sfb
 from sfb.launch import end_job_on_error
 from sfb.runtime.agreement import compare, on_all_ranks
-from sfb.runtime.threads import cores, threads_of
+from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.torch.checks import check_half, check_model, check_optimizer
 from sfb.torch.collect import patch, patched, unpatch
 from sfb.torch.handle import Handle, Model
@@ -99,6 +99,9 @@ def attach(
     _compare_lines(world, lines)
 
     own = comm if isinstance(comm, sfb.Comm) else sfb.Comm(world)
+    host = same_host(world)
+    threads = threads_of(host, cores(host))
+    host.Free()
     _take_state(own, model, optimizer)
     parts = Model(model, optimizer)
     handle = Handle(
@@ -108,7 +111,7 @@ def attach(
         by_samples=weight == "samples",
         broadcast_buffers=broadcast_buffers,
         overlap=overlap,
-        threads=threads_of(own.node, cores(own.node)),
+        threads=threads,
     )
     _sort(handle, parts)
     _follow(handle, parts, count=weight == "samples")

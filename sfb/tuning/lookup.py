@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfb.files import write
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.team import Team
 from sfb.tuning.calibrate import FIRST_USE, Probes, identity, measure
@@ -75,17 +76,31 @@ class Profiles:
 
 
 def cache_file(who: Mapping[str, Any]) -> Path:
-    """Return the file in the user's cache for the profile of ranks with this identity."""
+    """Return the file in the user's cache for the profile of ranks with this identity.
+
+    Raises:
+        OSError: The user has no cache, as one has neither a HOME nor a name.
+    """
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("sfb")) / f"profile-{_key(who)}.json"
+    try:
+        folder = Path(platformdirs.user_cache_dir("sfb"))
+    except (RuntimeError, KeyError) as error:
+        raise OSError(f"no folder for a cache: {error}; set XDG_CACHE_HOME or HOME") from error
+    if not folder.is_absolute():  # "~", where nobody knows the user's home
+        raise OSError("no folder for a cache: the user has no home; set XDG_CACHE_HOME or HOME")
+    return folder / f"profile-{_key(who)}.json"
 
 
 def keep(profile: Profile) -> Path:
-    """Write a profile into the user's cache, and return its file."""
+    """Write a profile into the user's cache, and return its file.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
     path = cache_file(profile.identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(profile.to_json())
+    write(path, profile.to_json())
     return path
 
 
@@ -113,11 +128,16 @@ def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
 
 def _cached(who: dict[str, Any]) -> str | None:
     """Return the JSON of the profile in the user's cache, None if there is none or it is damaged."""
-    path = cache_file(who)
-    if not path.is_file():
+    try:
+        path = cache_file(who)
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # without a cache, ranks measure
+        _log.info("no profile from the cache: %s", error)
         return None
     try:
-        return Profile.load(path).to_json()
+        return Profile.from_json(text.decode(errors="replace"), str(path)).to_json()
     except ProfileError as error:
-        _log.warning("ignoring a damaged profile: %s; measure it again with sfb tune", error)
+        _log.warning("a damaged profile is measured again: %s; sfb tune replaces the file", error)
         return None

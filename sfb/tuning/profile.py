@@ -219,10 +219,10 @@ class Profile:
             ProfileError: The file cannot be read or is no profile.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            return Profile.from_json(Path(path).read_text(encoding="utf-8"), str(path))
         except (OSError, ValueError) as error:
-            raise ProfileError(f"{path}: {error}") from error
-        return Profile.from_json(text, str(path))
+            said = error if isinstance(error, ProfileError) else f"{path}: {error}"
+            raise ProfileError(f"{said}; sfb tune -o {path} writes a new one") from error
 
 
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0}

@@ -47,6 +47,12 @@ def test_train_and_compare(tmp_path):
     assert set(both["runs"]) == {"mpi", "auto"}
     assert both["runs"]["auto"]["epochs"][1]["epoch"] == 2
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    long = [tmp_path / f"{'a-long-name-' * 9}{n}.json" for n in (1, 2)]
+    for path in long:  # a table in a pipe does not cut names
+        path.write_bytes((tmp_path / "mpi.json").read_bytes())
+    out, _ = sfb("compare", *long)
+    assert all(str(path) in out for path in long)
+    assert "bytes per step and rank" in out
 
 
 def test_bench(tmp_path):
@@ -106,6 +112,48 @@ def test_a_profile_that_is_none(tmp_path, monkeypatch):
     assert "not JSON" in sfb("explain", "--profile", tmp_path / "p.json", code=1)[1]
     monkeypatch.setenv("SFB_PROFILE", str(tmp_path / "p.json"))
     assert "not JSON" in sfb("bench", "allreduce", "-K", 4, "-D", 4, "-S", 1, code=1)[1]
+
+
+def test_a_cut_off_profile_says_what_to_do(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"format": 1,')
+    assert f"sfb tune -o {path} writes a new one" in sfb("explain", "--profile", path, code=1)[1]
+
+
+def test_a_profile_without_a_cache(tmp_path, monkeypatch):
+    """A user without a home, and a cache that cannot be written, cost nothing but the cache."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    out, err = sfb("tune", "-t", 0.1, "-o", tmp_path / "p.json")
+    assert "measured on 1 ranks" in out
+    assert f"SFB_PROFILE={tmp_path / 'p.json'} selects the file" in err
+    assert json.loads((tmp_path / "p.json").read_text())["format"] == 1
+    out, err = sfb("tune", "-t", 0.1, code=1)
+    assert "measured on 1 ranks" in out
+    assert "-o FILE writes it elsewhere" in err
+
+
+def test_encodings_without_our_letters(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert "replicas identical: yes" in sfb("train", "mlp", *SMALL, "-J", tmp_path / "run.json")[0]
+    assert json.loads((tmp_path / "run.json").read_text())["epochs"]
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    assert "halton" in sfb("topology", "halton", 8)[0]
+
+
+def test_a_package_without_its_metadata(monkeypatch):
+    from importlib import metadata
+
+    import numpy as np
+    from mpi4py import MPI
+
+    from sfb.environment import describe
+
+    def missing(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert describe(MPI.COMM_SELF)["numpy"] == np.__version__
 
 
 def test_bench_exits_with_1_when_results_are_wrong(monkeypatch, capsys):

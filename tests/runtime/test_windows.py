@@ -1,4 +1,5 @@
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -44,6 +45,25 @@ def test_an_array_outlives_its_communicator(world):
     np.testing.assert_array_equal(view, 1.0)
     assert windows.find(view) is not None
     assert not any(block._begin == address for block in windows._blocks)
+
+
+def test_too_little_shared_memory_is_an_error_on_every_rank(comm, world, monkeypatch):
+    """One node's folder is almost full; MPI would let ranks die when they touch what is not there."""
+    comm.Allreduce(np.ones(3), np.empty(3))
+    there = list(os.statvfs("/"))
+    there[:5] = 4096, 4096, (64 << 20) // 4096, 100, 100  # sizes of blocks; all, free and available blocks
+    arrays = [comm.shared((10, 10))]
+    with monkeypatch.context() as full:
+        full.setattr(windows, "_folder", "/dev/shm")
+        full.setattr(windows.os, "statvfs", lambda folder: os.statvfs_result(there))
+        if comm.node.size > 1:
+            with pytest.raises(MemoryError, match=r"needs 128.0 MiB, and /dev/shm on .* of 64.0 MiB; .*--shm-size"):
+                comm.shared((8192, 4096))
+        else:
+            arrays.append(comm.shared((8192, 4096)))
+    arrays.append(comm.shared((10, 10)))
+    comm.Barrier()
+    assert not arrays[-1].any()
 
 
 def test_memory_is_freed(world):

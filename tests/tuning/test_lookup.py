@@ -100,6 +100,17 @@ def test_a_damaged_cache_is_ignored_and_named(world, tmp_path, caplog):
     assert any("damaged" in record.getMessage() for record in caplog.records) == (world.rank == 0)
 
 
+def test_a_user_without_a_home_has_no_cache(world, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(lookup, "_measured", {})
+    monkeypatch.delenv("SFB_PROFILE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: "~/.cache/sfb")
+    with sfb.Comm(world) as comm:
+        assert comm.profile.measured
+    with pytest.raises(OSError, match="set XDG_CACHE_HOME or HOME"):
+        lookup.keep(Profile())
+
+
 def test_a_profile_that_is_none(world, tmp_path, monkeypatch):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(sfb.ProfileError, match=r"bad\.json"):
