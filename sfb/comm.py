@@ -25,7 +25,7 @@ from sfb.factors import Factors
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.requests import Persistent, PolledRequest, Queue, QueuedExchange, Request, Ticker
-from sfb.runtime.team import Team
+from sfb.runtime.team import Team, check_comm
 from sfb.runtime.windows import Block, find_named
 from sfb.tuning.calibrate import Probes
 from sfb.tuning.lookup import Profiles
@@ -77,7 +77,7 @@ class Comm(MPI.Intracomm):
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
 
     Raises:
-        TypeError: ``comm`` is not an intracommunicator.
+        TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
         ValueError: An option is out of range; or the ranks of ``node`` lie on different hosts, on every rank.
         ProfileError: The profile cannot be read.
     """
@@ -97,9 +97,8 @@ class Comm(MPI.Intracomm):
         stall: float = STALL,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
-        if comm is not None and not isinstance(comm, MPI.Intracomm):
-            what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
-            raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
+        if comm is not None:
+            check_comm("comm", comm)
         options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
@@ -295,7 +294,9 @@ class Comm(MPI.Intracomm):
         except Exception as caught:  # the other ranks wait to hear of it
             error = caught
         self._queue.drain()
-        self._team.agree.check("shared", f"{sizes} of {kind.str}", error)
+        # A structured type: fields, offsets and padding, too.
+        elements = kind.str if kind.names is None else repr(kind)
+        self._team.agree.check("shared", f"{sizes} of {elements}", error)
         return self._team.share(sizes, kind)
 
     @property

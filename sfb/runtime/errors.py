@@ -28,7 +28,7 @@ def as_reported(kind: type[Exception]) -> type[Exception]:
     return kind
 
 
-def report(error: Exception) -> Report:
+def report(error: BaseException) -> Report:
     """Return the report of an error."""
     return type(error).__name__, str(error) or repr(error)
 
