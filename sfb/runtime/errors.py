@@ -18,7 +18,16 @@ class MismatchError(ValueError):
 # Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, MismatchError)
+    for kind in (
+        TypeError,
+        ValueError,
+        KeyError,
+        BufferError,
+        MemoryError,
+        ImportError,
+        ModuleNotFoundError,
+        MismatchError,
+    )
 }
 
 
