@@ -89,7 +89,7 @@ def read(buffer: Any, blocks: int = 1, *, writeable: bool = False) -> Message:
         raise ValueError(str(error)) from None
     except Exception:  # wrong, or of a form that only mpi4py reads: it decides, without sending anything
         _check_by_mpi4py(buffer, writeable)
-        return _UNKNOWN
+        return _sized(buffer, blocks)
     if message.kind == ANY:  # the type may lack a commit
         _check_by_mpi4py(buffer, writeable)
     return message
@@ -103,6 +103,22 @@ def _check_by_mpi4py(buffer: Any, writeable: bool) -> None:
     """Raise the error of mpi4py if a buffer is none."""
     prepare = MPI.COMM_SELF.Recv_init if writeable else MPI.COMM_SELF.Send_init
     prepare(buffer, 0).Free()
+
+
+def _sized(buffer: Any, blocks: int) -> Message:
+    """Return the size of a buffer that has no memory view, but mpi4py takes: one on a GPU, say."""
+    try:
+        memory, count, displacement, datatype = _unpack(buffer)
+        nbytes = MPI.buffer.frombuffer(memory, readonly=True).nbytes
+        if datatype is None:
+            return Message(nbytes // blocks) if count is None else _UNKNOWN
+        datatype = _datatype(datatype)
+        extent, size, kind = _describe(datatype)
+        if count is None:
+            count = (nbytes // extent - index(displacement or 0)) // blocks
+        return Message(index(count) * size, kind, index(count), datatype)
+    except Exception:  # the size remains unknown
+        return _UNKNOWN
 
 
 def _read(buffer: Any, blocks: int, writeable: bool) -> Message:

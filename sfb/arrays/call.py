@@ -152,6 +152,9 @@ class PlainCall:
         if UNKNOWN in (send.nbytes, recv.nbytes):
             return
         if self.name == GATHER:
+            kinds = {send.kind, recv.kind}
+            if len(kinds) > 1 and kinds.isdisjoint((ANY, BYTES)):
+                raise ValueError("mismatch in send and receive MPI datatypes")
             if send.nbytes != recv.nbytes:
                 raise ValueError(f"mismatch in send bytes {send.nbytes} and receive bytes {recv.nbytes} of a rank")
         elif send.datatype != recv.datatype:

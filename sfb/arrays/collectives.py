@@ -67,18 +67,13 @@ class PlainCollectives:
         busy = self._queue.busy and self._progress.under_way()
         if arrays is None:
             reduce_by_mpi(comm, sendbuf, recvbuf, op)
-        elif not arrays.far:
+        elif arrays.far and arrays.may_take(arrays.bytes_of(sendbuf, recvbuf, op)):
+            self._queue.drain()
+            arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(reduce_by_mpi, comm))
+        else:
             left = arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
             if left is not None:
                 reduce_by_mpi(comm, *left, op)
-        else:
-            nbytes, left = arrays.size(sendbuf, recvbuf, op)
-            if arrays.large(nbytes):
-                self._queue.drain()
-                if arrays.takes(nbytes):
-                    arrays.allreduce_everywhere(*left, op, partial(reduce_by_mpi, comm, *left, op))
-                    return
-            reduce_by_mpi(comm, *left, op)
 
     def reduce_scatter(
         self, comm: MPI.Intracomm, team: Callable[[], Team], sendbuf: Any, recvbuf: Any, op: MPI.Op

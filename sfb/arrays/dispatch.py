@@ -14,7 +14,7 @@ from mpi4py import MPI
 from sfb.arrays.buffers import fit
 from sfb.arrays.call import ALLREDUCE, IALLREDUCE, PlainCall, PlainProposal, alike
 from sfb.arrays.internode import NodeRings, RingRequest, Segment, cuts
-from sfb.arrays.node import Arguments, NodeArrays, Task
+from sfb.arrays.node import NodeArrays, Task
 from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
 from sfb.tuning.profile import Profile, Use
@@ -65,17 +65,6 @@ class Arrays(NodeArrays):
         self._agree.post(proposal)
         self._agree.plain(proposal, alike)
 
-    def size(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> tuple[int, Arguments]:
-        """Return the bytes of an Allreduce between nodes, the same on all ranks, and what MPI is to be given.
-
-        The ranks of a node compare what they pass. The bytes are `UNKNOWN` if they cannot be told.
-        """
-        if self._board.ranks > 1:
-            number = self._agree.begin()
-            arguments = self._leave(ALLREDUCE, number, sendbuf, recvbuf, op)
-            return self.agreed_bytes(number), arguments
-        return self.bytes_of(sendbuf, recvbuf, op), (sendbuf, recvbuf)
-
     def bytes_of(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> int:
         """Return the bytes of an Allreduce, `UNKNOWN` if they cannot be told."""
         if type(recvbuf) is np.ndarray:
@@ -87,12 +76,12 @@ class Arrays(NodeArrays):
         """Return whether so many bytes are not simply MPI's between nodes."""
         return nbytes >= _FAR
 
-    def takes(self, nbytes: int) -> bool:
-        """Return whether to call `allreduce_everywhere` for so many bytes, which are `large`; maybe collective.
+    def may_take(self, nbytes: int) -> bool:
+        """Return whether to call `allreduce_everywhere` for so many bytes, rather than `allreduce`.
 
         No exchange may be under way.
         """
-        return self._choice(nbytes) is not False
+        return self.large(nbytes) and self._choices.get(nbytes) is not False
 
     def _choice(self, nbytes: int) -> Trial | bool:
         """Return whether arrays of so many bytes are not left to MPI between nodes, or the trial that will tell."""
@@ -116,7 +105,7 @@ class Arrays(NodeArrays):
         return choice
 
     def allreduce_everywhere(
-        self, sendbuf: Any, recvbuf: Any, op: MPI.Op, mpi: Callable[[], None], *, always: bool = False
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op, mpi: Callable[[Any, Any, MPI.Op], None], *, always: bool = False
     ) -> None:
         """Reduce among the ranks of all nodes, or let MPI do it.
 
@@ -124,27 +113,26 @@ class Arrays(NodeArrays):
             sendbuf: As in `MPI.Intracomm.Allreduce`.
             recvbuf: As in `MPI.Intracomm.Allreduce`.
             op: As in `MPI.Intracomm.Allreduce`.
-            mpi: Lets MPI do it.
+            mpi: Lets MPI do it, with these arguments or others that mean the same.
             always: Whether to do it here even where MPI is faster.
 
         Raises:
-            MismatchError: Other ranks do not pass plain arrays; on all of them.
+            MismatchError: Other ranks pass other things; on all of them.
         """
         number = self._agree.begin()
         call, task = self._task_far(ALLREDUCE, sendbuf, recvbuf, op)
         proposal = self._post_far(call, number, task is None, blocking=True)
         if not run(self._agree.plain_steps(proposal, alike)) or task is None:
-            mpi()
+            mpi(*call.arguments, op)
             return
         _, code, send, recv = task
-        nbytes = call.nbytes
-        choice = always or self._choice(nbytes)
+        choice = always or self._choice(call.nbytes)
         name = choice.next if isinstance(choice, Trial) else _OURS if choice else _MPI
         began = perf_counter()
         if name == _OURS:
             self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
         else:
-            mpi()
+            mpi(*call.arguments, op)
         if isinstance(choice, Trial) and choice.record(name, perf_counter() - began, 0.0):
             choice.end_round(self._team.most(choice.times()))
 
@@ -159,7 +147,7 @@ class Arrays(NodeArrays):
             op: As in `MPI.Intracomm.Iallreduce`.
 
         Raises:
-            MismatchError: Other ranks do not pass plain arrays; raised by the steps, on all ranks.
+            MismatchError: Other ranks pass other things; raised by the steps, on all ranks.
         """
         number = self._agree.begin()
         call, task = self._task_far(IALLREDUCE, sendbuf, recvbuf, op)

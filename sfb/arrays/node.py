@@ -22,7 +22,7 @@ from sfb.arrays.call import (
     plain_digest,
     shared_digest,
 )
-from sfb.kernels import header, status
+from sfb.kernels import status
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
 
@@ -241,10 +241,6 @@ class NodeArrays:
         proposal.verdict = verdict
         self._agree.plain(proposal, alike)
         return call.arguments
-
-    def agreed_bytes(self, number: int) -> int:
-        """Return the bytes of a call on which the ranks of the node have agreed."""
-        return int(self._board.headers(number)[:, header.SIZE].max())
 
     def _shared(self, digest: int, code: int, send: np.ndarray, recv: np.ndarray) -> tuple[Any, ...] | None:
         """Return the digest and what `allreduce_shared` takes, if the ranks of this node share both arrays' memory."""

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from sfb.kernels import header, status
 from sfb.kernels.header import PLAIN
 from sfb.runtime.board import Board, Event
-from sfb.runtime.errors import raise_reported, report
+from sfb.runtime.errors import Report, raise_reported, report
 from sfb.runtime.limits import EAGER_LIMIT
 from sfb.runtime.rounds import Rounds
 from sfb.runtime.steps import ALONE, run
@@ -127,24 +127,25 @@ class Agreement:
 
     def plain_steps(self, proposal: Proposal, alike: Alike) -> Generator[Any, None, bool]:
         """Do what `plain` does for the ranks of all nodes, in steps (`sfb.runtime.steps`)."""
-        yield from self._plain_on_node(proposal, None)
+        yield from self._plain_on_node(proposal, alike)
         yield from self._across(proposal)
         if proposal.verdict == status.AGREED:
             return True
+        yield ALONE  # the gathering blocks, and other ranks may have to finish older calls first
+        passed = self._gather(proposal, True)
         if proposal.verdict != status.DIFFERENT:
-            yield ALONE  # the gathering blocks
-            headers = np.array(self._world.allgather((proposal.digest, proposal.size)), np.int64)
+            headers = np.array([(digest, size) for _, digest, size in passed], np.int64)
             if alike(headers[:, 0], headers[:, 1]):
                 return False
-        yield from self._raise(proposal, True)
+        self._raise_passed(proposal, True, passed)
         return False
 
-    def _plain_on_node(self, proposal: Proposal, alike: Alike | None) -> Iterator[Any]:
-        """Wait for the headers of this node; raise on its ranks if they do not go together, as far as is asked."""
+    def _plain_on_node(self, proposal: Proposal, alike: Alike) -> Iterator[Any]:
+        """Wait for the headers of this node; raise on its ranks if they do not go together."""
         if proposal.verdict == status.PENDING:
             yield from self._on_node(proposal)
         wrong = proposal.verdict == status.DIFFERENT or proposal.error is not None
-        if not wrong and alike is not None and proposal.verdict != status.AGREED:
+        if not wrong and proposal.verdict != status.AGREED:
             headers = self._board.headers(proposal.number)
             wrong = not alike(headers[:, header.DIGEST], headers[:, header.SIZE])
         if wrong:
@@ -272,10 +273,19 @@ class Agreement:
     def _raise(self, proposal: Proposal, everybody: bool) -> Iterator[Any]:
         """Gather what the ranks passed, of the world or of this node, and raise."""
         yield ALONE  # the gathering blocks, and other ranks may have to finish older calls first
+        self._raise_passed(proposal, everybody, self._gather(proposal, everybody))
+
+    def _gather(self, proposal: Proposal, everybody: bool) -> list[tuple[Report, int, int]]:
+        """Return the report, the digest and the size of each rank, of the world or of this node; collective."""
         error = proposal.error
         mine = report(error) if error is not None else ("", f"{proposal.call} with {proposal.describe()}")
-        reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
-        if proposal.own_error and error is not None and all(said == mine for said in reports):
+        item = mine, proposal.digest, proposal.size
+        return self._world.allgather(item) if everybody else self._board.gather(item)
+
+    def _raise_passed(self, proposal: Proposal, everybody: bool, passed: list[tuple[Report, int, int]]) -> None:
+        """Raise the error on which all ranks that have gathered ``passed`` decide."""
+        error, reports = proposal.error, [said for said, _, _ in passed]
+        if proposal.own_error and error is not None and len(set(reports)) == 1:
             raise error
         members = range(self._world.size) if everybody else self._board.members
         raise_reported(proposal.call, list(zip(members, reports, strict=True)), error)
