@@ -277,7 +277,10 @@ def _scatter_piece(slots, parity, parts, low, width, streamed):
 
 @inner
 def _gather_piece(slots, parity, parts, low, width, beyond):
-    """Copy a piece of the others' parts out of their slots."""
+    """Copy a piece of all parts to where the result goes: the others' out of their slots."""
+    own = parts.recv + slots.me * parts.part
+    if parts.send != own:
+        move(parts.send + low, own + low, max(0, min(width, parts.sent - low)), beyond)
     for step in range(1, slots.ranks):
         rank = (slots.me + step) % slots.ranks
         first = rank * parts.part + low
@@ -289,14 +292,11 @@ def _gather_piece(slots, parity, parts, low, width, beyond):
 
 
 @inner
-def _give_piece(slots, parity, parts, low, width, streamed, beyond):
-    """Copy a piece of this rank's part into its slot, and where the result goes."""
-    nbytes, own = max(0, min(width, parts.sent - low)), parts.recv + slots.me * parts.part
-    move(parts.send + low, large(slots, parity, slots.me), nbytes, streamed)
+def _give_piece(slots, parity, parts, low, width, streamed):
+    """Copy a piece of this rank's part into its slot."""
+    move(parts.send + low, large(slots, parity, slots.me), max(0, min(width, parts.sent - low)), streamed)
     if streamed:
         fence()
-    if parts.send != own:
-        move(parts.send + low, own + low, nbytes, beyond)
 
 
 @kernel([_I(*_START, _I, _BYTES, _I, types.BaseTuple.from_types([_I] * 7, Parts))], python=False)
@@ -327,7 +327,7 @@ def _in_pieces(board, member, call, digest, state, phase, window, function, part
         if piece < pieces and function == SCATTER:
             _scatter_piece(slots, parity, parts, low, width, streamed)
         elif piece < pieces:
-            _give_piece(slots, parity, parts, low, width, streamed, beyond)
+            _give_piece(slots, parity, parts, low, width, streamed)
         state[WORKED] += now() - began
         if piece == pieces:
             break

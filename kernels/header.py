@@ -32,7 +32,7 @@ RING = 64
 # The last words of the head of a message, counted from its end: the kind of the payload (0: none), and its bytes.
 KIND, NBYTES = -2, -1
 
-# The digest of plain arrays that MPI is to reduce. Digests below it stand for other plain arrays.
+# Digests below it stand for plain arrays.
 PLAIN = 0
 # The digest of a rank whose own arguments are wrong, above all others.
 FAILED = (1 << 63) - 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -13,8 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.buffers import gathers, scatters
-from sfb.arrays.dispatch import Arrays
+from sfb.arrays.collectives import PlainCollectives, reduce_by_mpi
 from sfb.arrays.probe import own_allreduce
 from sfb.checks import shareable
 from sfb.collectives.engine import Engine, Exchange
@@ -24,17 +21,15 @@ from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
-from sfb.runtime.requests import Persistent, PolledRequest, Queue, QueuedExchange, Request, Ticker
-from sfb.runtime.team import Team
-from sfb.runtime.windows import Block, find_named
+from sfb.runtime.requests import Persistent, Progress, Queue, QueuedExchange
+from sfb.runtime.team import Team, check_comm
+from sfb.runtime.windows import Block
 from sfb.tuning.calibrate import Probes
 from sfb.tuning.lookup import Profiles
 from sfb.tuning.plan import AUTO, Plan
 from sfb.tuning.profile import Profile
 
 __all__ = ["Comm"]
-
-_log = logging.getLogger("sfb")
 
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
@@ -77,7 +72,7 @@ class Comm(MPI.Intracomm):
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
 
     Raises:
-        TypeError: ``comm`` is not an intracommunicator.
+        TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
         ValueError: An option is out of range; or the ranks of ``node`` lie on different hosts, on every rank.
         ProfileError: The profile cannot be read.
     """
@@ -97,29 +92,29 @@ class Comm(MPI.Intracomm):
         stall: float = STALL,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
-        if comm is not None and not isinstance(comm, MPI.Intracomm):
-            what = "COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
-            raise TypeError(f"comm must be an MPI.Intracomm, got {what}")
+        if comm is not None:
+            check_comm("comm", comm)
         options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
         self._owner = comm is None
-        self._options = options
-        self._team_or_none = None
-        self._arrays = None
-        self._left_to_mpi = 0
         given = Profile() if profile is None and reproducible else profile
-        self._profiles = Profiles(given, Probes(own_allreduce, empty_exchanges))
-        self._engine_or_none = None
-        self._helpless = False
-        self._last = None
-        self._queue = Queue()
-        self._ticker = None
+        self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
         self._placed = node is not None
         if node is not None:
             self._team_or_none = Team(self, node, stall=stall)
         return self
+
+    def _set_up(self, options: Options, profiles: Profiles) -> None:
+        self._options = options
+        self._profiles = profiles
+        self._team_or_none = None
+        self._engine_or_none = None
+        self._last = None
+        self._progress = Progress(_TICK, thread=options.progress == "thread")
+        self._queue = self._progress.queue
+        self._plain = PlainCollectives(profiles, self._progress, check=options.check)
 
     def __init__(self, comm: MPI.Intracomm | None = None, **options: Any) -> None:
         if comm is None:
@@ -129,14 +124,12 @@ class Comm(MPI.Intracomm):
     _options: Options
     _placed: bool
     _team_or_none: Team | None
-    _arrays: Arrays | None
-    _left_to_mpi: int  # bytes below which MPI reduces an array, whatever other ranks propose
     _profiles: Profiles
     _engine_or_none: Engine | None
-    _helpless: bool
     _last: Exchange | None
+    _progress: Progress
     _queue: Queue
-    _ticker: Ticker | None
+    _plain: PlainCollectives
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> None:
         """Reduce to all ranks: arrays as `MPI.Intracomm.Allreduce` does, factors exactly and cheaper.
@@ -162,11 +155,14 @@ class Comm(MPI.Intracomm):
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
-        small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._left_to_mpi
+        small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._plain.left
         if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not Block.named:
             if self._queue.busy:
-                self._under_way()
-            _ALLREDUCE(self, sendbuf, recvbuf, op)
+                self._progress.under_way()
+            try:
+                _ALLREDUCE(self, sendbuf, recvbuf, op)
+            except MPI.Exception:
+                reduce_by_mpi(self, sendbuf, recvbuf, op)
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
@@ -174,26 +170,19 @@ class Comm(MPI.Intracomm):
             engine = self._engine_or_none or self._engine
             self._last = engine.allreduce("Allreduce", sendbuf, recvbuf, op, algorithm)
             return
-        if not self._options.check:
-            self._under_way()
-        elif self._reduce_plain(sendbuf, recvbuf, op, algorithm):
-            return
-        if Block.named:
-            self._reduce_by_mpi(sendbuf, recvbuf, op)
-        else:
-            super().Allreduce(sendbuf, recvbuf, op)
+        if type(recvbuf) is not np.ndarray or algorithm is not AUTO:
+            error = _plain_error(recvbuf, algorithm)
+            if error is not None:
+                self._plain.refuse(self, self._get_team, error)
+        self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
-        arrays, leave = self._arrays_on_node() if scatters(recvbuf) else None, self._under_way()
-        if arrays is None or not arrays.reduce_scatter(sendbuf, recvbuf, op, leave=leave):
-            super().Reduce_scatter_block(sendbuf, recvbuf, op)
+        self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
-        arrays, leave = self._arrays_on_node() if gathers(recvbuf, self.size) else None, self._under_way()
-        if arrays is None or not arrays.allgather(sendbuf, recvbuf, leave=leave):
-            super().Allgather(sendbuf, recvbuf)
+        self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
         """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.
@@ -212,10 +201,7 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
-            arrays = self._arrays_in_queue()
-            if arrays is None or not arrays.large(recvbuf):
-                return super().Iallreduce(sendbuf, recvbuf, op)
-            return self._request(self._queue.begin(lambda alone: arrays.iallreduce(sendbuf, recvbuf, op)))
+            return self._plain.iallreduce(self, self._team_or_none, sendbuf, recvbuf, op)
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
         lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
         engine = self._engine
@@ -227,7 +213,7 @@ class Comm(MPI.Intracomm):
         queued = self._queue.begin(propose)
         if lacks_state:
             self._queue.finish(queued)
-        return self._request(queued)
+        return self._progress.request(queued)
 
     def Allreduce_init(
         self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, info: MPI.Info = MPI.INFO_NULL, *, algorithm: str = AUTO
@@ -247,7 +233,7 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
-            return super().Allreduce_init(sendbuf, recvbuf, op, info)
+            return self._plain.allreduce_init(self, sendbuf, recvbuf, op, info)
         self._queue.drain()
         engine = self._engine
         planned = engine.plan("Allreduce_init", sendbuf, recvbuf, op, algorithm)
@@ -267,8 +253,8 @@ class Comm(MPI.Intracomm):
                     return QueuedExchange.finished(done)
                 return queue.begin(lambda alone: engine.complete(pending))
             queued = queue.begin(lambda alone: engine.complete(engine.start(planned, samples, alone=alone)))
-            if not brief and self._has_thread:
-                self._wake()
+            if not brief and self._progress.threaded:
+                self._progress.wake()
             return queued
 
         return Persistent(plan, self._queue, begin)
@@ -296,7 +282,9 @@ class Comm(MPI.Intracomm):
         except Exception as caught:  # the other ranks wait to hear of it
             error = caught
         self._queue.drain()
-        self._team.agree.check("shared", f"{sizes} of {kind.str}", error)
+        # A structured type: fields, offsets and padding, too.
+        elements = kind.str if kind.names is None else repr(kind)
+        self._team.agree.check("shared", f"{sizes} of {elements}", error)
         return self._team.share(sizes, kind)
 
     @property
@@ -378,8 +366,7 @@ class Comm(MPI.Intracomm):
         return self._like(copy), request
 
     def _like(self, copy: Comm) -> Comm:
-        copy._options = self._options
-        copy._profiles = replace(self._profiles)
+        copy._set_up(self._options, replace(self._profiles))
         copy._placed = self._placed
         if self._placed and self._team_or_none is not None:
             copy._team_or_none = Team(copy, self.node, stall=self._options.stall)
@@ -391,12 +378,9 @@ class Comm(MPI.Intracomm):
         super().Free()
 
     def _release(self) -> None:
-        self._queue.drain()
-        if self._ticker is not None:
-            self._ticker.stop()
-            self._ticker = None
-        team, self._team_or_none, self._arrays, self._left_to_mpi = self._team_or_none, None, None, 0
-        self._engine_or_none = None
+        self._progress.stop()
+        team, self._team_or_none, self._engine_or_none = self._team_or_none, None, None
+        self._plain.forget()
         if team is not None:
             team.free()
 
@@ -410,6 +394,9 @@ class Comm(MPI.Intracomm):
         if kind is None:
             self.free()
 
+    def _get_team(self) -> Team:
+        return self._team
+
     @property
     def _team(self) -> Team:
         if self._team_or_none is None:
@@ -421,93 +408,6 @@ class Comm(MPI.Intracomm):
         if self._engine_or_none is None:
             self._engine_or_none = Engine(self._team, self._options, self._profiles)
         return self._engine_or_none
-
-    def _reduce_plain(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> bool:
-        """Reduce what are no factors, and return True, or False if MPI is to do it."""
-        arrays = self._arrays or self._arrays_if_possible()
-        busy = self._queue.busy and self._under_way()
-        if type(recvbuf) is not np.ndarray or algorithm is not AUTO:
-            error = _plain_error(recvbuf, algorithm)
-            if error is not None:
-                if arrays is not None:
-                    arrays.refuse(error)
-                raise error
-        if arrays is None:
-            return False
-        if arrays.large(recvbuf):
-            self._queue.drain()
-            if arrays.takes(recvbuf):
-                arrays.allreduce_everywhere(sendbuf, recvbuf, op, partial(self._reduce_by_mpi, sendbuf, recvbuf, op))
-                return True
-        return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
-
-    def _reduce_by_mpi(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:
-        if type(recvbuf) is np.ndarray and find_named(recvbuf) is not None:
-            # MPI may compute in the result, which other ranks may have passed, too.
-            result = np.array(recvbuf)
-            super().Allreduce(sendbuf, result, op)
-            np.copyto(recvbuf, result)
-        else:
-            super().Allreduce(sendbuf, recvbuf, op)
-
-    def _under_way(self) -> bool:
-        """Return whether exchanges are under way beside a call of plain arrays, which waits for other ranks.
-
-        They may wait for this rank's part of an exchange: the thread takes it forward, or this call does so first.
-        """
-        if not self._queue.busy:
-            return False
-        if not self._has_thread:
-            self._queue.drain()
-            return False
-        self._queue.make_room()
-        self._wake()
-        return self._queue.busy
-
-    def _arrays_on_node(self) -> Arrays | None:
-        """Return what exchanges plain arrays, if all ranks are of one node."""
-        if not self._options.check or self.size == 1:
-            return None
-        arrays = self._arrays or self._arrays_if_possible()
-        return arrays if arrays is not None and self._team.nodes == 1 else None
-
-    def _arrays_in_queue(self) -> Arrays | None:
-        """Return what exchanges plain arrays between nodes in the queue, if all ranks have it without waiting."""
-        if not (self._options.check and self._has_thread):
-            return None
-        # All ranks make the team together. They do not wait for each other here, as MPI's call would not.
-        team = self._team_or_none
-        return None if team is None or team.nodes == 1 else self._arrays or self._arrays_if_possible()
-
-    def _arrays_if_possible(self) -> Arrays | None:
-        """Return what exchanges plain arrays; None, for MPI to do it, without compiled kernels or room for a board."""
-        if not self._helpless:
-            try:
-                self._arrays = Arrays(self._team, partial(self._profiles.find, self._team))
-                self._left_to_mpi = self._arrays.left
-            except (ImportError, MemoryError) as error:
-                self._helpless = True  # on all ranks, which raise together
-                if self.rank == 0:
-                    _log.warning("plain arrays are left to MPI, unchecked: %s", error)
-        return self._arrays
-
-    @property
-    def _has_thread(self) -> bool:
-        """Whether a thread takes exchanges forward."""
-        return self._options.progress == "thread" and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
-
-    def _request(self, queued: QueuedExchange) -> Request | PolledRequest:
-        """Return a request for an exchange in the queue."""
-        if not self._has_thread:
-            return PolledRequest(self._queue, queued)
-        self._wake()
-        return Request(self._queue, queued)
-
-    def _wake(self) -> None:
-        """Let the thread take exchanges forward until none is under way."""
-        if self._ticker is None:
-            self._ticker = Ticker(self._queue, _TICK)
-        self._ticker.wake()
 
 
 def _plain_error(recvbuf: Any, algorithm: str) -> Exception | None:

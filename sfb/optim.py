@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 import sfb.kernels as kernels
-from sfb.receiver import Optimizer
+from sfb.receiver import Optimizer, number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -88,9 +87,16 @@ class SGD(Optimizer):
         """The velocity, if there is momentum."""
         return (self.velocity,) if self.momentum else ()
 
+    def convert(self, name: str, value: Any) -> Any:
+        """Return a setting as it is kept; see `Optimizer.convert`."""
+        if name != "nesterov":
+            return super().convert(name, value)
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"nesterov must be True or False, got {value!r}")
+        return bool(value)
+
     def check_settings(self) -> None:
-        """Raise ValueError if a setting is out of range, or ``nesterov`` lacks momentum."""
-        super().check_settings()
+        """Raise ValueError if ``nesterov`` lacks momentum."""
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs momentum > 0")
 
@@ -113,7 +119,7 @@ class Adam(Optimizer):
     Attributes:
         first_moment: m, K×D of the parameter's dtype; None until the first step.
         second_moment: q, K×D of the parameter's dtype; None until the first step.
-        steps: The number of steps taken, the same on all ranks.
+        steps: The number of steps taken; set it, on all ranks alike, to go on from a checkpoint.
 
     Raises:
         TypeError, ValueError: See `Optimizer`.
@@ -153,20 +159,20 @@ class Adam(Optimizer):
 
     def end(self) -> None:
         """Count a step."""
-        self.steps += 1
+        self.__dict__["steps"] += 1  # past the check of what users set, since every call counts
 
     def rule(self) -> kernels.Rule:
         """Return the kernels' rule for the next step of Adam with these settings."""
         return kernels.adam(self.lr, self.steps + 1, self.betas, self.eps, self.weight_decay, self.decoupled)
 
-    def check_settings(self) -> None:
-        """Raise ValueError if a setting is out of range."""
-        super().check_settings()
-        betas = self.betas
-        if not (
-            isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(b, Real) and 0 <= b < 1 for b in betas)
-        ):
-            raise ValueError(f"betas must be a tuple of two numbers ≥ 0 and < 1, got {betas!r}")
+    def convert(self, name: str, value: Any) -> Any:
+        """Return a setting as it is kept; see `Optimizer.convert`."""
+        if name != "betas":
+            return super().convert(name, value)
+        what = "two numbers ≥ 0 and < 1"
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+            raise ValueError(f"betas must be {what}, got {value!r}")
+        return tuple(number("betas", beta, what, lambda x: 0 <= x < 1) for beta in value)
 
 
 class AdamW(Adam):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
-from operator import attrgetter
+from operator import attrgetter, index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from sfb.checks import check_matrix, check_receiver
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Assign", "Optimizer", "Receiver"]
+__all__ = ["Assign", "Optimizer", "Receiver", "number"]
+
+_MOST_STEPS = 1 << 53  # beyond it the steps of a rule no longer differ as floats
 
 
 class Receiver:
@@ -31,6 +32,7 @@ class Receiver:
     Attributes:
         array: The array; no other takes its place.
         passes: The number of reads and writes of a K×D array that taking a sum costs, for the cost model.
+        steps: The number of sums taken, where the rule depends on it; equal on all ranks.
         whole: Whether the receiver must see the factors of all ranks at once, not only rows of their sum.
         plain: Whether taking a sum is the `rule` of the kernels and nothing more.
 
@@ -41,6 +43,7 @@ class Receiver:
 
     passes = 1
     plain = True
+    steps = 0
     whole = False
 
     def __init__(self, array: np.ndarray) -> None:
@@ -60,8 +63,13 @@ class Receiver:
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What must be equal on all ranks for the replicas to stay equal."""
+        """What must be equal on all ranks, beside `steps`, for the replicas to stay equal."""
         return ()
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What a plan for the receiver rests on."""
+        return type(self).__name__, self.passes, self.whole, self.plain
 
     @property
     def state(self) -> tuple[np.ndarray | None, ...]:
@@ -118,7 +126,8 @@ class Optimizer(Receiver):
     """An update rule and the parameter that it updates.
 
     The state of a rule lies where the parameter lies: the ranks of a node share one for an array of `Comm.shared`.
-    Settings are attributes; change them between steps, on all ranks alike.
+    Settings are attributes; change them between steps, on all ranks alike. Each is checked when it is set, and numbers
+    of any kind, in arrays without dimensions, too, become floats.
 
     Args:
         param: K×D float32 or float64, C-contiguous and writeable; updated in place. None for a rule alone, which
@@ -136,7 +145,7 @@ class Optimizer(Receiver):
 
     Raises:
         TypeError: ``param`` is not a NumPy array of float32 or float64, or a setting is unknown.
-        ValueError: ``param`` cannot be updated in place, or a setting is out of range.
+        ValueError: ``param`` cannot be updated in place, or a setting is not what it must be.
     """
 
     hyperparameters: tuple[str, ...] = ()
@@ -182,15 +191,23 @@ class Optimizer(Receiver):
         """
         return type(self)(param, **{name: getattr(self, name) for name in self.hyperparameters})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.hyperparameters or name == "steps":
+            value = self.convert(name, value)
+        super().__setattr__(name, value)
+
+    def convert(self, name: str, value: Any) -> Any:
+        """Return a setting, or the number of steps, as it is kept; raise ValueError if it is not what it must be."""
+        if name == "steps":
+            return _count(name, value)
+        if name == "max_norm":
+            return None if value is None else number(name, value, "None or a number > 0", lambda x: x > 0)
+        if name in self.nonnegative:
+            return number(name, value, "a finite number ≥ 0", lambda x: 0 <= x < math.inf)
+        return value
+
     def check_settings(self) -> None:
-        """Raise ValueError if a setting is out of range."""
-        limit = self.max_norm
-        if limit is not None and not (isinstance(limit, Real) and limit > 0):
-            raise ValueError(f"max_norm must be None or a number > 0, got {limit!r}")
-        for name in self.nonnegative:
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+        """Raise ValueError if settings do not go together."""
 
     @property
     def whole(self) -> bool:  # type: ignore[override]
@@ -270,3 +287,43 @@ class Optimizer(Receiver):
             gradient = gradient * self.dtype.type(self._scale(float(np.linalg.norm(gradient))))
         self.update_dense(gradient, 0, self.shape[0])
         self.end()
+
+
+def number(name: str, value: Any, what: str, fits: Callable[[float], bool]) -> float:
+    """Return a setting as a float.
+
+    Args:
+        name: The name of the setting, for messages.
+        value: The value: a number of Python or NumPy, an array without dimensions, or what else converts itself.
+        what: What the value must be, for messages.
+        fits: Returns whether a number is in range.
+
+    Raises:
+        ValueError: The value is no number, or out of range.
+    """
+    wrong = not (hasattr(value, "__float__") and _is_number(value, "iuf"))
+    try:
+        converted = math.nan if wrong else float(value)
+    except (TypeError, ValueError, OverflowError):
+        converted = math.nan
+    if not fits(converted):
+        raise ValueError(f"{name} must be {what}, got {value!r}")
+    return converted
+
+
+def _count(name: str, value: Any) -> int:
+    """Return a number of steps as an integer."""
+    try:
+        count = index(value) if _is_number(value, "iu") else -1
+    except TypeError:
+        count = -1
+    if not 0 <= count < _MOST_STEPS:
+        raise ValueError(f"{name} must be an integer ≥ 0, got {value!r}")
+    return count
+
+
+def _is_number(value: Any, kinds: str) -> bool:
+    """Return False for a truth value, and for an array unless it has no dimensions and a dtype of these kinds."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.ndim == 0 and value.dtype.kind in kinds
+    return not isinstance(value, bool)

@@ -119,6 +119,82 @@ def test_learning_rates_that_differ(comm, world):
     assert "lr=1.1," in text
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "broadcast"])
+@pytest.mark.parametrize("call", ["Allreduce", "Allreduce_init", "Start", "Iallreduce"])
+def test_steps_that_differ(any_comm, world, call, algorithm):
+    several(world)
+    adam = sfb.optim.Adam(np.zeros((4, 3)))
+    any_comm.Allreduce(good(), adam)
+    plan = any_comm.Allreduce_init(good(), adam, algorithm=algorithm)
+    if world.rank == 0:
+        adam.steps = 1000
+
+    def exchange():
+        if call == "Start":
+            plan.Start()
+            plan.Wait()
+        else:
+            request = getattr(any_comm, call)(good(), adam, algorithm=algorithm)
+            if call == "Iallreduce":
+                request.Wait()
+
+    text = refuse(world, exchange, sfb.MismatchError, "ranks disagree")
+    assert "after 1000 steps" in text
+    assert "after 1 steps" in text
+    adam.steps = 1
+    any_comm.Allreduce(good(), adam)
+    assert adam.steps == 2
+
+
+@pytest.mark.parametrize("change", [{"max_norm": 1.0}, {"momentum": 0.9}])
+def test_a_plan_holds_for_the_settings_that_it_rests_on(any_comm, world, change):
+    optimizer = sfb.optim.SGD(np.zeros((4, 3)), lr=0.1)
+    with any_comm.Allreduce_init(good(), optimizer, algorithm="dense") as plan:
+        optimizer.lr = 0.2
+        plan.Start()
+        plan.Wait()
+        np.testing.assert_allclose(optimizer.array, -0.4 * world.size)
+        for name, value in change.items():
+            setattr(optimizer, name, value)
+        plan.Start()
+        refuse(world, plan.Wait, ValueError, "make another")
+    any_comm.Allreduce(good(), optimizer)
+
+
+@pytest.mark.parametrize("options", [{"wire": "bfloat16"}, {"wire": "float16", "seed": 3}, {"max_bytes": 1 << 20}])
+def test_options_that_differ(world, options):
+    several(world)
+    factors = sfb.Factors(np.ones((2, 4), "f4"), np.ones((2, 3), "f4"))
+    with sfb.Comm(world, **(options if world.rank == 0 else {})) as comm:
+        call = lambda: comm.Allreduce(factors, np.zeros((4, 3), "f4"))  # noqa: E731
+        text = refuse(world, call, sfb.MismatchError, "ranks disagree")
+    assert all(f"{name}={value!r}" in text for name, value in options.items())
+
+
+@pytest.mark.parametrize("last", [{"names": ["a", "c"]}, {"offsets": [0, 8]}, {"itemsize": 16}], ids=str)
+def test_fields_that_differ(comm, world, last):
+    several(world)
+    fields = {"names": ["a", "b"], "formats": ["f4", "f4"], "offsets": [0, 4], "itemsize": 12}
+    dtype = np.dtype({**fields, **(last if world.rank == world.size - 1 else {})})
+    refuse(world, lambda: comm.shared(3, dtype), sfb.MismatchError, "ranks disagree")
+    assert comm.shared(3, np.dtype(fields)).dtype == np.dtype(fields)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "broadcast", "dense"])
+def test_after_an_exception_in_the_midst_of_an_exchange(any_comm, world, algorithm):
+    class Odd(sfb.optim.SGD):
+        def rule(self):
+            raise OSError("odd")
+
+    with pytest.raises(OSError, match="odd"):
+        any_comm.Allreduce(good(), Odd(np.zeros((4, 3)), lr=0.1), algorithm=algorithm)
+    for receiver in (np.zeros((4, 3)), sfb.optim.SGD(np.zeros((4, 3)), lr=0.1)):
+        refuse(world, lambda to=receiver: any_comm.Allreduce(good(), to), RuntimeError, "broken, since OSError")
+    any_comm.free()
+    any_comm.Allreduce(good(), total := np.zeros((4, 3)))
+    np.testing.assert_array_equal(total, 2 * world.size)
+
+
 def test_shared_on_one_rank_only(comm, world):
     several(world)
     w = comm.shared((4, 3), np.float64)
@@ -222,7 +298,6 @@ def test_factors_spoilt_later(comm, world, name, value, error, message):
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
-        ("lr", 10**400, RuntimeError, "too large"),
         ("array", np.zeros((4, 3), int), TypeError, "float32 or float64"),
         ("velocity", np.zeros((3, 4)), ValueError, "state must be"),
     ],
@@ -271,6 +346,25 @@ def test_kernels_that_cannot_be_loaded_on_one_rank(world, monkeypatch, algorithm
 
 def test_a_node_that_is_no_communicator(world):
     refuse(world, lambda: sfb.Comm(world, node=5), TypeError, "node must be")
+
+
+def test_null_communicators(world):
+    null = world.Split(MPI.UNDEFINED)
+    freed = world.Dup()
+    freed.Free()
+    for comm in (null, freed, MPI.COMM_NULL):
+        for make in (
+            sfb.Comm,
+            lambda comm: sfb.Store(comm, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.1)),
+            lambda comm: sfb.AveragingStore(comm, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.1)),
+        ):
+            with pytest.raises(TypeError, match="COMM_NULL"):
+                make(comm)
+    last = world.Split(0 if world.rank < world.size - 1 else MPI.UNDEFINED)
+    text = refuse(world, lambda: sfb.Comm(world, node=last), TypeError, "COMM_NULL")
+    assert f"rank {world.size - 1}:" in text
+    if last != MPI.COMM_NULL:
+        last.Free()
 
 
 def test_a_node_on_one_rank_only(world):

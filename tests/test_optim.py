@@ -1,3 +1,6 @@
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import oracle
 import pytest
@@ -143,3 +146,30 @@ def test_a_rule_without_a_parameter_binds_to_many():
     one.step(np.ones((2, 3)))
     assert (one.steps, other.steps, other.first_moment) == (1, 0, None)
     assert one.settings == other.settings == rule.settings
+
+
+@pytest.mark.parametrize("value", [1, np.float32(1), np.array(1.0), np.array(1), np.int8(1), Fraction(1), Decimal(1)])
+def test_settings_become_numbers_when_they_are_set(value):
+    sgd, adam = SGD(lr=value, max_norm=value), Adam()
+    sgd.momentum, adam.betas = value, [Fraction(1, 2), np.array(0.25)]
+    for setting in (sgd.lr, sgd.max_norm, sgd.momentum, *adam.betas):
+        assert type(setting) is float
+    assert (sgd.lr, adam.betas) == (1.0, (0.5, 0.25))
+    sgd.nesterov = np.True_
+    assert sgd.nesterov is True
+
+
+NO_NUMBERS = ["1", b"1", True, np.False_, np.array(True), np.ones(1), [1.0], 1j, np.complex64(1), 10**400, -1, object()]
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, float("nan")], ids=repr)
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "max_norm", "betas", "eps", "steps", "nesterov"])
+def test_wrong_settings_are_refused_when_they_are_set(name, value):
+    optimizer = SGD(lr=0.1) if name in ("momentum", "nesterov") else Adam()
+    before = getattr(optimizer, name)
+    wrong = (value, 0.5) if name == "betas" else value
+    if name == "nesterov" and isinstance(value, (bool, np.bool_)):
+        return
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        setattr(optimizer, name, wrong)
+    assert getattr(optimizer, name) == before

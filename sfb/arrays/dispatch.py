@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.buffers import fit, nbytes_of
+from sfb.arrays.buffers import fit
+from sfb.arrays.call import ALLREDUCE, IALLREDUCE, PlainCall, PlainProposal, alike
 from sfb.arrays.internode import NodeRings, RingRequest, Segment, cuts
-from sfb.arrays.node import ALLREDUCE, IALLREDUCE, NodeArrays
-from sfb.kernels.header import PLAIN
-from sfb.runtime.steps import POSTED
+from sfb.arrays.node import NodeArrays, Task
+from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
 from sfb.tuning.profile import Profile, Use
 from sfb.tuning.trial import TIMED, Trial
@@ -55,19 +55,33 @@ class Arrays(NodeArrays):
         self._choices: dict[int, Trial | bool] = {}
 
     def refuse(self, error: Exception) -> None:
-        """Raise ``error`` on this rank, and on the others an error that names this rank."""
-        self._agree.plain(ALLREDUCE, self._agree.begin(), error=error)
+        """Raise ``error`` on this rank, and on the others of the node an error that names this rank."""
+        number = self._agree.begin()
+        if self._board.ranks == 1:
+            raise error
+        call = PlainCall(ALLREDUCE, None, None, MPI.SUM, 1, 0)
+        call.error = error
+        proposal = PlainProposal(call, number, 0)
+        self._agree.post(proposal)
+        self._agree.plain(proposal, alike)
 
-    def large(self, recvbuf: Any) -> bool:
-        """Return whether a buffer is not simply MPI's; the same on all ranks."""
-        return self.far and (recvbuf.nbytes if type(recvbuf) is np.ndarray else nbytes_of(recvbuf)) >= _FAR
+    def bytes_of(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> int:
+        """Return the bytes of an Allreduce, `UNKNOWN` if they cannot be told."""
+        if type(recvbuf) is np.ndarray:
+            return recvbuf.nbytes
+        return self._read(ALLREDUCE, sendbuf, recvbuf, op).nbytes
 
-    def takes(self, recvbuf: Any) -> bool:
-        """Return whether to call `allreduce_everywhere` with a large buffer; the same on all ranks, maybe collective.
+    @staticmethod
+    def large(nbytes: int) -> bool:
+        """Return whether so many bytes are not simply MPI's between nodes."""
+        return nbytes >= _FAR
+
+    def may_take(self, nbytes: int) -> bool:
+        """Return whether to call `allreduce_everywhere` for so many bytes, rather than `allreduce`.
 
         No exchange may be under way.
         """
-        return self._choice(nbytes_of(recvbuf)) is not False
+        return self.large(nbytes) and self._choices.get(nbytes) is not False
 
     def _choice(self, nbytes: int) -> Trial | bool:
         """Return whether arrays of so many bytes are not left to MPI between nodes, or the trial that will tell."""
@@ -91,7 +105,7 @@ class Arrays(NodeArrays):
         return choice
 
     def allreduce_everywhere(
-        self, sendbuf: Any, recvbuf: Any, op: MPI.Op, mpi: Callable[[], None], *, always: bool = False
+        self, sendbuf: Any, recvbuf: Any, op: MPI.Op, mpi: Callable[[Any, Any, MPI.Op], None], *, always: bool = False
     ) -> None:
         """Reduce among the ranks of all nodes, or let MPI do it.
 
@@ -99,27 +113,26 @@ class Arrays(NodeArrays):
             sendbuf: As in `MPI.Intracomm.Allreduce`.
             recvbuf: As in `MPI.Intracomm.Allreduce`.
             op: As in `MPI.Intracomm.Allreduce`.
-            mpi: Lets MPI do it.
+            mpi: Lets MPI do it, with these arguments or others that mean the same.
             always: Whether to do it here even where MPI is faster.
 
         Raises:
-            MismatchError: Other ranks do not pass plain arrays; on all of them.
+            MismatchError: Other ranks pass other things; on all of them.
         """
-        number, nbytes = self._agree.begin(), nbytes_of(recvbuf)
-        task = self._task_far(ALLREDUCE, sendbuf, recvbuf, op)
-        digest = PLAIN if task is None else task[0]
-        if not self._agree.plain_everywhere(ALLREDUCE, number, digest, nbytes):
-            mpi()
+        number = self._agree.begin()
+        call, task = self._task_far(ALLREDUCE, sendbuf, recvbuf, op)
+        proposal = self._post_far(call, number, task is None, blocking=True)
+        if not run(self._agree.plain_steps(proposal, alike)) or task is None:
+            mpi(*call.arguments, op)
             return
-        assert task is not None
         _, code, send, recv = task
-        choice = always or self._choice(nbytes)
+        choice = always or self._choice(call.nbytes)
         name = choice.next if isinstance(choice, Trial) else _OURS if choice else _MPI
         began = perf_counter()
         if name == _OURS:
             self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
         else:
-            mpi()
+            mpi(*call.arguments, op)
         if isinstance(choice, Trial) and choice.record(name, perf_counter() - began, 0.0):
             choice.end_round(self._team.most(choice.times()))
 
@@ -134,42 +147,42 @@ class Arrays(NodeArrays):
             op: As in `MPI.Intracomm.Iallreduce`.
 
         Raises:
-            MismatchError: Other ranks do not pass plain arrays; raised by the steps, on all ranks.
+            MismatchError: Other ranks pass other things; raised by the steps, on all ranks.
         """
         number = self._agree.begin()
-        task = self._task_far(IALLREDUCE, sendbuf, recvbuf, op)
-        digest = PLAIN if task is None else task[0]
-        proposal = self._agree.propose_plain(IALLREDUCE, number, digest, nbytes_of(recvbuf))
+        call, task = self._task_far(IALLREDUCE, sendbuf, recvbuf, op)
+        proposal = self._post_far(call, number, task is None, blocking=False)
 
         def steps() -> Iterator[Any]:
             yield None
-            if (yield from self._agree.plain_steps(proposal)):
-                assert task is not None
+            if (yield from self._agree.plain_steps(proposal, alike)) and task is not None:
                 request: Any = self._begin_far(IALLREDUCE, number, *task[1:])
             else:  # the queue orders the collectives of the library's communicator only
-                request = self._team.world.Iallreduce(sendbuf, recvbuf, op)
+                request = self._team.world.Iallreduce(*call.arguments, op)
             yield POSTED
             yield request
 
         return steps()
 
-    def _task_far(
-        self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op
-    ) -> tuple[int, int, np.ndarray, np.ndarray] | None:
-        """Return what `_task` does, None if this rank cannot reduce it between nodes."""
+    def _task_far(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> tuple[PlainCall, Task | None]:
+        """Return a call, and what kernels take of it; None if this rank cannot reduce it between nodes."""
         assert self._rings is not None
-        task = self._task(sendbuf, recvbuf, op)
-        if task is None:
-            return None
-        digest, code, send, recv = task
-        if not fit(send, recv):
-            return None
-        nbytes = self._rings.segment_bytes(recv.nbytes // self._board.ranks)
+        call = self._read(name, sendbuf, recvbuf, op)
+        task = call.task
+        if task is None or not fit(task[2], task[3]):
+            return call, None
+        nbytes = self._rings.segment_bytes(task[3].nbytes // self._board.ranks)
         try:
             self._rings.reserve(nbytes, on_node=name == IALLREDUCE and self._board.ranks > 1)
         except MemoryError:
-            return None
-        return self._named(name, digest), code, send, recv
+            return call, None
+        return call, task
+
+    def _post_far(self, call: PlainCall, number: int, left: bool, *, blocking: bool) -> PlainProposal:
+        """Post the header of a call between nodes."""
+        proposal = PlainProposal(call, number, call.digest(left=left), blocking=blocking)
+        self._agree.post(proposal)
+        return proposal
 
     def _begin_far(self, name: str, number: int, code: int, send: np.ndarray, recv: np.ndarray) -> RingRequest:
         """Begin to reduce among the ranks of all nodes."""

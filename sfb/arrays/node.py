@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.buffers import fit
+from sfb.arrays.buffers import KERNEL_TYPES, fit
+from sfb.arrays.call import (
+    ALLREDUCE,
+    FUNCTIONS,
+    GATHER,
+    SCATTER,
+    PlainCall,
+    PlainProposal,
+    alike,
+    left_digest,
+    plain_digest,
+    shared_digest,
+)
 from sfb.kernels import status
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
 
-__all__ = ["ALLREDUCE", "IALLREDUCE", "NodeArrays"]
+__all__ = ["Arguments", "NodeArrays", "Task"]
 
-ALLREDUCE, IALLREDUCE, _SCATTER, _GATHER = "Allreduce", "Iallreduce", "Reduce_scatter_block", "Allgather"
-# What has to be equal on all ranks of a call is told by a digest below `sfb.kernels.header.PLAIN`: the function, the
-# type of elements, the operation, and where shared arrays lie.
-_FUNCTIONS = {ALLREDUCE: 0, _SCATTER: 1, _GATHER: 2, IALLREDUCE: 3}
-# In the order of `sfb.kernels._lines.TYPES`.
-_TYPES = ("f4", "f8", "i4", "i8")
-_OPS = 4
-_DIGESTS = len(_FUNCTIONS) * len(_TYPES) * _OPS
+# What is sent, and what receives.
+Arguments: TypeAlias = "tuple[Any, Any]"
+# What the kernels take: a digest, the code of the operation, and both arrays as vectors; the same one in place.
+Task: TypeAlias = "tuple[int, int, np.ndarray, np.ndarray]"
+
+# Bytes of all parts up to which `MPI.Intracomm.Allgather` is not left to MPI.
+_MOST_GATHERED = 1 << 20
 
 
 class NodeArrays:
     """Collectives of C-contiguous float32, float64, int32 and int64 arrays by the ranks of a node.
 
-    Everything else is left to MPI. Every element is reduced once, in the order of ranks, so that all ranks get the same
-    bits, in every run.
+    Everything else is left to MPI, once the ranks of a node have compared what they pass. Every element is reduced
+    once, in the order of ranks, so that all ranks get the same bits, in every run.
+
+    The collectives return what MPI is to be given, or None if they have done the call. They raise on all ranks of the
+    node `MismatchError` if the calls do not go together, and what a rank finds wrong with its own arguments.
 
     Args:
         team: The ranks.
@@ -49,31 +64,38 @@ class NodeArrays:
         self._agree = team.agree
         ops = {arrays.SUM: MPI.SUM, arrays.PROD: MPI.PROD, arrays.MAX: MPI.MAX, arrays.MIN: MPI.MIN}
         self._codes = {op.handle: code for code, op in ops.items()}
-        self._kinds = {np.dtype(name): kind for kind, name in enumerate(_TYPES)}
+        self._kinds = {np.dtype(name): kind for kind, name in enumerate(KERNEL_TYPES)}
+        self._digests = {
+            name: {key: plain_digest(name, *key) for key in product(range(len(KERNEL_TYPES)), ops)}
+            for name in FUNCTIONS
+        }
         self._bytes = team.board.window
         self._words = self._bytes.view(np.int64)
         self._state = np.zeros(arrays.state_words(team.board.ranks), np.int64)
+        self._broken: BaseException | None = None
 
-    def allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
-        """Reduce within the node, and return True; or return False on all its ranks if it is left to MPI. Collective.
+    def allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> Arguments | None:
+        """Do what `MPI.Intracomm.Allreduce` does, within the node; collective.
 
         Args:
             sendbuf: As in `MPI.Intracomm.Allreduce`.
             recvbuf: As in `MPI.Intracomm.Allreduce`.
             op: As in `MPI.Intracomm.Allreduce`.
             leave: Whether this rank wants it left to MPI.
-
-        Raises:
-            MismatchError: Other ranks of the node do not pass plain arrays; on all of them.
         """
         if self.left:
-            return False
+            return sendbuf, recvbuf
         number, board = self._agree.begin(), self._board
         if board.ranks == 1:
-            return False
-        task = None if leave or self._team.nodes > 1 else self._task(sendbuf, recvbuf, op)
+            return sendbuf, recvbuf
+        if leave or self._team.nodes > 1:
+            return self._leave(ALLREDUCE, number, sendbuf, recvbuf, op)
+        task, call = self._task(ALLREDUCE, sendbuf, recvbuf, op), None
         if task is None:
-            return self._agree.plain(ALLREDUCE, number)
+            call = self._read(ALLREDUCE, sendbuf, recvbuf, op)
+            task = call.task
+        if task is None:
+            return self._leave(ALLREDUCE, number, sendbuf, recvbuf, op, call)
         digest, code, send, recv = task
         kernel = self._kernels.allreduce
         rest: tuple[Any, ...] = self._bytes, code, send, recv
@@ -85,39 +107,60 @@ class NodeArrays:
             verdict = kernel(board.words, board.member, number, digest, self._state, *rest)
         except TypeError:  # not contiguous, or not of one type
             verdict = status.UNFIT
-        if verdict == status.UNFIT:
-            return self._agree.plain(ALLREDUCE, number)
-        return verdict == status.DONE or self._end(ALLREDUCE, verdict, kernel, number, digest, *rest)
+        if verdict == status.DONE:
+            return None
+        if verdict == status.PENDING:
+            verdict = self._wait(ALLREDUCE, kernel, number, digest, *rest)
+        return self._end(ALLREDUCE, verdict, number, digest, sendbuf, recvbuf, op)
 
-    def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> bool:
-        """Do what `MPI.Intracomm.Reduce_scatter_block` does, for arrays that `scatters`; result as in `allreduce`."""
-        task = None if leave else self._task(sendbuf, recvbuf, op)
-        if task is not None:
-            digest, code, send, recv = task
-            if send is not recv and fit(send, recv, self._board.ranks):
-                rest = self._sync.ARRIVED, self._bytes, code, send, recv
-                return self._begin(_SCATTER, digest, self._kernels.reduce_scatter, *rest)
-        return self._agree.plain(_SCATTER, self._agree.begin())
+    def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> Arguments | None:
+        """Do what `MPI.Intracomm.Reduce_scatter_block` does, within the node; as `allreduce`."""
+        if self.left:
+            return sendbuf, recvbuf
+        number, ranks = self._agree.begin(), self._board.ranks
+        if ranks == 1:
+            return sendbuf, recvbuf
+        call = None
+        if not leave and self._team.nodes == 1:
+            task = self._task(SCATTER, sendbuf, recvbuf, op)
+            if task is None:
+                call = self._read(SCATTER, sendbuf, recvbuf, op)
+                task = call.task
+            if task is not None:
+                digest, code, send, recv = task
+                if self._right(SCATTER, send, recv):
+                    kernel, rest = self._kernels.reduce_scatter, (self._sync.ARRIVED, self._bytes, code, send, recv)
+                    verdict = self._wait(SCATTER, kernel, number, digest, *rest)
+                    return self._end(SCATTER, verdict, number, digest, sendbuf, recvbuf, op)
+        return self._leave(SCATTER, number, sendbuf, recvbuf, op, call)
 
-    def allgather(self, sendbuf: Any, recvbuf: Any, *, leave: bool) -> bool:
-        """Do what `MPI.Intracomm.Allgather` does, for arrays that `gathers`; result as in `allreduce`."""
-        task = None if leave else self._task(sendbuf, recvbuf, MPI.SUM)
-        if task is not None:
-            digest, _, send, recv = task
-            part, ranks, me = recv.size // self._board.ranks, self._board.ranks, self._board.me
-            in_place = send is recv
-            if in_place:
-                send = recv[me * part : (me + 1) * part]
-            if part * ranks == recv.size and recv.flags.carray and (in_place or fit(recv, send, ranks)):
-                rest = self._bytes, send.nbytes, send.view(np.uint8), recv.view(np.uint8)
-                return self._begin(_GATHER, digest, self._kernels.allgather, self._sync.ARRIVED, *rest)
-        return self._agree.plain(_GATHER, self._agree.begin())
+    def allgather(self, sendbuf: Any, recvbuf: Any, *, leave: bool) -> Arguments | None:
+        """Do what `MPI.Intracomm.Allgather` does, within the node; as `allreduce`."""
+        if self.left:
+            return sendbuf, recvbuf
+        op = MPI.SUM
+        number, ranks, me = self._agree.begin(), self._board.ranks, self._board.me
+        if ranks == 1:
+            return sendbuf, recvbuf
+        call = None
+        if not leave and self._team.nodes == 1:
+            task = self._task(GATHER, sendbuf, recvbuf, op)
+            if task is None:
+                call = self._read(GATHER, sendbuf, recvbuf, op)
+                task = call.task
+            if task is not None and task[3].nbytes <= _MOST_GATHERED:
+                digest, _, send, recv = task
+                part, right = recv.size // ranks, self._right(GATHER, send, recv)
+                if send is recv:
+                    send = recv[me * part : (me + 1) * part]
+                if right:
+                    rest = self._sync.ARRIVED, self._bytes, send.nbytes, send.view(np.uint8), recv.view(np.uint8)
+                    verdict = self._wait(GATHER, self._kernels.allgather, number, digest, *rest)
+                    return self._end(GATHER, verdict, number, digest, sendbuf, recvbuf, op)
+        return self._leave(GATHER, number, sendbuf, recvbuf, op, call)
 
-    def _task(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> tuple[int, int, np.ndarray, np.ndarray] | None:
-        """Return a digest, the kernels' code of ``op``, and both arrays as vectors; the same one in place.
-
-        None if they are not C-contiguous arrays of a type and an operation of the kernels, as far as is seen here.
-        """
+    def _task(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> Task | None:
+        """Return what the kernels take, None if these are no arrays of NumPy that they take, as far as is seen here."""
         if type(recvbuf) is not np.ndarray or not isinstance(op, MPI.Op):
             return None
         kind, code = self._kinds.get(recvbuf.dtype), self._codes.get(op.handle)
@@ -126,16 +169,78 @@ class NodeArrays:
         if recvbuf.ndim != 1:
             if not recvbuf.flags.c_contiguous:
                 return None
-            recvbuf = recvbuf.ravel()
+            recvbuf = recvbuf.reshape(-1)
         if sendbuf is MPI.IN_PLACE:
+            if name == SCATTER:
+                return None
             sendbuf = recvbuf
-        elif type(sendbuf) is not np.ndarray:
+        elif type(sendbuf) is not np.ndarray or (sendbuf is recvbuf and name != ALLREDUCE):
             return None
         elif sendbuf.ndim != 1:
             if not sendbuf.flags.c_contiguous:
                 return None
-            sendbuf = sendbuf.ravel()
-        return -1 - _OPS * kind - code, code, sendbuf, recvbuf
+            sendbuf = sendbuf.reshape(-1)
+        return self._digests[name][kind, code], code, sendbuf, recvbuf
+
+    def _right(self, name: str, send: np.ndarray, recv: np.ndarray) -> bool:
+        """Return whether MPI would take these arrays, and memory is not shared between them, except in place."""
+        ranks = self._team.size
+        if name == GATHER:
+            whole = recv.flags.carray and recv.size % ranks == 0
+            return whole and (send is recv or fit(recv, send, ranks))
+        return fit(send, recv, ranks if name == SCATTER else 1)
+
+    def _read(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> PlainCall:
+        """Return a call of any buffers, as mpi4py reads them."""
+        call = PlainCall(name, sendbuf, recvbuf, op, self._team.size, self._team.rank)
+        if self._broken is not None:
+            kind = type(self._broken).__name__
+            call.error = RuntimeError(
+                f"the communicator is broken, since {kind} ended an earlier call: free it and use it anew"
+            )
+        return call
+
+    def _leave(
+        self, name: str, number: int, sendbuf: Any, recvbuf: Any, op: MPI.Op, call: PlainCall | None = None
+    ) -> Arguments:
+        """Let the ranks of the node compare a call, and leave it to MPI.
+
+        Args:
+            name: The function.
+            number: The number of the call.
+            sendbuf: The user's argument, right or wrong, like the following.
+            recvbuf: The user's argument.
+            op: The user's argument.
+            call: The call, if it has been read.
+        """
+        task = self._task(name, sendbuf, recvbuf, op) if call is None else None
+        if task is not None and self._right(name, task[2], task[3]):
+            digest = left_digest(task[0])
+            nbytes = task[3].nbytes // (self._team.size if name == GATHER else 1)
+            if self._board.meet(number, digest, nbytes, wait=True) == status.AGREED:
+                return sendbuf, recvbuf
+            proposal = PlainProposal(self._read(name, sendbuf, recvbuf, op), number, digest)
+            proposal.verdict = self._board.look(number, wait=True)
+        else:
+            call = call or self._read(name, sendbuf, recvbuf, op)
+            proposal = PlainProposal(call, number, call.digest(left=True))
+            self._agree.post(proposal)
+        self._agree.plain(proposal, alike)
+        return proposal.plain.arguments
+
+    def _end(
+        self, name: str, verdict: int, number: int, digest: int, sendbuf: Any, recvbuf: Any, op: MPI.Op
+    ) -> Arguments | None:
+        """End a call with the verdict of a kernel."""
+        if verdict == status.DONE:
+            return None
+        if verdict == status.UNFIT:  # nobody has been told
+            return self._leave(name, number, sendbuf, recvbuf, op)
+        call = self._read(name, sendbuf, recvbuf, op)
+        proposal = PlainProposal(call, number, digest)
+        proposal.verdict = verdict
+        self._agree.plain(proposal, alike)
+        return call.arguments
 
     def _shared(self, digest: int, code: int, send: np.ndarray, recv: np.ndarray) -> tuple[Any, ...] | None:
         """Return the digest and what `allreduce_shared` takes, if the ranks of this node share both arrays' memory."""
@@ -146,38 +251,29 @@ class NodeArrays:
         where = source.offset(send), target.offset(recv), recv.nbytes
         if not fit(send, recv) or where[0] % recv.itemsize or where[1] % recv.itemsize:
             return None
-        digest -= self._agree.digest(ALLREDUCE, (source.name, target.name)) // _DIGESTS * _DIGESTS
+        digest = shared_digest(digest, (source.name, target.name))
         return digest, self._words, self._kinds[recv.dtype], code, where, source.whole, target.whole
 
-    def _begin(self, name: str, digest: int, kernel: Callable[..., int], *rest: Any) -> bool:
-        """Run the kernel of a call within a node."""
-        number, board = self._agree.begin(), self._board
-        digest = self._named(name, digest)
-        verdict = kernel(board.words, board.member, number, digest, self._state, *rest)
-        return self._end(name, verdict, kernel, number, digest, *rest)
+    def _wait(self, name: str, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> int:
+        """Call a kernel until it has ended, and return its verdict."""
+        board, state = self._board, self._state
+        verdict = status.PENDING
 
-    @staticmethod
-    def _named(name: str, digest: int) -> int:
-        """Return the digest of `_task` for a call of the function ``name``."""
-        return digest - _FUNCTIONS[name] * len(_TYPES) * _OPS
+        def go() -> bool:
+            nonlocal verdict
+            verdict = kernel(board.words, board.member, number, digest, state, *rest)
+            return verdict != status.PENDING
 
-    def _end(self, name: str, verdict: int, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> bool:
-        """Go on with a kernel that awaits other ranks; return whether it has done the call."""
-        if verdict == status.PENDING:
-            board, state = self._board, self._state
-
-            def go() -> bool:
-                nonlocal verdict
-                verdict = kernel(board.words, board.member, number, digest, state, *rest)
-                return verdict != status.PENDING
-
+        try:
             board.wait(go, lambda: board.missing(number, int(state[0])), name)
-        return verdict == status.DONE or self._agree.plain(name, number, verdict)
+        except BaseException as error:  # an interrupt: other ranks are in the midst of the call
+            self._broken = error
+            self._kinds = {}  # so that every later call is read, and says so
+            raise
+        return verdict
 
     def _step(self, number: int, phase: int, kernel: Callable[..., int], *rest: Any) -> int:
         """Run a kernel from a phase on, as a part of an Allreduce between nodes, and return the next phase."""
-        board, state = self._board, self._state
-        chunks = state[self._kernels.CHUNKS]
-        verdict = kernel(board.words, board.member, number, 0, state, phase, *rest)
-        self._end(ALLREDUCE, verdict, kernel, number, 0, phase, *rest)
-        return phase + int(state[self._kernels.CHUNKS] - chunks)
+        chunks = self._state[self._kernels.CHUNKS]
+        self._wait(ALLREDUCE, kernel, number, 0, phase, *rest)
+        return phase + int(self._state[self._kernels.CHUNKS] - chunks)

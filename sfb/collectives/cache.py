@@ -65,6 +65,7 @@ class CachedReceiver:
         block: The shared memory in which the array lies; None for memory of this rank.
         shape: (K, D).
         dtype: The dtype of its array.
+        options: The options of the communicator.
     """
 
     def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: Options) -> None:
@@ -77,7 +78,7 @@ class CachedReceiver:
         self.shape = receiver.shape
         self.dtype = receiver.dtype
         self._addresses = tuple(_address(array) for array in (receiver.array, *receiver.state))
-        self._options = options.max_bytes, options.reproducible, options.wire, options.seed
+        self.options = options
         self._signatures: dict[object, Signature] = {}
 
     def receiver(self, recvbuf: Any) -> Receiver:
@@ -118,11 +119,10 @@ class CachedReceiver:
             check_algorithm(algorithm)
             receiver.check()
             name = None if self.block is None else self.block.name
-            kind = type(receiver).__name__, receiver.passes, receiver.whole, receiver.plain
-            key = (receiver.shape, receiver.dtype.str, *kind, name, algorithm)
+            key = (receiver.shape, receiver.dtype.str, *receiver.kind, name, algorithm)
             if len(self._signatures) >= MOST:
                 self._signatures.clear()
-            rest = normal(settings), self._addresses, self._options
+            rest = normal(settings), self._addresses, self.options.compared
             found = self._signatures[algorithm, settings] = Signature(key, rest)
         return found
 
@@ -205,7 +205,7 @@ def _address(array: np.ndarray | None) -> object:
     return None if block is None else (block.name, block.offset(array))
 
 
-def describe_call(factors: Any, receiver: Any, algorithm: str) -> str:
+def describe_call(factors: Any, receiver: Any, algorithm: str, options: Options) -> str:
     """Describe what a rank passed; never raise."""
     if not isinstance(factors, Factors):
         return f"{type(factors).__name__} and {type(receiver).__name__}"
@@ -213,10 +213,12 @@ def describe_call(factors: Any, receiver: Any, algorithm: str) -> str:
         target, arrays = f"array {receiver.shape} {receiver.dtype}", [receiver]
     else:
         target, arrays = repr(receiver), [receiver.array, *receiver.state]
+        if "steps" in vars(receiver):
+            target += f" after {receiver.steps} steps"
     for array in arrays:
         address = _address(array)
         if address == "":
             target += ", state not yet created"
         elif isinstance(address, tuple):
             target += f", in shared memory {address[0][:8]}+{address[1]}"
-    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}"
+    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}{options.described}"

@@ -24,6 +24,7 @@ from sfb.factors import Factors
 from sfb.kernels import half, status
 from sfb.receiver import Assign
 from sfb.runtime.agreement import on_all_ranks
+from sfb.runtime.errors import report
 from sfb.runtime.steps import ALONE, run
 from sfb.runtime.team import Team
 from sfb.tuning.lookup import Profiles
@@ -69,6 +70,7 @@ class Engine:
         self._buffers: list[EagerBuffers] = []
         # For each array that calls under way change, by identity, the number of these calls.
         self._targets: dict[int, int] = {}
+        self._broken: BaseException | None = None
 
     def allreduce(self, call: str, factors: Any, recvbuf: Any, op: MPI.Op, algorithm: str) -> Exchange:
         """Do one exchange.
@@ -86,8 +88,14 @@ class Engine:
         pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
         if not self._start_cached(pending, op, True):
             self._propose(pending, op)
-        elif (exchange := pending.exchange) is not None and exchange.wait() == status.DONE:
-            return self._end(pending, exchange)
+        elif (exchange := pending.exchange) is not None:
+            try:
+                exchange.wait()
+            except BaseException as error:
+                self._note(error, exchange.agreed)
+                raise
+            if exchange.code == status.DONE:
+                return self._end(pending, exchange)
         return run(self.complete(pending))
 
     def begin(self, pending: PendingCall, op: MPI.Op, *, alone: bool = True) -> PendingCall:
@@ -115,6 +123,7 @@ class Engine:
             return done
         targets, target = self._targets, _target(pending)
         targets[target] = targets.get(target, 0) + 1
+        agreed = False
         try:
             if exchange is None:
                 yield None
@@ -126,6 +135,7 @@ class Engine:
                 exchange.hand_over(pending)
                 assert pending.prepared is not None
                 pending.prepared.release(exchange)
+                exchange = None
             posted = perf_counter()
             if pending.counts is None:
                 yield from self._team.agree.steps(pending)
@@ -136,12 +146,16 @@ class Engine:
             pending.prepared = prepared
             if pending.after:
                 yield ALONE
+            agreed = True
             exchange = prepared.acquire(blocking=pending.blocking)
             began = perf_counter()
             yield from exchange.run(pending)
             pending.began = began - (posted - pending.began) - waited  # leaves out the seconds spent on a plan
             exchange.waited = waited
             return self._end(pending, exchange)
+        except BaseException as error:
+            self._note(error, agreed or (exchange is not None and exchange.agreed))
+            raise
         finally:
             targets[target] -= 1
             if not targets[target]:
@@ -153,6 +167,7 @@ class Engine:
         self._propose(pending, op)
         run(self._team.agree.steps(pending))
         pending.prepared = run(self._prepare(pending))
+        pending.kind = pending.receiver.kind
         return pending
 
     def start(self, planned: PendingCall, samples: int, *, alone: bool, brief: bool = False) -> PendingCall:
@@ -168,14 +183,18 @@ class Engine:
         # The ranks compare S only if the plan has the same S for all. Each checks its own S.
         pending.size = samples if problem.uniform else 0
         try:
+            self._check_whole()
             if planned.cached is None or not planned.cached.same(recvbuf):
                 planned.cached = self._receivers.checked(recvbuf)
+            pending.cached = planned.cached
             receiver = pending.receiver = planned.cached.receiver(recvbuf)
             settings = receiver.settings
             if planned.signature is None or planned.signature.key != settings:
                 receiver.check()
+                if receiver.kind != planned.kind:
+                    raise ValueError(f"the settings changed what the plan rests on, make another one: {receiver!r}")
                 planned.signature = Signature(settings, (planned.number, normal(settings)))
-            pending.digest = planned.signature.digest("Start")
+            pending.digest = planned.signature.digest("Start") + receiver.steps
             if factors.shape != problem.shape or len(factors) != samples:
                 raise ValueError(f"factors were {problem.shape} with S={samples} when the plan was made")
             pending.after = not alone and _target(pending) in self._targets
@@ -202,7 +221,8 @@ class Engine:
         prepared = self._plans.of(signature).get(pending.size)
         if prepared is None:
             return False
-        pending.cached, pending.signature, pending.digest = cached, signature, signature.digest(pending.call)
+        pending.cached, pending.signature = cached, signature
+        pending.digest = signature.digest(pending.call) + receiver.steps
         return self._start(pending, prepared, alone)
 
     @staticmethod
@@ -218,11 +238,12 @@ class Engine:
     def _propose(self, pending: PendingCall, op: MPI.Op) -> None:
         """Check the arguments on this rank, and post a header."""
         try:
+            self._check_whole()
             cached = pending.cached = self._receivers.checked(pending.recvbuf)
             receiver = pending.receiver = cached.receiver(pending.recvbuf)
             check_factors(pending.factors, cached, receiver, op, self._options.wire)
             pending.signature = cached.signature(pending.algorithm, receiver)
-            pending.digest = pending.signature.digest(pending.call)
+            pending.digest = pending.signature.digest(pending.call) + receiver.steps
             pending.size = len(pending.factors)
         except Exception as caught:  # the other ranks wait to hear of it
             pending.error = caught
@@ -293,6 +314,25 @@ class Engine:
         if plain and EagerExchange.serves(algorithm, problem, team):
             return EagerExchange(algorithm, problem, team, self._buffers)
         return StepwiseExchange(algorithm, problem, team, self._check, self._rounded)
+
+    def _note(self, error: BaseException, agreed: bool) -> None:
+        """Note an exception of a call; if it came in the midst of an exchange, later calls tell all ranks so.
+
+        Args:
+            error: The exception.
+            agreed: Whether the ranks have agreed on the call: all raise what comes before.
+        """
+        if agreed or not isinstance(error, Exception):
+            self._broken = error
+            self._receivers = Receivers(self._options, self._team.owns)  # so that every call is proposed
+
+    def _check_whole(self) -> None:
+        """Raise RuntimeError if an exception has ended an exchange in the midst."""
+        if self._broken is not None:
+            kind, text = report(self._broken)
+            raise RuntimeError(
+                f"the communicator is broken, since {kind} ended an earlier exchange ({text}): free it and use it anew"
+            )
 
     def _check(self, pending: PendingCall) -> None:
         """Raise TypeError or ValueError if the receiver of a call cannot take its factors."""

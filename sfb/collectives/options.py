@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sfb.kernels.half import FORMATS
 from sfb.runtime.limits import MAX_BYTES, STALL
@@ -38,3 +38,14 @@ class Options:
             raise ValueError(f"wire must be None, {' or '.join(map(repr, FORMATS))}, got {wire!r}")
         if seed is not None and (wire is None or isinstance(seed, bool) or not isinstance(seed, int)):
             raise ValueError(f"seed must be an integer, and goes with wire, got {seed!r} and {wire!r}")
+
+    @property
+    def compared(self) -> dict[str, object]:
+        """The options that have to be equal on all ranks."""
+        return {name: getattr(self, name) for name in ("max_bytes", "reproducible", "wire", "seed")}
+
+    @property
+    def described(self) -> str:
+        """What ranks compare and the user has chosen, for messages."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return "".join(f", {name}={value!r}" for name, value in self.compared.items() if value != defaults[name])

@@ -12,6 +12,7 @@ import numpy as np
 from sfb.collectives.algorithms import ALGORITHMS
 from sfb.collectives.cache import CachedReceiver, Signature, describe_call
 from sfb.collectives.call import Call
+from sfb.collectives.options import Options
 from sfb.collectives.problem import Problem
 from sfb.kernels import status
 from sfb.runtime.agreement import Proposal
@@ -38,9 +39,11 @@ class PendingCall(Proposal):
         signature: The part of the arguments that has to be equal on all ranks, if they are right.
         prepared: The plan, once it is known.
         exchange: The persistent exchange that has started; None if this rank has posted a header alone.
+        kind: What the plan of a persistent request rests on, `sfb.receiver.Receiver.kind`.
     """
 
     after = brief = False
+    kind: tuple[object, ...] = ()
     cached: CachedReceiver | None = None
     receiver: Any = None
     signature: Signature | None = None
@@ -57,7 +60,8 @@ class PendingCall(Proposal):
 
     def describe(self) -> str:
         """Describe what this rank passed, for messages."""
-        return describe_call(self.factors, self.recvbuf, self.algorithm)
+        options = Options() if self.cached is None else self.cached.options
+        return describe_call(self.factors, self.recvbuf, self.algorithm, options)
 
 
 class PersistentExchange(ABC):
@@ -79,9 +83,10 @@ class PersistentExchange(ABC):
         waited: Seconds that this rank waited for the others to agree, in the last exchange.
         rebuild_seconds: Seconds that this rank spent in forming and applying the sum, in the last exchange.
         concurrent: Whether other exchanges may be under way when this one starts.
+        agreed: Whether the ranks have agreed on the exchange under way, as far as this one tells.
     """
 
-    concurrent = True
+    concurrent = agreed = True
 
     def __init__(self, algorithm: str, problem: Problem, team: Team) -> None:
         self.algorithm = algorithm

@@ -48,7 +48,7 @@ class StepwiseExchange(PersistentExchange):
             self._check(pending)
         except (TypeError, ValueError):
             return False
-        self.code = status.PENDING
+        self.code, self.agreed = status.PENDING, False
         self._team.agree.propose(pending)
         self._steps = self._work(pending)
         return True
@@ -92,6 +92,7 @@ class StepwiseExchange(PersistentExchange):
         posted = perf_counter()
         yield from self._team.agree.steps(pending)
         self.waited = perf_counter() - posted
+        self.agreed = True
         if pending.counts is None:
             yield from self.run(pending)
         self.code = status.DONE if pending.counts is None else status.UNEVEN

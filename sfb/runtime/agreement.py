@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from mpi4py import MPI
@@ -13,7 +13,7 @@ from mpi4py import MPI
 from sfb.kernels import header, status
 from sfb.kernels.header import PLAIN
 from sfb.runtime.board import Board, Event
-from sfb.runtime.errors import raise_reported, report
+from sfb.runtime.errors import Report, raise_reported, report
 from sfb.runtime.limits import EAGER_LIMIT
 from sfb.runtime.rounds import Rounds
 from sfb.runtime.steps import ALONE, run
@@ -22,7 +22,9 @@ __all__ = ["Agreement", "Proposal", "compare", "on_all_ranks"]
 
 # Seconds for which a node tries to tell the others of a disagreement: those that pass plain arrays do not listen.
 _PLAIN_PATIENCE = 5.0
-_PLAIN_BUFFER = "a plain buffer, not Factors"
+
+# Returns whether calls of these digests and sizes go together.
+Alike: TypeAlias = "Callable[[np.ndarray, np.ndarray], bool]"
 
 
 class Proposal:
@@ -41,6 +43,7 @@ class Proposal:
         verdict: A code of `sfb.kernels.status`; `PENDING` until the rank knows whether all agree.
         counts: The sizes of all ranks, once the ranks agree; None if they are equal.
         messages: The messages of all nodes and where each begins, if an eager exchange has gathered them already.
+        own_error: Whether ranks that all have the same error raise it as it is.
     """
 
     # Class attributes: a call in a loop of small ones sets only what differs.
@@ -49,6 +52,7 @@ class Proposal:
     verdict: int = status.PENDING
     counts: np.ndarray | None = None
     messages: tuple[np.ndarray, list[int]] | None = None
+    own_error = False
 
     def __init__(self, call: str, text: str = "", *, blocking: bool = True) -> None:
         self.call = call
@@ -107,68 +111,55 @@ class Agreement:
         self.number += 1
         return self.number
 
-    def plain(
-        self, call: str, number: int, verdict: int | None = None, *, digest: int = PLAIN, error: Exception | None = None
-    ) -> bool:
-        """Find out whether all ranks of this node pass plain arrays in a call; return whether digests agree, too.
+    def plain(self, proposal: Proposal, alike: Alike) -> bool:
+        """Wait until all ranks of this node have posted headers of plain arrays; return whether the digests are equal.
 
         Args:
-            call: The user's call, for messages.
-            number: The number of the call.
-            verdict: The verdict on the headers of the node, if this rank has posted its ``digest`` already.
-            digest: `PLAIN`, or a number below it that has to be equal on all ranks for them to work together.
-            error: The error in this rank's own arguments, None if they are right.
+            proposal: The call, whose header this rank has posted.
+            alike: Returns whether calls of these digests and sizes go together, though they are not all equal.
 
         Raises:
-            MismatchError, Exception: As `steps` does, on the ranks of this node, and on all others that listen.
+            MismatchError: Other ranks pass other things; on the ranks of this node, and on all others that listen.
+            Exception: A rank passed an ``error``, as in `steps`.
         """
-        proposal = self._plain(call, number, verdict, digest, 0, error)
-        if proposal.verdict == status.DIFFERENT or error is not None:
-            run(self._fail(proposal))
-        return proposal.verdict == status.AGREED and digest < PLAIN
+        run(self._plain_on_node(proposal, alike))
+        return proposal.verdict == status.AGREED
 
-    def plain_everywhere(self, call: str, number: int, digest: int, size: int) -> bool:
-        """Do what `plain` does for the ranks of all nodes; their ``size`` has to be equal, too."""
-        return run(self.plain_steps(self.propose_plain(call, number, digest, size, blocking=True)))
+    def plain_steps(self, proposal: Proposal, alike: Alike) -> Generator[Any, None, bool]:
+        """Do what `plain` does for the ranks of all nodes, in steps (`sfb.runtime.steps`)."""
+        yield from self._plain_on_node(proposal, alike)
+        yield from self._across(proposal)
+        if proposal.verdict == status.AGREED:
+            return True
+        yield ALONE  # the gathering blocks, and other ranks may have to finish older calls first
+        passed = self._gather(proposal, True)
+        if proposal.verdict != status.DIFFERENT:
+            headers = np.array([(digest, size) for _, digest, size in passed], np.int64)
+            if alike(headers[:, 0], headers[:, 1]):
+                return False
+        self._raise_passed(proposal, True, passed)
+        return False
 
-    def propose_plain(self, call: str, number: int, digest: int, size: int, *, blocking: bool = False) -> Proposal:
-        """Post the header of a call of plain arrays, for `plain_steps`; arguments as in `plain_everywhere`."""
-        proposal = Proposal(call, _PLAIN_BUFFER, blocking=blocking)
-        proposal.number, proposal.digest, proposal.size = number, digest, size
-        proposal.verdict = self._board.meet(number, digest, size, wait=blocking)
-        return proposal
-
-    def plain_steps(self, proposal: Proposal) -> Generator[Any, None, bool]:
-        """Do what `plain_everywhere` does, in steps (`sfb.runtime.steps`)."""
+    def _plain_on_node(self, proposal: Proposal, alike: Alike) -> Iterator[Any]:
+        """Wait for the headers of this node; raise on its ranks if they do not go together."""
         if proposal.verdict == status.PENDING:
             yield from self._on_node(proposal)
-        if proposal.verdict == status.DIFFERENT:
+        wrong = proposal.verdict == status.DIFFERENT or proposal.error is not None
+        if not wrong and proposal.verdict != status.AGREED:
+            headers = self._board.headers(proposal.number)
+            wrong = not alike(headers[:, header.DIGEST], headers[:, header.SIZE])
+        if wrong:
             yield from self._fail(proposal)
-        yield from self._across(proposal)
-        if proposal.verdict == status.DIFFERENT:
-            yield from self._raise(proposal, True)
-        return proposal.verdict == status.AGREED and proposal.digest < PLAIN
-
-    def _plain(
-        self, call: str, number: int, verdict: int | None, digest: int, size: int, error: Exception | None = None
-    ) -> Proposal:
-        """Return the proposal of a call of plain arrays, once all ranks of the node have posted headers."""
-        if error is not None:
-            digest = header.FAILED
-        if verdict is None:
-            verdict = self._board.meet(number, digest, size, wait=True)
-        proposal = Proposal(call, _PLAIN_BUFFER)
-        proposal.number, proposal.digest, proposal.size = number, digest, size
-        proposal.error, proposal.verdict = error, verdict
-        if verdict == status.PENDING:
-            run(self._on_node(proposal))
-        return proposal
 
     def propose(self, proposal: Proposal) -> None:
-        """Number a call and post its header; if the call blocks, look for a while for the headers of the others."""
+        """Number a call and `post` it."""
+        proposal.number = self.begin()
+        self.post(proposal)
+
+    def post(self, proposal: Proposal) -> None:
+        """Post the header of a call; if the call blocks, look for a while for the headers of the others."""
         if proposal.error is not None:
             proposal.digest = header.FAILED
-        proposal.number = self.begin()
         wait = proposal.blocking
         proposal.verdict = self._board.meet(proposal.number, proposal.digest, proposal.size, wait=wait)
 
@@ -282,9 +273,20 @@ class Agreement:
     def _raise(self, proposal: Proposal, everybody: bool) -> Iterator[Any]:
         """Gather what the ranks passed, of the world or of this node, and raise."""
         yield ALONE  # the gathering blocks, and other ranks may have to finish older calls first
+        self._raise_passed(proposal, everybody, self._gather(proposal, everybody))
+
+    def _gather(self, proposal: Proposal, everybody: bool) -> list[tuple[Report, int, int]]:
+        """Return the report, the digest and the size of each rank, of the world or of this node; collective."""
         error = proposal.error
         mine = report(error) if error is not None else ("", f"{proposal.call} with {proposal.describe()}")
-        reports = self._world.allgather(mine) if everybody else self._board.gather(mine)
+        item = mine, proposal.digest, proposal.size
+        return self._world.allgather(item) if everybody else self._board.gather(item)
+
+    def _raise_passed(self, proposal: Proposal, everybody: bool, passed: list[tuple[Report, int, int]]) -> None:
+        """Raise the error on which all ranks that have gathered ``passed`` decide."""
+        error, reports = proposal.error, [said for said, _, _ in passed]
+        if proposal.own_error and error is not None and len(set(reports)) == 1:
+            raise error
         members = range(self._world.size) if everybody else self._board.members
         raise_reported(proposal.call, list(zip(members, reports, strict=True)), error)
 

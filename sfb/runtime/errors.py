@@ -20,7 +20,17 @@ class MismatchError(ValueError):
 # Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (TypeError, ValueError, MemoryError, ImportError, ModuleNotFoundError, KernelError, MismatchError)
+    for kind in (
+        TypeError,
+        ValueError,
+        KeyError,
+        BufferError,
+        MemoryError,
+        ImportError,
+        ModuleNotFoundError,
+        KernelError,
+        MismatchError,
+    )
 }
 
 
@@ -30,7 +40,7 @@ def as_reported(kind: type[Exception]) -> type[Exception]:
     return kind
 
 
-def report(error: Exception) -> Report:
+def report(error: BaseException) -> Report:
     """Return the report of an error."""
     return type(error).__name__, str(error) or repr(error)
 

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from sfb.runtime.limits import PENDING_ARRAYS, PENDING_CALLS
 from sfb.runtime.steps import ALONE, POSTED
 
-__all__ = ["Persistent", "PolledRequest", "Queue", "QueuedExchange", "Request", "Ticker"]
+__all__ = ["Persistent", "PolledRequest", "Progress", "Queue", "QueuedExchange", "Request", "Ticker"]
 
 # Seconds to wait, when the program ends, for a thread that may be inside MPI.
 _PATIENCE = 5.0
@@ -246,6 +246,64 @@ class Ticker:
             while self._queue.busy and not self._ended:
                 self._queue.advance()
                 sleep(self._interval)
+
+
+class Progress:
+    """What takes the exchanges in a queue forward: a thread, or the calls of this library.
+
+    Args:
+        interval: Seconds between two looks of the thread.
+        thread: Whether to have a thread, where MPI can be called from it.
+
+    Attributes:
+        queue: The exchanges.
+    """
+
+    def __init__(self, interval: float, *, thread: bool) -> None:
+        self.queue = Queue()
+        self._interval = interval
+        self._thread = thread
+        self._ticker: Ticker | None = None
+
+    @property
+    def threaded(self) -> bool:
+        """Whether a thread takes exchanges forward."""
+        return self._thread and MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+
+    def wake(self) -> None:
+        """Let the thread take exchanges forward until none is under way."""
+        if self._ticker is None:
+            self._ticker = Ticker(self.queue, self._interval)
+        self._ticker.wake()
+
+    def under_way(self) -> bool:
+        """Return whether exchanges are under way beside a call of plain arrays, which waits for other ranks.
+
+        They may wait for this rank's part of an exchange: the thread takes it forward, or this call does so first.
+        """
+        queue = self.queue
+        if not queue.busy:
+            return False
+        if not self.threaded:
+            queue.drain()
+            return False
+        queue.make_room()
+        self.wake()
+        return queue.busy
+
+    def request(self, queued: QueuedExchange) -> Request | PolledRequest:
+        """Return a request for an exchange in the queue."""
+        if not self.threaded:
+            return PolledRequest(self.queue, queued)
+        self.wake()
+        return Request(self.queue, queued)
+
+    def stop(self) -> None:
+        """Wait for the end of all exchanges, and end the thread."""
+        self.queue.drain()
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
 
 
 class _Waiting:

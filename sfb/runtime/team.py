@@ -20,7 +20,7 @@ from sfb.runtime.limits import STALL
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.windows import Block, fence, reap
 
-__all__ = ["Team"]
+__all__ = ["Team", "check_comm"]
 
 
 class Team:
@@ -89,8 +89,11 @@ class Team:
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
         """Return ``host``, or the ranks of the user's ``node`` after checking that they can share memory."""
         error: Exception | None = None
-        if node is not None and not isinstance(node, MPI.Intracomm):
-            error = TypeError(f"node must be an MPI.Intracomm, got {type(node).__name__}")
+        try:
+            if node is not None:
+                check_comm("node", node)
+        except TypeError as caught:  # the other ranks wait to hear of it
+            error = caught
         compare(self.world, "Comm", "Comm with " + ("node=None" if node is None else "node given"), error)
         if node is None:
             return host
@@ -198,3 +201,13 @@ class Team:
             comm.Free()
         self.node.Free()
         self.world.Free()
+
+
+def check_comm(name: str, comm: Any) -> None:
+    """Raise TypeError unless ``comm`` is an intracommunicator of which this process is a member.
+
+    `MPI.Intracomm.Split` returns one that is null where a rank passes `MPI.UNDEFINED`.
+    """
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        what = "COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else type(comm).__name__
+        raise TypeError(f"{name} must be an MPI.Intracomm, got {what}")

@@ -16,6 +16,7 @@ from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.runtime.agreement import compare, on_all_ranks
 from sfb.runtime.compile import warmup
+from sfb.runtime.team import check_comm
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.store.replica import Table
 
@@ -58,8 +59,7 @@ class StoreBase:
         topology: Any,
         prepare: Callable[[], str],
     ) -> None:
-        if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an MPI.Intracomm, got {type(comm).__name__}")
+        check_comm("comm", comm)
         self._world = world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
         self._rank = world.rank
         node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))

@@ -16,6 +16,7 @@ from torch import nn
 import sfb
 from sfb.launch import end_job_on_error
 from sfb.runtime.agreement import compare, on_all_ranks
+from sfb.runtime.team import check_comm
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.torch.checks import check_half, check_model, check_optimizer
 from sfb.torch.collect import patch, patched, unpatch
@@ -90,8 +91,7 @@ def attach(
     >>> handle.detach()
     """
     world = MPI.COMM_WORLD if comm is None else comm
-    if not isinstance(world, MPI.Intracomm):
-        raise TypeError(f"comm must be an MPI.Intracomm, got {type(world).__name__}")
+    check_comm("comm", world)
     with on_all_ranks(world, "attach"):
         fused = _check(model, optimizer, fused, weight)
         options = {"fused": fused, "weight": weight, "broadcast_buffers": broadcast_buffers, "overlap": overlap}

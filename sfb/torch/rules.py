@@ -142,7 +142,7 @@ class FusedState:
         """Give the rule the settings of the parameter group for the next step."""
         for name, value in self._kind.settings(self.group, self._steps + 1).items():
             setattr(self.rule, name, value)
-        if self._kind.counts and hasattr(self.rule, "steps"):
+        if self._kind.counts:
             self.rule.steps = self._steps
 
     def end(self) -> None:

@@ -9,7 +9,7 @@ from mpi4py import MPI
 import sfb
 from sfb.arrays import dispatch as arrays
 from sfb.arrays import internode
-from sfb.arrays.buffers import nbytes_of
+from sfb.arrays.buffers import read
 from sfb.arrays.dispatch import Arrays
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
@@ -110,20 +110,50 @@ def test_buffers_spelt_otherwise_on_one_rank(ours, world, spec):
         np.testing.assert_array_equal(got, world.size)
 
 
-def test_sizes_of_buffers():
-    a = np.zeros(12, "f4")
+def test_buffers_are_read_as_mpi4py_does():
+    a = np.arange(12, dtype="f4")
     row = MPI.FLOAT.Create_vector(2, 1, 3).Commit()
-    cases = [(a, 48), ([a, MPI.FLOAT], 48), ([a, 5], 20), ([a, 5, MPI.FLOAT], 20), ([a, (5, 1), "f"], 20)]
-    cases += [
+    cases = [
+        (a, 48),
+        ([a, MPI.FLOAT], 48),
+        ([a, 5], 20),
+        ([a, 5, MPI.FLOAT], 20),
+        ([a, (5, 1), "f"], 20),
+        ([a, 5, 2, "f"], 20),
+        ([a, None, 2, "f"], 40),
+        ([a, (None, 3)], 36),
         (array("d", [1, 2]), 16),
         (b"abc", 3),
         ([None, 0, MPI.FLOAT], 0),
-        (object(), 0),
         ([a, 2, row], 16),
-        ([], 0),
     ]
-    assert [nbytes_of(buffer) for buffer, _ in cases] == [nbytes for _, nbytes in cases]
+    assert [read(buffer).nbytes for buffer, _ in cases] == [nbytes for _, nbytes in cases]
     row.Free()
+    np.testing.assert_array_equal(read([a, (5, 1), "f"]).vector, a[1:6])
+    assert (read(a, 4).nbytes, read([a, 4, "f"], 2).nbytes, read([a, 4, "f"], 2).vector.size) == (12, 16, 8)
+
+
+WRONG = {
+    "a list": ([1.0, 2.0, 3.0], TypeError),
+    "a number": (3, TypeError),
+    "nothing": ([], ValueError),
+    "too much": ([np.zeros(3), 1, 1, MPI.DOUBLE, 1], ValueError),
+    "big-endian": (np.zeros(3, ">f8"), BufferError),
+    "strided": (np.zeros(6)[::2], BufferError),
+    "objects": (np.zeros(3, object), KeyError),
+    "a displacement beyond the end": ([np.zeros(3), 1, 4, MPI.DOUBLE], ValueError),
+    "a negative count": ([np.zeros(3), -1, MPI.DOUBLE], ValueError),
+    "no whole elements": ([bytearray(9), MPI.DOUBLE], ValueError),
+    "no whole blocks": (np.zeros(3), ValueError),
+    "a null type": ([np.zeros(3), MPI.DATATYPE_NULL], (ValueError, MPI.Exception)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_buffers_that_are_none(what):
+    buffer, error = WRONG[what]
+    with pytest.raises(error):
+        read(buffer, 2)
 
 
 def test_strided_and_read_only_arrays(comm, world):
@@ -268,7 +298,7 @@ def test_between_nodes_the_first_calls_tell_who_is_faster(lone_comm, world):
     if world.size == 1:
         pytest.skip("needs nodes")
     large, got = np.ones(200_000), np.empty(200_000)
-    ours = lone_comm._arrays_if_possible()
+    ours = lone_comm._plain.of(lone_comm, lambda: lone_comm._team)
     for _ in range(arrays.SETTLED):
         lone_comm.Allreduce(large, got)
         np.testing.assert_array_equal(got, world.size)
@@ -286,10 +316,10 @@ def test_between_nodes_a_profile_tells_who_is_faster(world, faster):
         large = np.ones(200_000)
         comm.Allreduce(MPI.IN_PLACE, large)
         np.testing.assert_array_equal(large, world.size)
-        assert comm._arrays._choice(large.nbytes) is (faster == "arrays")
+        assert comm._plain.arrays._choice(large.nbytes) is (faster == "arrays")
     with sfb.Comm(world, node=part, reproducible=True) as comm:
         comm.Allreduce(MPI.IN_PLACE, large)
-        assert comm._arrays._choice(large.nbytes) is False
+        assert comm._plain.arrays._choice(large.nbytes) is False
     part.Free()
 
 

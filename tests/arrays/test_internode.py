@@ -78,7 +78,7 @@ def test_the_order_of_a_sum_is_that_of_the_ring(lone_comm, world, rng, monkeypat
     given = draw(rng, "f4", count, world.size)
     got, expected = np.empty(count, "f4"), np.empty(count, "f4")
     lone_comm.Allreduce(given[world.rank].copy(), got)
-    most = lone_comm._arrays._rings.segment_bytes(got.nbytes) // got.itemsize
+    most = lone_comm._plain.arrays._rings.segment_bytes(got.nbytes) // got.itemsize
     for low, high in pairwise(cuts(count, -(-count // most))):
         for node, (first, last) in enumerate(pairwise(cuts(high - low, world.size))):
             total = np.zeros(last - first, "f4")

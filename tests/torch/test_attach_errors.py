@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import sfb
 
@@ -137,7 +138,7 @@ def test_what_attach_refuses(world, what, who):
 
 
 @mpi
-@pytest.mark.parametrize("comm", ["world", 3], ids=str)
+@pytest.mark.parametrize("comm", ["world", 3, MPI.COMM_NULL, MPI.Intracomm()], ids=repr)
 def test_comm_must_be_one(world, comm):
     refused(world, lambda: sfb.torch.attach(*with_optimizer(perceptron()), comm), TypeError, "Intracomm")
 
