@@ -15,6 +15,7 @@ from mpi4py import MPI
 
 from sfb.arrays.buffers import gathers, scatters
 from sfb.arrays.dispatch import Arrays
+from sfb.arrays.ops import op_for_mpi
 from sfb.arrays.probe import own_allreduce
 from sfb.checks import shareable
 from sfb.collectives.engine import Engine, Exchange
@@ -36,6 +37,7 @@ __all__ = ["Comm"]
 
 _log = logging.getLogger("sfb")
 
+_SUM = MPI.SUM
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
@@ -152,7 +154,9 @@ class Comm(MPI.Intracomm):
                 parameter, from `Comm.shared` is worked by the ranks of a node together. Without factors
                 any buffer that mpi4py takes; within a node arrays that all lie in one array of
                 `Comm.shared`, and results in one, are reduced where they lie, faster.
-            op: `MPI.SUM` with factors.
+            op: `MPI.SUM` with factors. `MPI.MAX` and `MPI.MIN` of float32 and float64 give NaN where a rank has NaN, as
+                in NumPy, here and in `Iallreduce`, `Allreduce_init` and `Reduce_scatter_block`; in other methods, which
+                are mpi4py's, that depends on MPI.
             algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "pipelined",
                 "dense" or "sharded" forces one (docs/algorithms.md). For factors only.
 
@@ -166,7 +170,7 @@ class Comm(MPI.Intracomm):
         if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not Block.named:
             if self._queue.busy:
                 self._under_way()
-            _ALLREDUCE(self, sendbuf, recvbuf, op)
+            _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
@@ -181,13 +185,13 @@ class Comm(MPI.Intracomm):
         if Block.named:
             self._reduce_by_mpi(sendbuf, recvbuf, op)
         else:
-            super().Allreduce(sendbuf, recvbuf, op)
+            _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
         arrays, leave = self._arrays_on_node() if scatters(recvbuf) else None, self._under_way()
         if arrays is None or not arrays.reduce_scatter(sendbuf, recvbuf, op, leave=leave):
-            super().Reduce_scatter_block(sendbuf, recvbuf, op)
+            super().Reduce_scatter_block(sendbuf, recvbuf, op_for_mpi(op, recvbuf))
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
@@ -214,7 +218,7 @@ class Comm(MPI.Intracomm):
                 raise error
             arrays = self._arrays_in_queue()
             if arrays is None or not arrays.large(recvbuf):
-                return super().Iallreduce(sendbuf, recvbuf, op)
+                return super().Iallreduce(sendbuf, recvbuf, op_for_mpi(op, recvbuf))
             return self._request(self._queue.begin(lambda alone: arrays.iallreduce(sendbuf, recvbuf, op)))
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
         lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
@@ -247,7 +251,7 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
-            return super().Allreduce_init(sendbuf, recvbuf, op, info)
+            return super().Allreduce_init(sendbuf, recvbuf, op_for_mpi(op, recvbuf), info)
         self._queue.drain()
         engine = self._engine
         planned = engine.plan("Allreduce_init", sendbuf, recvbuf, op, algorithm)
@@ -441,6 +445,7 @@ class Comm(MPI.Intracomm):
         return arrays.allreduce(sendbuf, recvbuf, op, leave=busy)
 
     def _reduce_by_mpi(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:
+        op = op_for_mpi(op, recvbuf)
         if type(recvbuf) is np.ndarray and find_named(recvbuf) is not None:
             # MPI may compute in the result, which other ranks may have passed, too.
             result = np.array(recvbuf)

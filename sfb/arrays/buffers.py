@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["fit", "gathers", "nbytes_of", "scatters"]
+__all__ = ["dtype_of", "fit", "gathers", "nbytes_of", "scatters"]
 
 # Bytes of a rank's part from which `MPI.Intracomm.Reduce_scatter_block` and `Allgather` are not left to MPI, and bytes
 # of all parts up to which the latter is not.
@@ -56,3 +56,19 @@ def nbytes_of(buffer: Any) -> int:
         return int(count) * (np.asarray(data).itemsize if kind is None else kind.size)
     except Exception:  # MPI will say what is wrong with it
         return 0
+
+
+def dtype_of(buffer: Any) -> np.dtype[Any] | None:
+    """Return the type of a buffer's elements, the same on all ranks of a call; None if NumPy has no name for it."""
+    if isinstance(buffer, np.ndarray):
+        return buffer.dtype
+    try:
+        if not isinstance(buffer, (list, tuple)):
+            return np.asarray(buffer).dtype
+        data, *rest = buffer
+        kind = rest[-1] if rest else None
+        if isinstance(kind, str):
+            kind = MPI.Datatype.fromcode(kind)
+        return np.dtype(kind.typestr) if isinstance(kind, MPI.Datatype) else dtype_of(data)
+    except Exception:  # MPI will say what is wrong with it
+        return None

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from sfb.arrays.buffers import fit, nbytes_of
 from sfb.arrays.internode import NodeRings, RingRequest, Segment, cuts
 from sfb.arrays.node import ALLREDUCE, IALLREDUCE, NodeArrays
+from sfb.arrays.ops import op_for_mpi
 from sfb.kernels.header import PLAIN
 from sfb.runtime.steps import POSTED
 from sfb.runtime.team import Team
@@ -147,7 +148,7 @@ class Arrays(NodeArrays):
                 assert task is not None
                 request: Any = self._begin_far(IALLREDUCE, number, *task[1:])
             else:  # the queue orders the collectives of the library's communicator only
-                request = self._team.world.Iallreduce(sendbuf, recvbuf, op)
+                request = self._team.world.Iallreduce(sendbuf, recvbuf, op_for_mpi(op, recvbuf))
             yield POSTED
             yield request
 
