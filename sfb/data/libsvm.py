@@ -1,4 +1,4 @@
-"""Files in LIBSVM's format: a sample a line, LABEL INDEX:VALUE INDEX:VALUE …"""
+"""Text in the format of LIBSVM, a sample a line: LABEL INDEX:VALUE INDEX:VALUE and so on."""
 
 from __future__ import annotations
 

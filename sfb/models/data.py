@@ -110,7 +110,7 @@ def _too_large(comm: MPI.Intracomm, source: str, shape: tuple[int, int], x: Any)
             sparse = "" if filled is None else f", {100 * filled:.2g} % of them not 0"
             return (
                 f"{source}: {shape[0]} samples of {shape[1]} features{sparse}, take {nbytes / _GIB:.1f} GiB a rank as "
-                f"float32; {host} has {min(available) / _GIB:.1f} GiB left for {len(available)} of them. Use fewer ranks "
+                f"float32; {host} has {min(available) / _GIB:.1f} GiB for {len(available)} of them. Use fewer ranks "
                 "a host, or fewer features: choose or hash them"
             )
     return ""
@@ -149,8 +149,8 @@ def _warn(data: Dataset) -> None:
         )
     if 2 * len(data.classes) > len(data.y):
         _log.warning(
-            "%s: %d classes of %d samples; are the labels regression targets?",
+            "%s: %d samples have %d classes; are the labels regression targets?",
             data.name,
-            len(data.classes),
             len(data.y),
+            len(data.classes),
         )
