@@ -12,14 +12,17 @@ __all__ = ["address"]
 def _user_function(dtype, largest):
     """Make an MPI_User_function: result[i] ← the larger, or the smaller, of given[i] and result[i]."""
 
-    @cfunc(types.void(types.voidptr, types.voidptr, types.CPointer(types.intc), types.voidptr), cache=True)
     def reduce(given, result, count, datatype):
         x, y = carray(given, count[0], dtype), carray(result, count[0], dtype)
         for i in range(count[0]):
             wins = x[i] > y[i] if largest else x[i] < y[i]
             y[i] = x[i] if wins or x[i] != x[i] else y[i]
 
-    return reduce
+    signature = types.void(types.voidptr, types.voidptr, types.CPointer(types.intc), types.voidptr)
+    try:
+        return cfunc(signature, cache=True)(reduce)
+    except RuntimeError:  # Numba finds no folder for its cache
+        return cfunc(signature)(reduce)
 
 
 _FUNCTIONS = {

@@ -1,10 +1,14 @@
 """MAX and MIN where a rank has NaN: NaN wins, whoever reduces."""
 
+import functools
+import sys
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from sfb.arrays import dispatch, internode
+import sfb
+from sfb.arrays import dispatch, internode, ops
 from sfb.arrays.buffers import dtype_of
 from sfb.arrays.dispatch import Arrays
 from sfb.arrays.ops import op_for_mpi
@@ -71,9 +75,14 @@ def test_nan_wins(any_comm, world, rng, monkeypatch, dtype, op, served):
             np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("numba", [True, False], ids=["compiled", "without Numba"])
 @pytest.mark.parametrize("op", OPS)
-def test_nan_wins_without_the_library(world, rng, op):
+def test_nan_wins_without_the_library(world, rng, monkeypatch, op, numba):
     """An operation for MPI alone, in every form of buffer."""
+    if not numba:
+        monkeypatch.setitem(sys.modules, "sfb.kernels.ops", None)
+        monkeypatch.delattr(sfb.kernels, "ops", raising=False)
+    monkeypatch.setattr(ops, "_op", functools.cache(ops._op.__wrapped__))
     handle, ufunc = OPS[op]
     given = draw(rng, "f8", 300, world.size)
     mine = given[world.rank].copy()
