@@ -10,7 +10,7 @@ Numba is imported, and the kernels are compiled or loaded from its cache, on the
 from sfb.kernels._arguments import states_of
 from sfb.kernels._scratch import room_for, scratch, scratch_for
 from sfb.kernels._threads import partition
-from sfb.kernels.matrices import accumulate, norm, rebuild, reduce, shrink_rows, update, update_dense
+from sfb.kernels.matrices import accumulate, norm, norm_dense, rebuild, reduce, shrink_rows, update, update_dense
 from sfb.kernels.rules import Rule, adagrad, adam, assign, proximal, sgd
 from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, STAGES, KernelError, load
 
@@ -26,6 +26,7 @@ __all__ = [
     "assign",
     "load",
     "norm",
+    "norm_dense",
     "partition",
     "proximal",
     "rebuild",

@@ -80,8 +80,10 @@ def _multiply(builder, first, second):
 
 def _choose(relation):
     def choose(builder, first, second):
-        compare = builder.fcmp_ordered if _is_real(first) else builder.icmp_signed
-        return builder.select(compare(relation, first, second), first, second)
+        if not _is_real(first):
+            return builder.select(builder.icmp_signed(relation, first, second), first, second)
+        chosen = builder.select(builder.fcmp_ordered(relation, first, second), first, second)  # a NaN in second
+        return builder.select(builder.fcmp_unordered("uno", first, first), first, chosen)  # or in first
 
     return choose
 
@@ -245,7 +247,7 @@ def _reduce(op, terms, begin, target, at, nbytes, streamed):
 
 @kernel([types.void(_I, _I, _TERMS, _I, _I, _I, types.boolean)], python=False)
 def reduce(kind, op, terms, begin, target, nbytes, streamed):
-    """Set target ← terms[0] op terms[1] op … element by element, in this order.
+    """Set target ← terms[0] op terms[1] op … element by element, in this order; of `MAX` and `MIN`, NaN wins.
 
     Args:
         kind: The index of the elements' type in `TYPES`.

@@ -5,18 +5,25 @@ from numba import types
 
 from sfb.kernels._blocks import matrix, signatures
 from sfb.kernels._compile import kernel
+from sfb.kernels._vectors import flat
 
 __all__ = ["inner_product", "reduce"]
 
 
-@kernel(signatures(lambda t: types.float64(matrix(t), matrix(t))))
+@kernel(signatures(lambda t: types.float64(matrix(t, readonly=True), matrix(t, readonly=True))))
 def inner_product(a, b):
-    """Return Σ aᵢⱼ·bᵢⱼ, one term after the other, in float64."""
-    total = 0.0
-    for k in range(a.shape[0]):
-        for c in range(a.shape[1]):
-            total += np.float64(a[k, c]) * np.float64(b[k, c])
-    return total
+    """Return Σ aᵢⱼ·bᵢⱼ in float64: four sums of every fourth term, so that additions need not wait for each other."""
+    x, y = flat(a), flat(b)
+    first = second = third = fourth = 0.0
+    whole = x.size // 4 * 4
+    for i in range(0, whole, 4):
+        first += np.float64(x[i]) * np.float64(y[i])
+        second += np.float64(x[i + 1]) * np.float64(y[i + 1])
+        third += np.float64(x[i + 2]) * np.float64(y[i + 2])
+        fourth += np.float64(x[i + 3]) * np.float64(y[i + 3])
+    for i in range(whole, x.size):
+        first += np.float64(x[i]) * np.float64(y[i])
+    return (first + second) + (third + fourth)
 
 
 @kernel(signatures(lambda t: types.void(matrix(t), types.int64, types.int64)))

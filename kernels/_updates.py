@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from sfb.kernels._blocks import NO_RULE, Sums, block, matrix, signatures, take, vector
-from sfb.kernels._compile import kernel
+from sfb.kernels._compile import inner, kernel
 from sfb.kernels._panels import BAND, DEPTH, FEW_ROWS, WIDE, panels_of_u, panels_of_v, plan, wide_of
 from sfb.kernels._products import rows_of
 from sfb.kernels._rules import FEWER, FEWEST, Update
@@ -25,6 +25,8 @@ _AHEAD = 12
 _SHALLOW = 64 if AVX512 else 32
 # Samples from which a rule's arrays are prefetched while sums are worked: there is time for it.
 _SLOW = 100
+# Lengths of rows from this to its inverse have squares that neither underflow nor overflow.
+_SHORT = 2.0**-480
 
 _I, _F = types.int64, types.float64
 
@@ -122,15 +124,31 @@ def update_dense(kind, p, g, w, s, t, first, start, stop, alpha):
         take(rule, k * columns, Strip(at(scaled, 0), columns), 1, columns)
 
 
+@inner
+def _scaled_length(row, length):
+    """Return ‖row‖ where squares underflow or overflow; ``length`` if the row is 0 or not finite."""
+    peak = 0.0
+    for c in range(row.size):
+        peak = max(peak, abs(np.float64(row[c])))
+    if not 0 < peak < np.inf:
+        return length
+    square = 0.0
+    for c in range(row.size):
+        square += (np.float64(row[c]) / peak) ** 2
+    return peak * math.sqrt(square)
+
+
 @kernel(signatures(lambda t: types.void(matrix(t), _I, _I, _F)))
 def shrink_rows(w, start, stop, threshold):
-    """Scale each row r by max(0, 1 − threshold/‖r‖)."""
+    """Scale each row r by max(0, 1 − threshold/‖r‖); a row that holds NaN becomes NaN."""
     for k in range(start, stop):
         row = w[k]
         square = 0.0
         for c in range(row.size):
             square += np.float64(row[c]) * np.float64(row[c])
         length = math.sqrt(square)
+        if not _SHORT < length < 1 / _SHORT:
+            length = _scaled_length(row, length)
         scale = 1 - threshold / length if length > threshold else 0 * length
         for c in range(row.size):
             row[c] *= scale

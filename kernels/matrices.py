@@ -11,14 +11,17 @@ import numpy as np
 from sfb.kernels._arguments import check_arrays, check_factors, check_rows, states_of
 from sfb.kernels._scratch import local, scratch
 from sfb.kernels._threads import share
+from sfb.kernels.norms import balanced, norm_from, squares_fit
 from sfb.kernels.rules import ASSIGN, SGD, Rule
 from sfb.kernels.stages import compiled
 from sfb.kernels.status import DONE
 
-__all__ = ["accumulate", "norm", "rebuild", "reduce", "shrink_rows", "update", "update_dense"]
+__all__ = ["accumulate", "norm", "norm_dense", "rebuild", "reduce", "shrink_rows", "update", "update_dense"]
 
 # Stands for the end of the rows.
 _ALL = -1
+# From this to its inverse, sums of squares in float64 have lost nothing to underflow or overflow.
+_LEAST = 2.0**-960
 # Errors of calls with arguments that no kernel is compiled for.
 _REFUSED = (TypeError, KeyError, AttributeError, IndexError)
 
@@ -176,19 +179,46 @@ def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | Non
 def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
     """Return the Frobenius norm of uᵀv from the Gram matrices uuᵀ and vvᵀ; the same on every machine.
 
-    ‖uᵀv‖² = Σ (uuᵀ ∘ vvᵀ): m²(K+D) multiplications, and uᵀv is not formed.
+    ‖uᵀv‖² = Σ (uuᵀ ∘ vvᵀ): m²(K+D) multiplications, and uᵀv is not formed. Rows of u and v whose squares overflow or
+    underflow are scaled. The norm is NaN or infinite if u or v holds NaN or Inf.
 
     Args:
         u: m×K, C-contiguous float32 or float64.
         v: m×D, C-contiguous, of the same type.
         threads: The most threads that share the work.
     """
-    depth = len(u)
-    grams = np.empty((2, depth, depth), u.dtype)
+    product = compiled("_reductions").inner_product
+    grams = _grams(u, v, threads)
+    if all(squares_fit(factor, np.diagonal(gram)) for factor, gram in zip((u, v), grams, strict=True)):
+        return norm_from(product(*grams))
+    u, v, weights, exponent = balanced(u, v)
+    left, right = (gram.astype(np.float64) for gram in _grams(u, v, threads))
+    with np.errstate(invalid="ignore"):
+        left *= weights[:, None] * weights
+    return norm_from(product(left, right), exponent)
+
+
+def norm_dense(g: np.ndarray) -> float:
+    """Return the Frobenius norm of g, C-contiguous float32 or float64, summed in float64; the same on every machine."""
+    product = compiled("_reductions").inner_product
+    square = product(g, g)
+    if _LEAST <= square <= 1 / _LEAST:
+        return norm_from(square)
+    peak = float(np.abs(g).max(initial=0))
+    if peak == 0 or not np.isfinite(peak):
+        return peak
+    exponent = int(np.frexp(peak)[1])
+    g = np.ldexp(g, -exponent)
+    return norm_from(product(g, g), exponent)
+
+
+def _grams(u: np.ndarray, v: np.ndarray, threads: int) -> np.ndarray:
+    """Return the Gram matrices of the rows of u and of those of v."""
+    grams = np.empty((2, len(u), len(u)), u.dtype)
     for factor, gram in zip((u, v), grams, strict=True):
         turned = np.ascontiguousarray(factor.T)
         rebuild(turned, turned.copy(), gram, threads=threads)
-    return float(np.sqrt(max(0.0, compiled("_reductions").inner_product(*grams))))
+    return grams
 
 
 def reduce(parts: np.ndarray, start: int, stop: int) -> None:

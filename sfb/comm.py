@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.arrays.collectives import PlainCollectives, reduce_by_mpi
+from sfb.arrays.ops import op_for_mpi
 from sfb.arrays.probe import own_allreduce
 from sfb.checks import shareable
 from sfb.collectives.engine import Engine, Exchange
@@ -31,6 +32,7 @@ from sfb.tuning.profile import Profile
 
 __all__ = ["Comm"]
 
+_SUM = MPI.SUM
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
 
@@ -145,7 +147,9 @@ class Comm(MPI.Intracomm):
                 parameter, from `Comm.shared` is worked by the ranks of a node together. Without factors
                 any buffer that mpi4py takes; within a node arrays that all lie in one array of
                 `Comm.shared`, and results in one, are reduced where they lie, faster.
-            op: `MPI.SUM` with factors.
+            op: `MPI.SUM` with factors. `MPI.MAX` and `MPI.MIN` of float32 and float64 give NaN where a rank has NaN, as
+                in NumPy, here and in `Iallreduce`, `Allreduce_init` and `Reduce_scatter_block`; in other methods, which
+                are mpi4py's, that depends on MPI.
             algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "pipelined",
                 "dense" or "sharded" forces one (docs/algorithms.md). For factors only.
 
@@ -160,7 +164,7 @@ class Comm(MPI.Intracomm):
             if self._queue.busy:
                 self._progress.under_way()
             try:
-                _ALLREDUCE(self, sendbuf, recvbuf, op)
+                _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             except MPI.Exception:
                 reduce_by_mpi(self, sendbuf, recvbuf, op)
             return

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sfb.checks import check_matrix, is_matrix
+from sfb.kernels.norms import inner, norm_from, shifted
 
 __all__ = ["Factors"]
 
@@ -150,17 +151,18 @@ class Factors:
         48.0
         """
         self._check_like(other)
-        return float(np.sum((self.u @ other.u.T) * (self.v @ other.v.T), dtype=np.float64))
+        return shifted(*inner(self.u, self.v, other.u, other.v))
 
     def norm(self) -> float:
-        """Return the Frobenius norm, from the S×S Gram matrices of u and v.
+        """Return the Frobenius norm, from the S×S Gram matrices of u and v; not finite if u or v is not.
 
         >>> import numpy as np
         >>> import sfb
         >>> sfb.Factors(np.array([[1.0, 0.0]]), np.array([[3.0, 4.0]])).norm()
         5.0
         """
-        return float(np.sqrt(max(self.inner(self), 0.0)))
+        square, exponent = inner(self.u, self.v, self.u, self.v)
+        return norm_from(square, exponent // 2)
 
     def __add__(self, other: Factors) -> Factors:
         if not isinstance(other, Factors):

@@ -120,6 +120,8 @@ class Assign(Receiver):
 
 
 _ASSIGN = kernels.assign()
+# Norms, by the bytes of an element, from which a gradient is scaled before it is formed.
+_HUGE = {4: 2.0**100, 8: 2.0**960}
 
 
 class Optimizer(Receiver):
@@ -135,7 +137,8 @@ class Optimizer(Receiver):
         max_norm: Scale the gradient, the sum over all ranks, down to this Frobenius norm (Pascanu, Mikolov and Bengio,
             "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1), as
             torch.nn.utils.clip_grad_norm_ does for one parameter. The norm comes from the factors of all ranks, so
-            "auto" takes `broadcast` or `node`. None for no clipping.
+            "auto" takes `broadcast` or `node`. A gradient that holds NaN or Inf makes all of the parameter NaN. None
+            for no clipping.
         **settings: The settings of a subclass.
 
     Attributes:
@@ -249,15 +252,27 @@ class Optimizer(Receiver):
 
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply the gradient uᵀv to rows ``start`` to ``stop``, clipped, without forming it; see `Receiver.update`."""
-        alpha = 1.0 if self.max_norm is None else self._scale(kernels.norm(u, v, threads=threads))
+        alpha = 1.0
+        if self.max_norm is not None:
+            u, alpha = self._clip(u, kernels.norm(u, v, threads=threads))
         rule = self.rule()
         kernels.update(rule, u, v, self.array, self.state, start, stop, first, alpha=alpha, threads=threads)
 
-    def _scale(self, norm: float) -> float:
-        """Return the factor that clips a gradient of norm ``norm``; NaN for NaN, so that it shows in the parameter."""
+    def _clip(self, a: np.ndarray, norm: float) -> tuple[np.ndarray, float]:
+        """Return what takes the place of a, of which a gradient is a multiple, and the factor that clips the gradient.
+
+        The factor is NaN for a norm that is not finite, so that it shows in every element of the parameter.
+        """
         assert self.max_norm is not None
+        if not math.isfinite(norm):
+            return a, math.nan
         scale = self.max_norm / (norm + 1e-6)
-        return 1.0 if scale >= 1 else scale
+        if scale >= 1:
+            return a, 1.0
+        if norm > _HUGE[a.itemsize]:  # the product may overflow, and the factor underflow
+            exponent = math.frexp(norm)[1]
+            return np.ldexp(a, -exponent), self.max_norm / math.ldexp(norm, -exponent)
+        return a, scale
 
     def step(self, gradient: np.ndarray) -> None:
         """Apply a dense gradient to an array of this rank's own, without communication.
@@ -284,7 +299,8 @@ class Optimizer(Receiver):
             )
         self.prepare(np.zeros)
         if self.max_norm is not None:
-            gradient = gradient * self.dtype.type(self._scale(float(np.linalg.norm(gradient))))
+            gradient, scale = self._clip(gradient, kernels.norm_dense(gradient))
+            gradient = gradient * self.dtype.type(scale)
         self.update_dense(gradient, 0, self.shape[0])
         self.end()
 

@@ -123,3 +123,23 @@ def test_refuses_unlike_parts():
         make(1, 2, 3) + make(1, 3, 2)
     with pytest.raises(ValueError, match="expected factors of a"):
         make(1, 2, 3).inner(make(1, 2, 3, np.float32))
+
+
+def test_norm_and_inner_product_of_any_magnitude():
+    one = np.array([[3.0, 4.0]])
+    for big, small in ((1e200, 1e-200), (1e-200, 1e200)):
+        g = Factors(big * one, small * np.eye(1, 3))
+        assert g.norm() == pytest.approx(5)
+        assert g.inner(g) == pytest.approx(25)
+        rows = Factors(np.array([[big, 0], [0, small]]), np.array([[small, 0], [0, big]]))
+        assert rows.norm() == pytest.approx(2**0.5)
+    long = Factors(1e200 * one, np.ones((1, 1)))
+    assert long.norm() == pytest.approx(5e200)
+    assert long.inner(long) == np.inf
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_norm_of_what_is_not_finite(value):
+    for u, v in ((np.array([[value, 1.0]]), np.zeros((1, 3))), (np.ones((1, 2)), np.array([[value, 0.0]]))):
+        for g in (Factors(u, v), Factors(v, u)):
+            assert not np.isfinite(g.norm())

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # The modules and packages of sfb/, from the lowest layer up. Modules of one row do not import each other.
 LAYERS = (
-    ("_version", "files", "kernels", "launch", "topology", "units"),
+    ("_version", "data", "files", "kernels", "launch", "topology", "units"),
     ("checks",),
     ("factors", "receiver"),
     ("optim",),
@@ -32,6 +32,7 @@ HEIGHT = {name: height for height, row in enumerate(LAYERS) for name in row}
 # Modules and packages that work where MPI cannot be loaded, like all that they import.
 WITHOUT_MPI = (
     "checks",
+    "data",
     "factors",
     "kernels",
     "optim",

@@ -173,3 +173,73 @@ def test_wrong_settings_are_refused_when_they_are_set(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         setattr(optimizer, name, wrong)
     assert getattr(optimizer, name) == before
+def gradient_of(kind, dtype):
+    """Return u and v whose squares are beyond the range of the type, or their product."""
+    u, v = np.eye(2, 8, dtype=dtype), np.ones((2, 9), dtype)
+    small, large, least = (1e-30, 1e30, 1e10) if dtype == "f4" else (1e-200, 1e200, 1e107)
+    if kind == "large":
+        v *= large
+    elif kind == "large product":
+        u, v = u * large, v * least
+    elif kind == "one of each":  # the product has ordinary elements
+        u, v = u * small, v * large
+    elif kind == "rows of either":
+        u, v = u * np.array([[small], [large]], dtype), v * np.array([[large], [small]], dtype)
+    elif kind == "beside a zero":
+        v[0], v[1] = large, 0
+    return u, v
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    "kind", ["ordinary", "large", "large product", "one of each", "rows of either", "beside a zero"]
+)
+def test_clips_to_its_norm_what_overflows_or_underflows_when_squared(kind, dtype):
+    u, v = gradient_of(kind, dtype)
+    exact = u.astype("g").T @ v.astype("g")
+    w = np.zeros((8, 9), dtype)
+    rule = SGD(w, lr=1.0, max_norm=1.0)
+    rule.update(u, v, 0, 8)
+    np.testing.assert_allclose(w, -(exact / np.linalg.norm(exact)), rtol=1e-5)
+    if np.abs(exact).max() <= np.finfo(dtype).max:
+        w[:] = 0
+        rule.step(exact.astype(dtype))
+        np.testing.assert_allclose(w, -(exact / np.linalg.norm(exact)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_clips_nothing_that_is_short(dtype):
+    small = 1e-30 if dtype == "f4" else 1e-200
+    w, u, v = np.zeros((8, 9), dtype), np.eye(2, 8, dtype=dtype), np.full((2, 9), small, dtype)
+    SGD(w, lr=1.0, max_norm=1.0).update(u, v, 0, 8)
+    np.testing.assert_array_equal(w, -(u.T @ v))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [SGD, Adam, AdamW, Adagrad, Proximal])
+def test_clips_no_gradient_that_is_not_finite(rule, value, dtype):
+    u, v = np.ones((2, 8), dtype), np.full((2, 9), 1e20, dtype)
+    v[0, 0] = value
+    g = u.T @ v
+    for step in (lambda rule: rule.update(u, v, 0, 8), lambda rule: rule.step(g)):
+        w = np.zeros((8, 9), dtype)
+        optimizer = rule(w, lr=1.0, max_norm=1.0)
+        optimizer.prepare(np.zeros)
+        step(optimizer)
+        assert np.isnan(w).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("length", [1e-30, 1e30, 1e-200, 1e200])
+def test_rows_of_any_length_shrink(length, dtype):
+    if dtype == "f4" and not 1e-38 < length < 1e38:
+        pytest.skip("beyond float32")
+    w = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]], dtype) * np.array(
+        [[length]] + 3 * [[1]], dtype
+    )
+    Proximal(w, lr=1.0, rows=length).step(np.zeros_like(w))
+    np.testing.assert_allclose(w[0], np.array([2.4, 3.2]) * length, rtol=1e-6)
+    assert (w[1] == 0).all()
+    assert np.isnan(w[2]).all()
+    assert not np.isfinite(w[3, 0])

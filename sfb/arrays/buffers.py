@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["ANY", "BYTES", "KERNEL_TYPES", "UNKNOWN", "Message", "fit", "kind_name", "read"]
+__all__ = ["ANY", "BYTES", "KERNEL_TYPES", "UNKNOWN", "Message", "dtype_of", "fit", "kind_name", "read"]
 
 # The types of elements of the kernels, in the order of `sfb.kernels._lines.TYPES`, and others that ranks compare.
 KERNEL_TYPES = ("f4", "f8", "i4", "i8")
@@ -194,6 +194,17 @@ def _describe(datatype: MPI.Datatype) -> tuple[int, int, int]:
 def kind_name(kind: int) -> str:
     """Return the name of a type of elements, for messages."""
     return "elements" if kind == ANY else np.dtype(_NAMES[kind]).name
+
+
+def dtype_of(buffer: Any) -> np.dtype[Any] | None:
+    """Return the type of a buffer's elements, the same on all ranks of a call; None if NumPy has no name for it."""
+    if isinstance(buffer, np.ndarray):
+        return buffer.dtype
+    try:
+        memory, _, _, datatype = _unpack(buffer)
+        return np.dtype(_datatype(memoryview(memory).format if datatype is None else datatype).typestr)
+    except Exception:  # MPI will say what is wrong with it
+        return None
 
 
 def fit(send: np.ndarray, recv: np.ndarray, times: int = 1) -> bool:

@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from sfb.arrays.call import ALLREDUCE, GATHER, IALLREDUCE, SCATTER, PlainCall
 from sfb.arrays.dispatch import Arrays
+from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.requests import Progress
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
@@ -165,6 +166,8 @@ def by_mpi(name: str, comm: MPI.Intracomm, sendbuf: Any, recvbuf: Any, *rest: An
         recvbuf: As in the function.
         *rest: The other arguments, first of all the operation of a reduction.
     """
+    if rest:
+        rest = op_for_mpi(rest[0], recvbuf), *rest[1:]
     try:
         return _MPI[name](comm, sendbuf, recvbuf, *rest)
     except MPI.Exception:

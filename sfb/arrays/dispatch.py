@@ -15,6 +15,7 @@ from sfb.arrays.buffers import fit
 from sfb.arrays.call import ALLREDUCE, IALLREDUCE, PlainCall, PlainProposal, alike
 from sfb.arrays.internode import NodeRings, RingRequest, Segment, cuts
 from sfb.arrays.node import NodeArrays, Task
+from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
 from sfb.tuning.profile import Profile, Use
@@ -158,7 +159,7 @@ class Arrays(NodeArrays):
             if (yield from self._agree.plain_steps(proposal, alike)) and task is not None:
                 request: Any = self._begin_far(IALLREDUCE, number, *task[1:])
             else:  # the queue orders the collectives of the library's communicator only
-                request = self._team.world.Iallreduce(*call.arguments, op)
+                request = self._team.world.Iallreduce(*call.arguments, op_for_mpi(op, call.arguments[1]))
             yield POSTED
             yield request
 

@@ -25,7 +25,7 @@ class Config:
     """What to measure.
 
     Attributes:
-        data: What `sfb.models.data.load` takes.
+        data: What `sfb.data.read` takes.
         modes: "bsp", "ssp:S" and "asp".
         priorities: What `sfb.Store` takes.
         stragglers: "none"; "transient", where a tenth of all steps takes five times as long; or "permanent", where
@@ -121,7 +121,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
 
 def _train(world: MPI.Intracomm, data: Dataset, config: Config, mode: str, priority: str, *, seed: int) -> Row:
     """Train once, and return times and the curve of the objective; collective."""
-    network = mlr(data.x.shape[1], data.classes)
+    network = mlr(data.x.shape[1], len(data.classes))
     layer = network.layers[0]
     rule = sfb.optim.SGD(lr=config.lr / (config.batch * world.size))
     batches = np.random.default_rng([seed, world.rank])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from mpi4py import MPI
 
@@ -127,7 +128,8 @@ def _check(world: MPI.Intracomm, trainers: dict[str, Trainer], tolerance: float)
             wrong = 0
         elif not trainer.same_bits(world):
             wrong = sum(p.numel() for p in trainer.model.parameters())
-        checked[name] = {"differ": world.allreduce(differ, MPI.MAX), "wrong": world.allreduce(wrong, MPI.MAX)}
+        most = float(np.max(world.allgather(differ)))  # NaN wins
+        checked[name] = {"differ": most, "wrong": world.allreduce(wrong, MPI.MAX)}
     return checked
 
 

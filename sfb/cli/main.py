@@ -177,7 +177,9 @@ def explain(**options: Any) -> None:
 
 @cli.command()
 @click.argument("model", type=click.Choice(["mlp", "mlr"]))
-@click.option("--data", default="mnist", help="mnist, digits, FILE.npz (arrays x and y) or FILE.svm (LIBSVM).")
+@click.option("--data", default="mnist",
+              help="mnist, digits, or a file: .npz (arrays x and y) or LIBSVM, maybe .gz, .bz2 or .xz.")  # fmt: skip
+@click.option("--zero-based", is_flag=True, help="Indices of the LIBSVM file count from 0.")
 @click.option("--comm", default="auto",
               type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi"]),
               help="How ranks exchange gradients; mpi is plain mpi4py Allreduce.")  # fmt: skip

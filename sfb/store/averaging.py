@@ -151,7 +151,7 @@ class AveragingStore(StoreBase):
             length += float(np.sum(mean**2))
             means.append(mean)
         error = float(np.sqrt(distance / length)) if length else float(np.sqrt(distance))
-        return self._world.allreduce(error, MPI.MAX), means
+        return float(np.max(self._world.allgather(error))), means  # NaN wins
 
     def _refresh(self, name: str) -> None:
         self._move()

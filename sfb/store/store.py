@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+import sfb.kernels as kernels
 from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
@@ -290,12 +291,13 @@ class Store(StoreBase):
         scale = 1.0
         if measure == "relative":
             if number not in self._norms:
-                self._norms[number] = float(np.linalg.norm(table.matrix)) or 1.0
+                self._norms[number] = kernels.norm_dense(table.matrix) or 1.0
             scale /= self._norms[number]
         if not isinstance(update, Factors):
-            payload = np.ascontiguousarray(update).reshape(-1).view(np.uint8)
+            dense = np.ascontiguousarray(update).reshape(table.matrix.shape)
+            payload = dense.reshape(-1).view(np.uint8)
             payload = payload.copy() if np.may_share_memory(payload, update) else payload
-            return [(-1, payload, scale * float(np.linalg.norm(update)) if measure else 0.0)]
+            return [(-1, payload, _magnitude(scale * kernels.norm_dense(dense)) if measure else 0.0)]
         u, v = update.u, update.v
         step = samples = len(update)
         if samples > 1 and table.additive:
@@ -303,12 +305,12 @@ class Store(StoreBase):
                 step = 1
             elif self._bucket is not None:
                 step = max(1, self._bucket.size * samples // update.nbytes)
-        magnitudes = scale * np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1) if measure else np.zeros(samples)
+        magnitudes = scale * _lengths(u) * _lengths(v) if measure else np.zeros(samples)
         parts = []
         for first in range(0, max(1, samples), max(1, step)):
             piece = u[first : first + step], v[first : first + step]
             payload = np.concatenate([factor.reshape(-1).view(np.uint8) for factor in piece])
-            parts.append((len(piece[0]), payload, float(magnitudes[first : first + step].sum())))
+            parts.append((len(piece[0]), payload, _magnitude(magnitudes[first : first + step].sum())))
         return parts
 
     def _send(self, entry: Entry) -> None:
@@ -388,3 +390,13 @@ class Store(StoreBase):
         while not self._relay.idle and now() < end:
             if not self._relay.step():
                 pause()
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Return the norms of rows, in float64."""
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+
+
+def _magnitude(value: float) -> float:
+    """Return a magnitude to order by: what is not finite comes first."""
+    return float(np.nan_to_num(value, nan=np.inf, posinf=np.inf))

@@ -144,8 +144,10 @@ def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topol
 def from_networkx(graph: Any) -> Topology:
     """Return a networkx graph as a topology; edges of an undirected one go both ways.
 
+    Parallel edges count once. Weights and other attributes do not count.
+
     Args:
-        graph: A Graph or DiGraph of the nodes 0 to N−1.
+        graph: A Graph, DiGraph, MultiGraph or MultiDiGraph of the nodes 0 to N−1, or a view of one.
 
     Raises:
         TypeError: ``graph`` is no networkx graph.
@@ -159,10 +161,17 @@ def from_networkx(graph: Any) -> Topology:
 
     if not isinstance(graph, networkx.Graph):
         raise TypeError(f"expected a networkx graph, got {type(graph).__name__}")
-    if not len(graph) or set(graph) != set(range(len(graph))):
-        raise ValueError(f"the nodes of the graph must be the ranks 0 to {max(0, len(graph) - 1)}")
-    if networkx.number_of_selfloops(graph):
-        raise ValueError("the graph has edges from a rank to itself")
+    if not len(graph):
+        raise ValueError("the graph has no nodes; a graph needs at least 1 rank")
+    strange = set(graph) - set(range(len(graph)))
+    if strange:
+        raise ValueError(
+            f"the nodes of the graph must be the ranks 0 to {len(graph) - 1}, got {min(map(repr, strange))}; "
+            "networkx.convert_node_labels_to_integers(graph) numbers them"
+        )
+    loop = next(iter(networkx.nodes_with_selfloops(graph)), None)
+    if loop is not None:
+        raise ValueError(f"the graph has an edge from rank {loop} to itself")
     topology = _from_edges("networkx", graph)
     _ = topology.diameter
     return topology
@@ -173,7 +182,8 @@ def _from_edges(name: str, graph: Any) -> Digraph:
 
     directed = networkx.DiGraph()
     directed.add_nodes_from(range(len(graph)))
-    directed.add_edges_from(graph.edges)
+    edges = [(int(a), int(b)) for a, b in graph.edges()]  # of a multigraph, without keys
+    directed.add_edges_from(edges)
     if not graph.is_directed():
-        directed.add_edges_from((b, a) for a, b in graph.edges)
+        directed.add_edges_from((b, a) for a, b in edges)
     return Digraph(name, directed)

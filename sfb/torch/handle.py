@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -25,6 +26,8 @@ __all__ = ["Handle", "Model"]
 
 # Steps with one backward pass each, after which exchanges of fused weights begin during the backward pass.
 _REGULAR = 2
+# Norms from this on have squares that do not underflow in float32.
+_SHORT = 2.0**-50
 
 Weight = FusedWeight | MeanWeight | TableWeight
 
@@ -158,14 +161,14 @@ class Handle:
         self._join.announce("clip", max_norm)
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         grads = [param.grad.detach() for param in params if param.grad is not None]
-        norms = [float(torch.nn.utils.get_total_norm(grads))] if grads else []
+        norms = [_total_norm(grads)] if grads else []
         fused = [weight for weight in self._fused if self._touched.get(weight)]
         if fused:
             samples = np.empty((self.comm.size, len(fused)), np.int64)
             self.comm.Allgather(np.array([len(weight.factors()) for weight in fused], np.int64), samples)
             for weight, column in zip(fused, samples.T, strict=True):
                 norms.append(weight.gather(self.comm, np.ascontiguousarray(column), self._outside[weight]))
-        total = float(np.linalg.norm(norms)) if norms else 0.0
+        total = math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
         dtypes = [tensor.dtype for tensor in (*grads, *(weight.param for weight in fused))]
         factor = max_norm / (total + 1e-6)
         if not factor >= 1:  # NaN, too, as in torch
@@ -417,3 +420,17 @@ def _second_pass(name: str) -> RuntimeError:
         f"backward() reached {name} again, whose gradient is already being exchanged: attach with overlap=False, or "
         "call all backward() of a step but the last within no_sync()"
     )
+
+
+def _total_norm(grads: list[torch.Tensor]) -> float:
+    """Return the Euclidean norm of all elements, where squares overflow or underflow, too."""
+    norm = float(torch.nn.utils.get_total_norm(grads))
+    if _SHORT <= norm < math.inf:
+        return norm
+    peaks = [float(grad.abs().max()) for grad in grads if grad.numel()]
+    peak = max(peaks, default=0.0)
+    if any(map(math.isnan, peaks)):
+        return math.nan
+    if not 0 < peak < math.inf:
+        return peak
+    return peak * math.hypot(*(float(torch.linalg.vector_norm(grad / peak)) for grad in grads))

@@ -141,7 +141,7 @@ class FusedWeight(Collected):
         if isinstance(self._sum, sfb.Factors):
             return kernels.norm(self._sum.u, self._sum.v) if len(self._sum) else 0.0
         assert self._sum is not None
-        return float(np.linalg.norm(self._sum))
+        return kernels.norm_dense(self._sum)
 
     def _add_up(self, comm: sfb.Comm) -> None:
         total = self.factors().dense()

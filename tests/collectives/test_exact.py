@@ -95,6 +95,21 @@ def test_clipping_by_the_norm_of_the_sum(any_comm, world, rng, max_norm, shared)
         comm.Allreduce(sfb.Factors(*parts[world.rank]), receiver, algorithm="dense")
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+def test_clipping_what_overflows_when_squared_or_is_not_finite(any_comm, world, shared):
+    comm, last = any_comm, world.rank == world.size - 1
+    for algorithm in ("broadcast", "node", "auto"):
+        for value in (1e20, np.nan, np.inf):
+            u, v = np.eye(2, 8, dtype="f4"), np.full((2, 8), 1e20, "f4")
+            v[0, 0] = value if last else 1e20
+            w = array(comm, (8, 8), "f4", shared, 0)
+            comm.Allreduce(sfb.Factors(u, v), sfb.optim.SGD(w, lr=1.0, max_norm=1.0), algorithm=algorithm)
+            if np.isfinite(value):
+                np.testing.assert_allclose(w, -0.25 * np.eye(8, 2) @ np.ones((2, 8)), rtol=1e-5)
+            else:
+                assert np.isnan(w).all()
+
+
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "auto"])
 def test_same_bits_twice(world, rng, algorithm):
     comm = sfb.Comm(world, reproducible=True)

@@ -162,6 +162,9 @@ def test_rules(make, textbook, settings_, dtype, depth, shape):
 def test_norm(depth):
     (u, v), *_ = draw(depth, (40, 70), np.float64)
     np.testing.assert_allclose(kernels.norm(u, v), np.linalg.norm(u.T @ v), rtol=1e-10)
+    np.testing.assert_allclose(kernels.norm_dense(u), np.linalg.norm(u), rtol=1e-12)
+    np.testing.assert_allclose(kernels.norm(1e200 * u, 1e-200 * v), np.linalg.norm(u.T @ v), rtol=1e-10)
+    np.testing.assert_allclose(kernels.norm_dense(1e200 * u), 1e200 * np.linalg.norm(u), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sfb.models import data as module
 from sfb.models.data import DataError, load
 
 pytestmark = pytest.mark.mpi
@@ -32,7 +33,7 @@ def test_built_in(world, name, samples, features):
     assert data.x.dtype == np.float32
     assert data.x.min() == 0
     assert data.x.max() == 1
-    assert data.classes == 10
+    assert data.classes.tolist() == list(range(10))
     assert len(data.test) == round(0.2 * samples)
     assert sorted([*data.train, *data.test]) == list(range(samples))
 
@@ -55,7 +56,7 @@ def test_libsvm(world, folder):
         path.write_text("".join(f"{(-1) ** i} 1:0.5 3:{i}\n" for i in range(40)))
     world.Barrier()
     data = load(world, str(path))
-    assert data.classes == 2
+    assert data.classes.tolist() == [-1, 1]
     np.testing.assert_array_equal(data.x[5], [0.5, 0, 5])
     np.testing.assert_array_equal(data.y[:4], [1, 0, 1, 0])
 
@@ -79,13 +80,13 @@ def with_nan():
     ("arrays", "message"),
     [
         (broken(x=with_nan()), "sample 7"),
-        (broken(y=np.full(40, -1)), "from 0"),
-        (broken(y=np.array([0] * 39 + [1000])), "1000"),
-        (broken(y=np.linspace(0, 1, 40)), "class indices"),
+        (broken(x=good()[0] * 1e39), "beyond float32"),
+        (broken(y=np.full(40, -1)), "same label, -1"),
+        (broken(y=np.linspace(0, 1, 40)), "name classes"),
         (broken(y=np.zeros(40, int)), "same label"),
         (broken(y=np.ones(40, int)), "same label"),
         (broken(y=np.full(40, 2**63, np.uint64)), "9223372036854775808"),
-        (broken(y=np.full(40, np.inf)), "class indices"),
+        (broken(y=np.full(40, np.inf)), "label inf"),
         (broken(y=np.zeros(39, int)), "shape"),
         (broken(x=np.zeros(40)), "shape"),
         (broken(x=np.array([["a"] * 3] * 40)), "numbers"),
@@ -113,6 +114,43 @@ def test_refuses_damaged_files(world, folder):
         world.Barrier()
         with pytest.raises(DataError, match=name):
             load(world, str(folder / name))
+
+
+@pytest.mark.parametrize("labels", [np.arange(40) % 3 * 10 - 5, np.array(["b", "a"] * 20)], ids=["gaps", "strings"])
+def test_labels_of_any_kind(world, folder, labels):
+    data = load(world, save(world, folder / "labels.npz", x=good()[0], y=labels))
+    assert data.classes.tolist() == sorted(set(labels.tolist()))
+    np.testing.assert_array_equal(data.classes[data.y], labels)
+
+
+def test_warns_of_classes_that_are_not_trained_and_of_regression(world, folder, caplog):
+    x, y = good()
+    alone = load(world, save(world, folder / "plain.npz", x=x, y=y)).test[0]
+    assert not caplog.records
+    y[alone] = 99
+    load(world, save(world, folder / "rare.npz", x=x, y=y))
+    load(world, save(world, folder / "regression.npz", x=x, y=np.arange(40)))
+    messages = [record.getMessage() for record in caplog.records]
+    if world.rank == 0:
+        assert "has the label 99;" in messages[0]
+        assert "40 samples have 40 classes" in messages[-1]
+    else:
+        assert not messages
+
+
+def test_refuses_what_no_rank_has_memory_for(world, folder, monkeypatch):
+    """Here the last rank; all of its host are told, and none allocates."""
+    pytest.importorskip("sklearn")
+    path = folder / "wide.svm"
+    if world.rank == 0:
+        path.write_text("".join(f"{i % 2} {1 + 49_999 * i}:1\n" for i in range(41)))
+    world.Barrier()
+    if world.rank == world.size - 1:
+        monkeypatch.setattr(module, "_available", lambda: 3e8)
+    with pytest.raises(DataError, match=r"41 samples of 1999961 features, 5e-05 % of them not 0, take 0.3 GiB a rank"):
+        load(world, str(path))
+    monkeypatch.undo()
+    assert module._available() > 1 << 20
 
 
 def test_refuses_fewer_samples_than_ranks(world, folder):

@@ -170,6 +170,17 @@ def test_priorities_and_budgets_lose_nothing(world, rng, priority):
         np.testing.assert_allclose(store[name], tables[name] - oracle.total(parts[name], shape), atol=1e-12)
 
 
+@pytest.mark.parametrize("priority", ["absolute", "relative"])
+def test_priorities_of_what_is_long_or_not_finite(world, priority):
+    u, v, g = np.eye(2, 8, dtype="f4"), np.full((2, 9), 1e20, "f4"), np.full((8, 9), 1e20, "f4")
+    g[0, 0] = np.nan
+    with sfb.Store(world, {"w": g}, sfb.optim.SGD(lr=0.0), consistency=sfb.ASP(), priority=priority) as store:
+        sizes = [part[2] for update in (sfb.Factors(u, v), g) for part in store._parts(0, update)]
+    assert sizes[-1] == np.inf
+    if priority == "absolute":
+        np.testing.assert_allclose(sizes[:-1], 3e20)
+
+
 def test_sends_no_more_than_its_budget(world):
     if world.size == 1:
         pytest.skip("has nobody to send to")

@@ -26,6 +26,7 @@ def graphs(sizes=SIZES):
 
 
 GRAPHS = list(graphs())
+KINDS = networkx.Graph, networkx.DiGraph, networkx.MultiGraph, networkx.MultiDiGraph
 
 
 @pytest.mark.parametrize("sizes", [range(2, 130), range(130, 1025, 61), [1000, 1024]], ids=["small", "more", "large"])
@@ -98,6 +99,30 @@ def test_a_tree_reaches_every_rank_once_by_shortest_paths(graph):
     assert max(depth.values(), default=0) <= graph.diameter
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [int, np.int64, float])
+def test_every_class_of_networkx_gives_the_same_graph(kind, number):
+    edges = [(number(i), number((i + 1) % 6)) for i in range(6)]
+    plain = kind(edges)
+    weighted = kind(plain)
+    weighted.add_weighted_edges_from((a, b, 0.5) for a, b in edges)  # parallel edges in a multigraph
+    larger = kind(edges)
+    larger.add_edges_from([(0, 6), (6, 3)])
+    for graph in (
+        plain,
+        weighted,
+        networkx.freeze(plain),
+        larger.subgraph(range(6)),
+        larger.edge_subgraph(plain.edges),
+    ):
+        made = topology.create(graph, 6)
+        for rank in range(6):
+            back = () if graph.is_directed() else ((rank - 1) % 6,)
+            assert made.out_neighbours(rank) == tuple(sorted({(rank + 1) % 6, *back}))
+            assert all(type(other) is int for other in made.out_neighbours(rank))
+        assert made.diameter == (5 if graph.is_directed() else 3)
+
+
 def test_graphs_are_immutable():
     for graph in (topology.ring(4), topology.torus(4)):
         with pytest.raises(AttributeError, match="immutable"):
@@ -112,8 +137,17 @@ def test_graphs_are_immutable():
         (lambda: topology.hypercube(6), ValueError, "power of two"),
         (lambda: topology.random_regular(5, 3), ValueError, "degree 3"),
         (lambda: topology.from_networkx([1]), TypeError, "networkx graph"),
-        (lambda: topology.from_networkx(networkx.Graph([(1, 2)])), ValueError, "ranks 0 to 1"),
-        (lambda: topology.from_networkx(networkx.Graph([(0, 0)])), ValueError, "to itself"),
+        (lambda: topology.from_networkx(np.eye(3)), TypeError, "networkx graph, got ndarray"),
+        (lambda: topology.from_networkx(networkx.Graph()), ValueError, "no nodes"),
+        (lambda: topology.from_networkx(networkx.Graph([(1, 2)])), ValueError, "ranks 0 to 1, got 2; .*to_integers"),
+        (lambda: topology.from_networkx(networkx.Graph([("a", 0)])), ValueError, "ranks 0 to 1, got 'a'"),
+        (lambda: topology.from_networkx(networkx.path_graph(3).subgraph([1, 2])), ValueError, "got 2"),
+        *(
+            (lambda kind=kind: topology.from_networkx(kind([(0, 1), (1, 0), (1, 1)])), ValueError, "rank 1 to itself")
+            for kind in KINDS
+        ),
+        (lambda: topology.from_networkx(networkx.MultiGraph([(0, 1), (2, 3)])), ValueError, "disconnected"),
+        (lambda: topology.from_networkx(networkx.MultiDiGraph([(0, 1)])), ValueError, "from rank 1 to rank 0"),
         (lambda: topology.from_networkx(networkx.DiGraph([(0, 1)])), ValueError, "no path leads from rank 1 to rank 0"),
         (lambda: topology.create("star", 4), ValueError, "halton"),
         (lambda: topology.create(topology.ring(3), 4), ValueError, "3 ranks, the communicator 4"),

@@ -50,6 +50,19 @@ def test_the_norm_of_a_nan(world, comm, fused):
     trainer.close()
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_the_norm_of_what_overflows_or_underflows_when_squared(world, comm, fused, scale):
+    norms = []
+    for factor in (1.0, scale):
+        trainer = Attached(seeded(perceptron), MOMENTUM, comm, fused=fused)
+        (squares(world)(trainer.forward, 1) * factor).backward()
+        norms.append(trainer.clip(scale / 10))
+        trainer.step()
+        trainer.close()
+        assert all(param.isfinite().all() for param in trainer.model.parameters())
+    torch.testing.assert_close(norms[1] / scale, norms[0], rtol=1e-4, atol=0)
+
+
 def sums(world, samples):
     """Return a loss, a sum over ``samples(step, rank)`` samples, which may be none."""
 

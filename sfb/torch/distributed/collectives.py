@@ -17,6 +17,7 @@ import torch.distributed.distributed_c10d as c10d
 from mpi4py import MPI
 
 import sfb
+from sfb.arrays.ops import op_for_mpi
 from sfb.torch.distributed.arguments import expect, fits, lists, options, overlap, parts, single, split
 from sfb.torch.distributed.lane import Lane
 from sfb.torch.distributed.tensors import Reduction, check, flat, joined, raw, restore
@@ -102,10 +103,12 @@ class Collectives(dist.ProcessGroup):
 
         def steps() -> Steps:
             given = reduction.before(flat(tensor))
+            array = given.numpy()
+            op = op_for_mpi(reduction.op, array)
             if self._rank != root:
-                yield self._intracomm.Ireduce(given.numpy(), None, reduction.op, root)
+                yield self._intracomm.Ireduce(array, None, op, root)
                 return
-            yield self._intracomm.Ireduce(MPI.IN_PLACE, given.numpy(), reduction.op, root)
+            yield self._intracomm.Ireduce(MPI.IN_PLACE, array, op, root)
             restore(tensor, reduction.after(given))
 
         return self._begin("reduce", opts, steps, [tensor])
@@ -320,7 +323,7 @@ class Collectives(dist.ProcessGroup):
             yield self._intracomm.Ibarrier()
             self._comm.Allreduce(MPI.IN_PLACE, array, op)
         else:
-            yield self._intracomm.Iallreduce(MPI.IN_PLACE, array, op)
+            yield self._intracomm.Iallreduce(MPI.IN_PLACE, array, op_for_mpi(op, array))
 
     def _gather(self, vector: torch.Tensor, gathered: torch.Tensor, sizes: list[int]) -> Steps:
         """Gather vectors of so many elements on all ranks."""
@@ -358,13 +361,14 @@ class Collectives(dist.ProcessGroup):
                 sizes += [0] * (self._size - len(sizes))  # of an empty tensor there are no parts
                 taken = torch.empty(sizes[self._rank], dtype=given.dtype)
                 send, recv = given.numpy(), taken.numpy()
+                op = op_for_mpi(reduction.op, recv)
                 if len(set(sizes)) > 1:
-                    yield self._intracomm.Ireduce_scatter(send, recv, sizes, reduction.op)
+                    yield self._intracomm.Ireduce_scatter(send, recv, sizes, op)
                 elif recv.nbytes >= _LARGE and recv.dtype in _FAST_TYPES and reduction.op in _FAST_OPS:
                     yield self._intracomm.Ibarrier()
                     self._comm.Reduce_scatter_block(send, recv, reduction.op)
                 else:
-                    yield self._intracomm.Ireduce_scatter_block(send, recv, reduction.op)
+                    yield self._intracomm.Ireduce_scatter_block(send, recv, op)
                 restore(output, reduction.after(taken))
 
         return steps

@@ -81,7 +81,7 @@ class Reduction:
     """How tensors of one type are reduced by one operation.
 
     float16, bfloat16 and types of 8 bits are reduced in float32, sums of complex numbers as those of their parts. bool
-    has the sum "or" and the product "and". The mean of integers is rounded towards 0.
+    has the sum "or" and the product "and". The mean of integers is rounded towards 0. Of MIN and MAX, NaN wins.
 
     Args:
         dtype: The type.
