@@ -173,6 +173,8 @@ def test_wrong_settings_are_refused_when_they_are_set(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         setattr(optimizer, name, wrong)
     assert getattr(optimizer, name) == before
+
+
 def gradient_of(kind, dtype):
     """Return u and v whose squares are beyond the range of the type, or their product."""
     u, v = np.eye(2, 8, dtype=dtype), np.ones((2, 9), dtype)
