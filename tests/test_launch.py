@@ -9,6 +9,7 @@ import pytest
 from jobs import mpirun, needs_mpirun
 
 from sfb import launch
+from sfb.runtime.threads import affinity
 
 
 def sfb(ranks, *arguments):
@@ -21,6 +22,19 @@ def test_info_shows_the_ranks():
     assert code == 0, out
     assert "3 ranks" in out
     assert out.count("BLAS:") == 1
+
+
+@needs_mpirun
+def test_info_warns_of_ranks_of_a_host_that_share_no_memory(monkeypatch):
+    monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")  # of MPICH
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code, out = sfb(2, "info")
+    assert code == 0, out
+    apart = "of 2 ranks on a host at most 1 share memory" in out
+    assert apart == ("MPICH" in out)
+    if apart:
+        assert f"threads per rank that the commands use: {max(1, len(affinity()) // 2)}\n" in out
 
 
 @needs_mpirun
