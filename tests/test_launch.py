@@ -138,6 +138,23 @@ def test_ctrl_c_on_one_rank_ends_all(command, rank):
 
 
 @needs_mpirun
+@pytest.mark.parametrize(("error", "expected"), [("KeyboardInterrupt", 130), ("ValueError", 1)])
+def test_what_nobody_catches_in_a_script_ends_all(error, expected):
+    script = f"""
+        from mpi4py import MPI
+        from sfb.launch import end_job_on_error
+        end_job_on_error()
+        if MPI.COMM_WORLD.rank == 1:
+            raise {error}
+        MPI.COMM_WORLD.Barrier()
+    """
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == expected, out
+    assert error in out
+    assert "rank 1" in out
+
+
+@needs_mpirun
 def test_an_output_that_nobody_reads_ends_all():
     script = """
         import os, sys
