@@ -9,6 +9,7 @@ import pytest
 from jobs import mpirun, needs_mpirun
 
 from sfb import launch
+from sfb.runtime.threads import affinity
 
 
 def sfb(ranks, *arguments):
@@ -21,6 +22,19 @@ def test_info_shows_the_ranks():
     assert code == 0, out
     assert "3 ranks" in out
     assert out.count("BLAS:") == 1
+
+
+@needs_mpirun
+def test_info_warns_of_ranks_of_a_host_that_share_no_memory(monkeypatch):
+    monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")  # of MPICH
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code, out = sfb(2, "info")
+    assert code == 0, out
+    apart = "of 2 ranks on a host at most 1 share memory" in out
+    assert apart == ("MPICH" in out)
+    if apart:
+        assert f"threads per rank that the commands use: {max(1, len(affinity()) // 2)}\n" in out
 
 
 @needs_mpirun
@@ -121,6 +135,23 @@ def test_ctrl_c_on_one_rank_ends_all(command, rank):
     assert code == 130, out
     assert f"rank {rank} was interrupted; ending all ranks" in out
     assert "Traceback" not in out
+
+
+@needs_mpirun
+@pytest.mark.parametrize(("error", "expected"), [("KeyboardInterrupt", 130), ("ValueError", 1)])
+def test_what_nobody_catches_in_a_script_ends_all(error, expected):
+    script = f"""
+        from mpi4py import MPI
+        from sfb.launch import end_job_on_error
+        end_job_on_error()
+        if MPI.COMM_WORLD.rank == 1:
+            raise {error}
+        MPI.COMM_WORLD.Barrier()
+    """
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == expected, out
+    assert error in out
+    assert "rank 1" in out
 
 
 @needs_mpirun

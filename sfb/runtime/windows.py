@@ -71,8 +71,11 @@ class Block:
         return array.__array_interface__["data"][0] - self._begin
 
     def holds(self, address: int) -> bool:
-        """Return whether ``address`` lies in the block."""
-        return self._begin <= address < self._end
+        """Return whether an array that begins at ``address`` lies in the block.
+
+        Once no array does, other memory may have the address.
+        """
+        return self._begin <= address < self._end and self.in_use
 
     @property
     def whole(self) -> np.ndarray:
