@@ -183,12 +183,14 @@ class NodeArrays:
         return self._digests[name][kind, code], code, sendbuf, recvbuf
 
     def _right(self, name: str, send: np.ndarray, recv: np.ndarray) -> bool:
-        """Return whether MPI would take these arrays, and memory is not shared between them, except in place."""
+        """Return whether MPI and the kernels take these arrays."""
         ranks = self._team.size
         if name == GATHER:
             whole = recv.flags.carray and recv.size % ranks == 0
             return whole and (send is recv or fit(recv, send, ranks))
-        return fit(send, recv, ranks if name == SCATTER else 1)
+        if name == SCATTER:
+            return send is not recv and fit(send, recv, ranks)
+        return fit(send, recv)
 
     def _read(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> PlainCall:
         """Return a call of any buffers, as mpi4py reads them."""
