@@ -127,7 +127,7 @@ class PlainCall:
         self.code = _CODES.get(op.handle, _USERS)
 
     def _read(self, sendbuf: Any, recvbuf: Any, ranks: int, rank: int) -> None:
-        in_place = sendbuf is MPI.IN_PLACE
+        in_place = sendbuf is MPI.IN_PLACE or sendbuf is None  # mpi4py takes both
         divided = self.name == GATHER or (self.name == SCATTER and in_place)
         recv = read(recvbuf, ranks if divided else 1, writeable=True)
         send = recv if in_place else read(sendbuf, ranks if self.name == SCATTER else 1)

@@ -172,6 +172,11 @@ def by_mpi(name: str, comm: MPI.Intracomm, sendbuf: Any, recvbuf: Any, *rest: An
         return _MPI[name](comm, sendbuf, recvbuf, *rest)
     except MPI.Exception:
         call = PlainCall(name, sendbuf, recvbuf, rest[0] if rest else MPI.SUM, comm.size, comm.rank)
-        if sendbuf is MPI.IN_PLACE or call.error is not None or call.arguments[0] is not MPI.IN_PLACE:
+        if (
+            sendbuf is None
+            or sendbuf is MPI.IN_PLACE
+            or call.error is not None
+            or call.arguments[0] is not MPI.IN_PLACE
+        ):
             raise
         return _MPI[name](comm, *call.arguments, *rest)

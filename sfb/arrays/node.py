@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.buffers import KERNEL_TYPES, fit
+from sfb.arrays.buffers import KERNEL_TYPES, array_of, fit
 from sfb.arrays.call import (
     ALLREDUCE,
     FUNCTIONS,
@@ -161,11 +161,14 @@ class NodeArrays:
 
     def _task(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> Task | None:
         """Return what the kernels take, None if these are no arrays of NumPy that they take, as far as is seen here."""
-        if type(recvbuf) is not np.ndarray or not isinstance(op, MPI.Op):
+        if type(recvbuf) is not np.ndarray:
+            recvbuf = array_of(recvbuf)
+        if recvbuf is None or not isinstance(op, MPI.Op):
             return None
         kind, code = self._kinds.get(recvbuf.dtype), self._codes.get(op.handle)
         if kind is None or code is None:
             return None
+        given = recvbuf
         if recvbuf.ndim != 1:
             if not recvbuf.flags.c_contiguous:
                 return None
@@ -174,21 +177,26 @@ class NodeArrays:
             if name == SCATTER:
                 return None
             sendbuf = recvbuf
-        elif type(sendbuf) is not np.ndarray or (sendbuf is recvbuf and name != ALLREDUCE):
-            return None
-        elif sendbuf.ndim != 1:
-            if not sendbuf.flags.c_contiguous:
+        else:
+            if type(sendbuf) is not np.ndarray:
+                sendbuf = array_of(sendbuf)
+            if sendbuf is None or (sendbuf is given and name != ALLREDUCE):
                 return None
-            sendbuf = sendbuf.reshape(-1)
+            if sendbuf.ndim != 1:
+                if not sendbuf.flags.c_contiguous:
+                    return None
+                sendbuf = sendbuf.reshape(-1)
         return self._digests[name][kind, code], code, sendbuf, recvbuf
 
     def _right(self, name: str, send: np.ndarray, recv: np.ndarray) -> bool:
-        """Return whether MPI would take these arrays, and memory is not shared between them, except in place."""
+        """Return whether MPI and the kernels take these arrays."""
         ranks = self._team.size
         if name == GATHER:
             whole = recv.flags.carray and recv.size % ranks == 0
             return whole and (send is recv or fit(recv, send, ranks))
-        return fit(send, recv, ranks if name == SCATTER else 1)
+        if name == SCATTER:
+            return send is not recv and fit(send, recv, ranks)
+        return fit(send, recv)
 
     def _read(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> PlainCall:
         """Return a call of any buffers, as mpi4py reads them."""

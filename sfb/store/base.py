@@ -107,7 +107,9 @@ class StoreBase:
         return view
 
     def optimizer(self, name: str) -> Optimizer:
-        """Return the rule bound to this rank's replica of a table; change its settings on all ranks alike.
+        """Return the rule bound to this rank's replica of a table; change its settings on all ranks in the same clock.
+
+        The ranks of a `Store` compare settings at the end of each clock; if they differ, calls raise `StoreError`.
 
         Raises:
             KeyError: There is no such table.

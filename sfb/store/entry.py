@@ -27,7 +27,8 @@ class Entry:
         number: The number of an UPDATE among those of its origin and clock.
         size: Samples of an UPDATE by factors, −1 for a dense one; for CLOCK the number of updates of the clock.
         magnitude: The size of the change, for priorities.
-        payload: Bytes: u and then v, the dense update, or the text of an ABORT.
+        payload: Bytes: u and then v, the dense update, or the text of an ABORT; for CLOCK the settings of the
+            origin's rules, if it has changed them.
         source: The rank from which this rank received the entry; −1 for its own.
         sending: The number of neighbours to which this rank has yet to send the entry.
     """

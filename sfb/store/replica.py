@@ -29,6 +29,7 @@ class Table:
         array: The value, in the user's shape.
         matrix: The same memory as a matrix: a row for each index of the first dimension, or a single row.
         optimizer: The rule, bound to the matrix.
+        taken: The number of steps of the rule.
     """
 
     def __init__(self, name: str, initial: np.ndarray, rule: Optimizer) -> None:
@@ -38,6 +39,7 @@ class Table:
         self.matrix = self.array.reshape(shape[0], prod(shape[1:])) if len(shape) > 1 else self.array.reshape(1, -1)
         self.optimizer = rule.bind(self.matrix)
         self.optimizer.prepare(np.zeros)
+        self.taken = 0
 
     @property
     def additive(self) -> bool:
@@ -45,9 +47,15 @@ class Table:
         rule = self.optimizer
         return isinstance(rule, SGD) and not rule.momentum and not rule.weight_decay and rule.plain
 
+    @property
+    def steps_ahead(self) -> int:
+        """The steps that the rule counts beside those of the store, 0 unless the user has set them."""
+        return self.optimizer.steps - self.taken if "steps" in vars(self.optimizer) else 0
+
     def take(self, entries: Sequence[Entry], threads: int) -> None:
         """Apply the sum of the updates, added in their order, as one step of the rule."""
         rows, columns = self.matrix.shape
+        self.taken += 1
         factors = []
         dense: np.ndarray | None = None
         for entry in entries:

@@ -23,6 +23,7 @@ from sfb.store.consistency import BSP, Consistency
 from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
 from sfb.store.relay import Relay
 from sfb.store.replica import Replica
+from sfb.store.settings import Settings
 from sfb.store.throttle import Bucket
 from sfb.store.timer import Timer
 from sfb.units import parse_rate
@@ -158,6 +159,7 @@ class Store(StoreBase):
         world = self._world
         self._bucket = bucket
         self._priority = order
+        self._settings = Settings(self._tables, world.rank, world.size)
         self._replica = Replica(self._tables, world.size, ordered=consistency.ordered, threads=self._threads)
         self._relay = Relay(
             world, self.topology, self._deliver, priority=order, bucket=bucket, max_bytes=max_bytes, timer=timer
@@ -209,7 +211,11 @@ class Store(StoreBase):
         self._move()
 
     def _end_clock(self) -> None:
-        self._send(Entry(CLOCK, self._rank, self._clock, size=self._pushed))
+        with self._lock:
+            text = self._settings.text()
+            self._compare(self._rank, self._clock, text)
+        payload = np.frombuffer(text.encode(), np.uint8) if text else None
+        self._send(Entry(CLOCK, self._rank, self._clock, size=self._pushed, payload=payload))
         self._clock += 1
         self._pushed = 0
         self._norms.clear()
@@ -327,7 +333,13 @@ class Store(StoreBase):
         if entry.kind == ABORT:
             self._failure = self._failure or farewell(entry.origin, entry.payload)
             return
+        if entry.kind == CLOCK:
+            self._compare(entry.origin, entry.clock, entry.payload.tobytes().decode())
         self._replica.deliver(entry)
+
+    def _compare(self, rank: int, clock: int, text: str) -> None:
+        """Note the settings of a rank at the end of a clock; the next call of the user raises if they differ."""
+        self._failure = self._failure or self._settings.note(clock, rank, text)
 
     def _move(self, settle: bool = False) -> bool:
         """Receive, forward and send what is possible now; return whether anything happened.

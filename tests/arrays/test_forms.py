@@ -5,6 +5,7 @@ from array import array
 import numpy as np
 import pytest
 from mpi4py import MPI
+from nodes import comm_of_nodes
 
 import sfb
 
@@ -43,18 +44,19 @@ FORMS = [
 ]
 
 
-@pytest.fixture(params=[True, False], ids=["check", "no check"])
-def comms(request, any_comm, world):
+@pytest.fixture(params=["one node", "nodes of two", "nodes of one", "no check"])
+def comms(request, world):
     """Communicators that compare, of one and of several nodes; and one that does not."""
-    if request.param:
-        yield any_comm
+    if request.param == "no check":
+        with sfb.Comm(world, check=False) as comm:
+            yield comm
         return
-    with sfb.Comm(world, check=False) as comm:
+    with comm_of_nodes(world, {"one node": None, "nodes of two": 2, "nodes of one": 1}[request.param]) as comm:
         yield comm
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 5000, 40_000])
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("count", [0, 7, 5000])
+@pytest.mark.parametrize("dtype", ["f4", "i8", "i2", "c8"])
 def test_every_rank_may_write_a_call_in_its_own_way(comms, world, rng, dtype, count):
     size, rank = world.size, world.rank
 
@@ -64,12 +66,12 @@ def test_every_rank_may_write_a_call_in_its_own_way(comms, world, rng, dtype, co
 
     mine, every = np.arange(count).astype(dtype) + rank, np.zeros(count * size, dtype)
     total = sum(np.arange(count).astype(dtype) + r for r in range(size))
-    for _ in range(6):
+    for _ in range(3):
         (sent, _), (received, got) = form(mine.copy()), form(np.zeros(count, dtype))
         comms.Allreduce(sent, received)
         np.testing.assert_array_equal(got, total)
         received, got = form(mine.copy())
-        comms.Allreduce(MPI.IN_PLACE, received)
+        comms.Allreduce([None, MPI.IN_PLACE][rng.integers(2)], received)
         np.testing.assert_array_equal(got, total)
         (sent, _), (received, got) = form(mine.copy()), form(np.zeros(count, dtype))
         comms.Iallreduce(sent, received).Wait()
@@ -80,6 +82,9 @@ def test_every_rank_may_write_a_call_in_its_own_way(comms, world, rng, dtype, co
         (sent, _), (received, got) = form(np.tile(mine, size), size), form(np.zeros(count, dtype))
         comms.Reduce_scatter_block(sent, received)
         np.testing.assert_array_equal(got, total)
+        received, got = form(np.tile(mine, size), size)
+        comms.Reduce_scatter_block(MPI.IN_PLACE, received)
+        np.testing.assert_array_equal(got[:count], total)
 
 
 def read_only(count):
@@ -105,7 +110,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("count", [3, 5000, 150_000])
+@pytest.mark.parametrize("count", [3, 150_000])
 @pytest.mark.parametrize("call", ["Allreduce", "Allgather", "Reduce_scatter_block"])
 @pytest.mark.parametrize("what", WRONG)
 def test_what_one_rank_finds_wrong_is_an_error_on_all_ranks_of_its_node(comm, world, what, call, count):
@@ -148,7 +153,7 @@ def usual(comm, n):
     comm.Allreduce(np.ones(n, "f4"), np.ones(n, "f4"))
 
 
-@pytest.mark.parametrize("count", [2, 1000, 1 << 19])
+@pytest.mark.parametrize("count", [2, 1 << 19])
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_arrays_that_differ_between_the_ranks_of_a_node(comm, world, what, count):
     if comm.node.size < world.size or world.size == 1:
@@ -183,7 +188,7 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize("count", [1, 3000, 150_000])
+@pytest.mark.parametrize("count", [1, 150_000])
 @pytest.mark.parametrize("dtype", ["f8", "i2"])
 @pytest.mark.parametrize("how", TWICE)
 def test_memory_that_is_sent_and_received_is_reduced_in_place(comms, world, how, dtype, count):

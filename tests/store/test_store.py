@@ -341,3 +341,31 @@ def test_wrong_updates_are_errors(world):
     for use in (lambda: store.push("w", np.zeros((2, 3))), store.clock, store.flush):
         with pytest.raises(RuntimeError, match="closed"):
             use()
+
+
+@pytest.mark.parametrize("change", [{"steps": 1000}, {"lr": 0.5}, {"max_norm": 1.0}], ids=str)
+@pytest.mark.parametrize("consistency", [sfb.BSP(), sfb.SSP(2), sfb.ASP()], ids=repr)
+def test_settings_change_on_all_ranks_alike(world, consistency, change):
+    update = sfb.Factors(np.ones((1, 4)), np.ones((1, 3)))
+    for who in ("all", "one"):
+        store = sfb.Store(world, {"w": np.zeros((4, 3))}, sfb.optim.Adam(lr=0.1), consistency=consistency)
+
+        def train(store=store, who=who):
+            with store:
+                for clock in range(6):
+                    store.push("w", update)
+                    if clock == 2 and (who == "all" or world.rank == 0):
+                        for name, value in change.items():
+                            # Each rank has taken its own number of steps.
+                            ahead = store.optimizer("w").steps if name == "steps" else 0
+                            setattr(store.optimizer("w"), name, value + ahead)
+                    store.clock()
+                    store["w"]
+
+        if who == "all" or world.size == 1:
+            train()
+            continue
+        with pytest.raises(sfb.StoreError, match=r"ranks disagree: rank 0: clock 2 with 'w' Adam.*; rank") as caught:
+            train()
+        name, value = next(iter(change.items()))
+        assert (f"{value} steps ahead" if name == "steps" else f"{name}={value}") in str(caught.value)
