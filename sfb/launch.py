@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -36,6 +38,7 @@ INTERRUPTED = 130  # the exit code after SIGINT
 _PATIENCE = 3.0
 
 _ending: MPI.Intracomm | None = None  # the ranks of `meet_at_end`
+_kept: list[socket.socket] = []  # to which Python writes the numbers of signals
 
 # Variables in which launchers give each process the number of processes that they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
@@ -89,10 +92,33 @@ def check_launcher(size: int) -> None:
 
 
 def meet_at_end(world: MPI.Intracomm) -> None:
-    """Let `end` find out which of these ranks end with an error; collective, and harmless when repeated."""
+    """Let `end` find out which of these ranks end with an error, and Ctrl-C end a rank that waits in MPI; collective.
+
+    A second call does nothing.
+    """
     global _ending
     if _ending is None and world.size > 1:
         _ending = world.Dup()
+        _watch_for_interrupts()
+
+
+def _watch_for_interrupts() -> None:
+    """Let a thread end the job after Ctrl-C if the main thread does not: a call that waits in C never sees it."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    try:
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    except ValueError:  # not in the main thread, which alone may
+        return
+
+    def watch() -> None:
+        while signal.SIGINT not in reader.recv(1):
+            pass
+        sleep(_PATIENCE)
+        abort(INTERRUPTED)
+
+    Thread(target=watch, daemon=True, name="sfb interrupts").start()
+    _kept.append(writer)
 
 
 def end(code: int, show: Callable[[], object]) -> int:

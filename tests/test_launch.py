@@ -138,6 +138,29 @@ def test_ctrl_c_on_one_rank_ends_all(command, rank):
 
 
 @needs_mpirun
+def test_ctrl_c_reaches_a_rank_that_waits_in_mpi():
+    script = """
+        import os, signal, sys
+        from threading import Timer
+        import numpy as np
+        from mpi4py import MPI
+        from sfb import cli
+        from sfb.models import train
+        def wait(*args):
+            if MPI.COMM_WORLD.rank == 1:
+                Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            MPI.COMM_WORLD.Recv(np.empty(1), tag=5)  # nobody sends
+        train._Trainer._step = wait
+        sys.argv = ["sfb", "train", "mlr", "--data", "digits"]
+        sys.exit(cli.run())
+    """
+    pytest.importorskip("sklearn")
+    code, out = mpirun(2, sys.executable, "-c", textwrap.dedent(script))
+    assert code == 130, out
+    assert "rank 1 was interrupted" in out
+
+
+@needs_mpirun
 @pytest.mark.parametrize(("error", "expected"), [("KeyboardInterrupt", 130), ("ValueError", 1)])
 def test_what_nobody_catches_in_a_script_ends_all(error, expected):
     script = f"""
