@@ -60,9 +60,12 @@ def timed_out(what: str, whose: str, seconds: float) -> dist.DistBackendError:
     )
 
 
-def abandon(request: MPI.Request) -> None:
-    """Keep a request that is late, with its buffers, as long as the process: MPI may still write there at its end."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))
+def abandon(*objects: object) -> None:
+    """Keep a request that is late, and what holds its buffers, as long as the process: MPI may still write there.
+
+    mpi4py's requests do not hold the buffers of collectives.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(objects))
 
 
 class Operation(Protocol):
@@ -287,7 +290,7 @@ class Lane:
             elif patience < left:
                 return False
             else:
-                abandon(operation.request)
+                abandon(operation.request, operation.begun)  # these steps have the buffers
                 raise timed_out(operation.what, self._whose, operation.seconds)
 
     def _is_idle(self) -> bool:

@@ -233,7 +233,7 @@ class Message(_Work):
                 return
             self._request.Cancel()  # of a receive; a send may still need its buffer
             if not wait_until(self._request.Test, _CANCELLING):
-                abandon(self._request)
+                abandon(self._request, self._then, self._tensors)
         self.finish(error)
 
     def source_rank(self) -> int:

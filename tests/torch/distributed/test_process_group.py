@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import timedelta
 
 import pytest
@@ -390,8 +391,13 @@ def test_a_rank_that_does_not_come_is_reported(default_group):
     size, rank = dist.get_world_size(), dist.get_rank()
     late = size - 1
     if size > 1 and rank != late:
+        tensor = torch.ones(5)
         with pytest.raises(dist.DistBackendError, match=rf"rank {rank}: Timed out after 0.05 s .* in all_reduce"):
-            dist.all_reduce(torch.ones(5), group=ours)
+            dist.all_reduce(tensor, group=ours)
+        memory = tensor.untyped_storage()
+        del tensor
+        gc.collect()  # the exception held the frames that held the tensor
+        assert torch._C._storage_Use_Count(memory._cdata) > 1  # MPI will write there
         with pytest.raises(dist.DistBackendError, match="cannot be used any more: rank"):
             dist.barrier(group=ours)
     dist.barrier()
