@@ -1,9 +1,25 @@
-"""Ready-made models, which ranks train data-parallel by sufficient factors."""
+"""Ready-made models, which ranks train data-parallel by sufficient factors.
+
+Estimators, which need scikit-learn, are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr
 from sfb.models.network import Layer, Network
 
-__all__ = ["MODELS", "Layer", "Network", "mlp", "mlr"]
+if TYPE_CHECKING:
+    from sfb.models.linear import LogisticRegression
+
+__all__ = ["MODELS", "Layer", "LogisticRegression", "Network", "mlp", "mlr"]
 
 MODELS = {"mlp": mlp, "mlr": mlr}
+_ESTIMATORS = {"LogisticRegression": "sfb.models.linear"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ESTIMATORS:
+        return getattr(import_module(_ESTIMATORS[name]), name)
+    raise AttributeError(f"module 'sfb.models' has no attribute {name!r}")
