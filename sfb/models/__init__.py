@@ -12,11 +12,16 @@ from sfb.models.network import Layer, Network
 
 if TYPE_CHECKING:
     from sfb.models.linear import LogisticRegression
+    from sfb.models.perceptron import MLPClassifier, MLPRegressor
 
-__all__ = ["MODELS", "Layer", "LogisticRegression", "Network", "mlp", "mlr"]
+__all__ = ["MODELS", "Layer", "LogisticRegression", "MLPClassifier", "MLPRegressor", "Network", "mlp", "mlr"]
 
 MODELS = {"mlp": mlp, "mlr": mlr}
-_ESTIMATORS = {"LogisticRegression": "sfb.models.linear"}
+_ESTIMATORS = {
+    "LogisticRegression": "sfb.models.linear",
+    "MLPClassifier": "sfb.models.perceptron",
+    "MLPRegressor": "sfb.models.perceptron",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -12,9 +13,34 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sfb.models.ranks import Ranks
 
-__all__ = ["Classifier", "Shard"]
+__all__ = ["Classifier", "Estimator", "Number", "Shard"]
 
 _FLOATS = (np.float64, np.float32)
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a parameter must be.
+
+    Attributes:
+        least: Its least value, or what it must exceed.
+        most: Its largest value.
+        whole: Whether it must be an integer.
+        above: Whether it must exceed ``least``.
+    """
+
+    least: float
+    most: float = np.inf
+    whole: bool = False
+    above: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError if a value is not of this kind."""
+        right = isinstance(value, Integral if self.whole else Real) and not isinstance(value, (bool, np.bool_))
+        if not right or not self.least <= value <= self.most or (self.above and value == self.least):
+            kind = "an integer" if self.whole else "a number"
+            limit = f"{'>' if self.above else '≥'} {self.least}" + (f" and ≤ {self.most}" if self.most < np.inf else "")
+            raise ValueError(f"{name} must be {kind} {limit}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -34,12 +60,20 @@ class Shard:
     total: float
 
 
-class _Estimator(BaseEstimator):
-    """An estimator whose ranks each call `fit` with a shard of the samples."""
+class Estimator(BaseEstimator):
+    """An estimator whose ranks each call `fit` with a shard of the samples.
+
+    Attributes:
+        numbers: What parameters that are numbers must be.
+        choices: The names that other parameters may have.
+        n_features_in_: The number of features D.
+    """
 
     comm: Any
+    numbers: ClassVar[dict[str, Number]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    def __sklearn_clone__(self) -> _Estimator:
+    def __sklearn_clone__(self) -> Estimator:
         # A communicator is no value that can be copied.
         params = {
             name: clone(value, safe=False) for name, value in self.get_params(deep=False).items() if name != "comm"
@@ -49,18 +83,53 @@ class _Estimator(BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "comm": None}
 
-    def _rows(self, x: Any) -> Any:
-        """Return features to predict from, checked."""
-        check_is_fitted(self)
-        return validate_data(self, x, accept_sparse="csr", dtype=_FLOATS, reset=False)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
 
+    def _check_parameters(self) -> None:
+        """Raise ValueError if a parameter is wrong."""
+        for name, number in self.numbers.items():
+            number.check(name, getattr(self, name))
+        for name, names in self.choices.items():
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}")
 
-class Classifier(ClassifierMixin, _Estimator):
+    def _arrays(self, ranks: Ranks, x: Any, y: Any, *, reset: bool = True, **options: Any) -> tuple[Any, np.ndarray]:
+        """Return features and targets of this rank, checked, the features of the same type on all ranks; collective.
+
+        Args:
+            ranks: The ranks.
+            x: What the user passed.
+            y: What the user passed.
+            reset: Whether the features may be others than those of the last call.
+            **options: Options of `sklearn.utils.validation.validate_data`.
+
+        Raises:
+            TypeError, ValueError: What a rank passed is wrong, or ranks differ in their features, or there are no
+                samples on any rank; on every rank.
+        """
+        least = int(ranks.size == 1)
+        with ranks.together("fit"):
+            x, y = validate_data(
+                self, x, y, accept_sparse="csr", dtype=_FLOATS, ensure_min_samples=least, reset=reset, **options
+            )
+        said = ranks.gather((self.n_features_in_, x.dtype, len(y)))
+        with ranks.together("fit"):
+            if len({features for features, _, _ in said}) > 1:
+                raise ValueError(f"x has {self.n_features_in_} features on this rank, and another number on others")
+            if not any(samples for _, _, samples in said):
+                raise ValueError("no rank has a sample: found array with 0 sample(s) (minimum of 1 is required)")
+        return x.astype(np.result_type(*(kind for _, kind, _ in said)), copy=False), y
+
+    def _rows(self, x: Any) -> Any:
+        """Return features to predict from, checked."""
+        check_is_fitted(self)
+        return validate_data(self, x, accept_sparse="csr", dtype=_FLOATS, reset=False)
+
+
+class Classifier(ClassifierMixin, Estimator):
     """A classifier whose ranks each call `fit` with a shard of the samples.
 
     Attributes:
@@ -71,40 +140,41 @@ class Classifier(ClassifierMixin, _Estimator):
     class_weight: Any
     classes_: np.ndarray
 
-    def _shard(self, ranks: Ranks, x: Any, y: Any, sample_weight: Any) -> Shard:
-        """Check what the ranks pass to `fit`, and encode the labels; collective.
+    def _encode(self, ranks: Ranks, y: np.ndarray) -> np.ndarray:
+        """Find the classes of all ranks, and return the index of each label; collective.
 
         Raises:
-            TypeError, ValueError: What a rank passed is wrong, ranks differ in their features, there are no samples on
-                any rank, or all have the same label; on every rank.
+            TypeError, ValueError: The labels of a rank are none, or do not go with those of others, or all samples have
+                the same label; on every rank.
         """
         labels = np.empty(0)
         with ranks.together("fit"):
-            x, y = validate_data(
-                self, x, y, accept_sparse="csr", dtype=_FLOATS, ensure_min_samples=int(ranks.size == 1)
-            )
             if len(y):
                 check_classification_targets(y)
                 labels = np.unique(y)
-            weights = np.empty(0)
-            if len(y):
-                weights = _check_sample_weight(
-                    sample_weight, x, dtype=np.float64, ensure_non_negative=True, allow_all_zero_weights=True
-                )
-        said = ranks.gather((self.n_features_in_, x.dtype, labels))
+        known = [each for each in ranks.gather(labels) if len(each)]
         with ranks.together("fit"):
-            if len({features for features, _, _ in said}) > 1:
-                raise ValueError(f"x has {self.n_features_in_} features on this rank, and another number on others")
-            known = [each for _, _, each in said if len(each)]
-            if not known:
-                raise ValueError("no rank has a sample: found array with 0 sample(s) (minimum of 1 is required)")
             if len({each.dtype.kind in "OUST" for each in known}) > 1:
                 raise TypeError("labels are text on some ranks and numbers on others")
             self.classes_ = np.unique(np.concatenate(known))
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs 2 classes, got one class: all samples are {self.classes_[0]!s}")
-            dtype = np.result_type(*(kind for _, kind, _ in said))
-            indices = np.searchsorted(self.classes_, y) if len(y) else np.empty(0, np.int64)
+        return np.searchsorted(self.classes_, y) if len(y) else np.empty(0, np.int64)
+
+    def _shard(self, ranks: Ranks, x: Any, y: Any, sample_weight: Any) -> Shard:
+        """Check what the ranks pass to `fit`, and encode the labels; collective.
+
+        Raises:
+            TypeError, ValueError: As `_arrays` and `_encode` do, or weights are wrong; on every rank.
+        """
+        x, y = self._arrays(ranks, x, y)
+        indices = self._encode(ranks, y)
+        weights = np.empty(0)
+        with ranks.together("fit"):
+            if len(y):
+                weights = _check_sample_weight(
+                    sample_weight, x, dtype=np.float64, ensure_non_negative=True, allow_all_zero_weights=True
+                )
             factors = self._class_weights()
         if factors is None:  # "balanced"
             counts = ranks.sum(np.bincount(indices, weights, minlength=len(self.classes_)))
@@ -113,8 +183,8 @@ class Classifier(ClassifierMixin, _Estimator):
         total = float(ranks.sum(np.array([weights.sum()]))[0])
         with ranks.together("fit"):
             if not total > 0:
-                raise ValueError("the weights of all samples are 0")
-        return Shard(x.astype(dtype, copy=False), indices, weights.astype(dtype), total)
+                raise ValueError("all sample weights are zero")
+        return Shard(x, indices, weights.astype(x.dtype), total)
 
     def _class_weights(self) -> np.ndarray | None:
         """Return the weight of each class, or None if classes are to weigh the same."""

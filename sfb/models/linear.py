@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import minimize
@@ -13,7 +12,8 @@ from scipy.sparse import issparse
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
-from sfb.models.estimator import Classifier, Shard
+from sfb.models.estimator import Classifier, Number, Shard
+from sfb.models.losses import cross_entropy
 from sfb.models.ranks import Ranks
 
 __all__ = ["LogisticRegression"]
@@ -56,6 +56,12 @@ class LogisticRegression(Classifier):
 
     coef_: np.ndarray
     intercept_: np.ndarray
+    numbers: ClassVar = {
+        "C": Number(0, above=True),
+        "l1_ratio": Number(0, 1),
+        "tol": Number(0, above=True),
+        "max_iter": Number(0, whole=True),
+    }
 
     def __init__(
         self,
@@ -139,17 +145,6 @@ class LogisticRegression(Classifier):
             return np.column_stack([log_expit(-scores), log_expit(scores)])
         return log_softmax(scores, axis=1)
 
-    def _check_parameters(self) -> None:
-        for name, kind, right, what in (
-            ("C", Real, lambda c: c > 0, "a number > 0"),
-            ("l1_ratio", Real, lambda r: 0 <= r <= 1, "a number from 0 to 1"),
-            ("tol", Real, lambda t: t > 0, "a number > 0"),
-            ("max_iter", Integral, lambda m: m >= 0, "an integer ≥ 0"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)) or not right(value):
-                raise ValueError(f"{name} must be {what}, got {value!r}")
-
     def _minimise(self, ranks: Ranks, shard: Shard, start: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the coefficients, intercepts in the last column, and the number of iterations; collective."""
         loss = self._loss(ranks, shard, start.shape)
@@ -201,7 +196,7 @@ class LogisticRegression(Classifier):
             scores = np.asarray(x @ rows[:, :features].T)
             if self.fit_intercept:
                 scores += rows[:, -1]
-            losses, error = _binomial(scores, y) if shape[0] == 1 else _multinomial(scores, y)
+            losses, error = cross_entropy(scores, y)
             error *= weights
             sums[0] = np.sum(losses * shard.weights, dtype=np.float64)
             gradient = sums[1:].reshape(shape)
@@ -212,21 +207,3 @@ class LogisticRegression(Classifier):
             return float(total[0]), total[1:]
 
         return loss
-
-
-def _binomial(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the loss of each of N samples, and its derivative by the scores, N×1."""
-    z = scores[:, 0]
-    return -log_expit(np.where(y == 1, z, -z)), expit(scores) - y[:, np.newaxis].astype(scores.dtype)
-
-
-def _multinomial(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the loss of each of N samples, and its derivative by the scores, N×K."""
-    scores -= scores.max(axis=1, keepdims=True)
-    picked = np.arange(len(y)), y
-    chosen = scores[picked]
-    error = np.exp(scores, out=scores)
-    sums = error.sum(axis=1)
-    error /= sums[:, np.newaxis]
-    error[picked] -= 1
-    return np.log(sums) - chosen, error

@@ -33,6 +33,11 @@ class Ranks:
         self.rank: int = 0 if self._comm is None else self._comm.rank
         self.size: int = 1 if self._comm is None else self._comm.size
 
+    @property
+    def comm(self) -> Any:
+        """The `sfb.Comm` of the ranks, inside the ``with`` statement; None for a rank alone."""
+        return self._comm if self.size > 1 else None
+
     def __enter__(self) -> Ranks:
         if self.size > 1:
             import sfb

@@ -9,9 +9,9 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sfb.models import LogisticRegression
+from sfb.models import LogisticRegression, MLPClassifier, MLPRegressor
 
-ESTIMATORS = [LogisticRegression()]
+ESTIMATORS = [LogisticRegression(), MLPClassifier(), MLPRegressor()]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
