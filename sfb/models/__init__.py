@@ -11,13 +11,24 @@ from sfb.models.mlr import mlr
 from sfb.models.network import Layer, Network
 
 if TYPE_CHECKING:
-    from sfb.models.linear import LogisticRegression
+    from sfb.models.linear import LinearSVC, LogisticRegression
     from sfb.models.perceptron import MLPClassifier, MLPRegressor
 
-__all__ = ["MODELS", "Layer", "LogisticRegression", "MLPClassifier", "MLPRegressor", "Network", "mlp", "mlr"]
+__all__ = [
+    "MODELS",
+    "Layer",
+    "LinearSVC",
+    "LogisticRegression",
+    "MLPClassifier",
+    "MLPRegressor",
+    "Network",
+    "mlp",
+    "mlr",
+]
 
 MODELS = {"mlp": mlp, "mlr": mlr}
 _ESTIMATORS = {
+    "LinearSVC": "sfb.models.linear",
     "LogisticRegression": "sfb.models.linear",
     "MLPClassifier": "sfb.models.perceptron",
     "MLPRegressor": "sfb.models.perceptron",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from sfb.models.ranks import Ranks
 
@@ -169,12 +169,14 @@ class Classifier(ClassifierMixin, Estimator):
         """
         x, y = self._arrays(ranks, x, y)
         indices = self._encode(ranks, y)
-        weights = np.empty(0)
+        weights = np.ones(len(y))
         with ranks.together("fit"):
-            if len(y):
-                weights = _check_sample_weight(
-                    sample_weight, x, dtype=np.float64, ensure_non_negative=True, allow_all_zero_weights=True
-                )
+            if sample_weight is not None:
+                weights = check_array(sample_weight, dtype=np.float64, ensure_2d=False, ensure_min_samples=0)
+                if weights.shape != y.shape:
+                    raise ValueError(f"sample_weight must have shape {y.shape}, got {weights.shape}")
+                if (weights < 0).any():
+                    raise ValueError("sample_weight holds negative values")
             factors = self._class_weights()
         if factors is None:  # "balanced"
             counts = ranks.sum(np.bincount(indices, weights, minlength=len(self.classes_)))

@@ -9,13 +9,25 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sfb.models import LogisticRegression, MLPClassifier, MLPRegressor
+from sfb.models import LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
 
-ESTIMATORS = [LogisticRegression(), MLPClassifier(), MLPRegressor()]
+ESTIMATORS = [LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
+
+
+# What fails by design, and why.
+_STOPS_BEFORE = "the solver stops at a gap of tol, of another size with other samples, not at the optimum"
+EXPECTED = {
+    "LinearSVC": {
+        "check_sample_weight_equivalence_on_dense_data": _STOPS_BEFORE,
+        "check_sample_weight_equivalence_on_sparse_data": _STOPS_BEFORE,
+    }
+}
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks(ESTIMATORS)
+@parametrize_with_checks(
+    ESTIMATORS, expected_failed_checks=lambda estimator: EXPECTED.get(type(estimator).__name__, {})
+)
 def test_conventions(estimator, check):
     check(estimator)
 

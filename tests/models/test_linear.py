@@ -11,11 +11,11 @@ from scipy import sparse
 
 pytest.importorskip("sklearn")
 
-from sklearn import linear_model
+from sklearn import linear_model, svm
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
-from sfb.models import LogisticRegression
+from sfb.models import LinearSVC, LogisticRegression
 
 pytestmark = pytest.mark.mpi
 
@@ -146,6 +146,46 @@ def test_too_few_iterations(world):
             model.fit(*mine)
     else:
         model.fit(*mine)
+
+
+def hinge(model, x, y, C, weights=1.0):
+    """Return the objective of the multi-class support vector machine, with a penalty of the intercept."""
+    coef, intercept = model.coef_.astype(np.float64), model.intercept_
+    if len(coef) == 1:  # the rows of both classes are opposite
+        coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    scores = x @ coef.T + intercept
+    picked = np.arange(len(y)), np.searchsorted(model.classes_, y)
+    margins = scores - scores[picked][:, None] + 1
+    margins[picked] = 0
+    return ((coef**2).sum() + (intercept**2).sum()) / 2 + C * (weights * margins.max(axis=1)).sum()
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("C", [0.03, 0.3])
+def test_the_objective_of_liblinear(world, form, dtype, classes, C):
+    x, y = digits(classes)
+    mine = shard(world, x.astype(dtype), y)
+    model = LinearSVC(C, random_state=world.rank, max_iter=5000).fit(form(mine[0]), mine[1])
+    expected = svm.LinearSVC(C=C, multi_class="crammer_singer", tol=1e-6, max_iter=10**6).fit(x, y)
+    assert hinge(model, x, y, C) <= hinge(expected, x, y, C) * (1 + 1e-4)
+    assert model.dual_gap_ <= model.tol
+    assert model.coef_.shape == expected.coef_.shape
+    assert model.coef_.dtype == dtype
+    for found in (model.coef_, model.intercept_):
+        assert_same_bits(world, found)
+
+
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_weights_of_a_support_vector_machine(world, weights, rng):
+    x, y = digits(3)
+    own = rng.random(len(y))
+    mine = shard(world, x, y, own)
+    model = LinearSVC(0.1, class_weight=weights, max_iter=5000).fit(*mine)
+    counted = own if weights is None else own * (own.sum() / 3 / np.array([own[y == label].sum() for label in y]))
+    repeated = LinearSVC(0.1, comm=_alone()).fit(x, y, counted)
+    assert hinge(model, x, y, 0.1, counted) == pytest.approx(hinge(repeated, x, y, 0.1, counted), rel=2e-4)
 
 
 def nan(x, y):
