@@ -1,0 +1,44 @@
+"""What scikit-learn expects of an estimator, on one rank."""
+
+import pickle
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sfb.models import LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
+
+ESTIMATORS = [LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
+
+
+# What fails by design, and why.
+_STOPS_BEFORE = "the solver stops at a gap of tol, of another size with other samples, not at the optimum"
+EXPECTED = {
+    "LinearSVC": {
+        "check_sample_weight_equivalence_on_dense_data": _STOPS_BEFORE,
+        "check_sample_weight_equivalence_on_sparse_data": _STOPS_BEFORE,
+    }
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    ESTIMATORS, expected_failed_checks=lambda estimator: EXPECTED.get(type(estimator).__name__, {})
+)
+def test_conventions(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_copies_and_communicators(estimator):
+    """A copy by `clone` keeps the communicator, one by pickle does not."""
+    from mpi4py import MPI
+
+    own = MPI.COMM_SELF.Dup()
+    estimator = clone(estimator).set_params(comm=own)
+    assert clone(estimator).comm is own
+    assert pickle.loads(pickle.dumps(estimator)).comm is None
+    own.Free()
