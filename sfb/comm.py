@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.arrays.collectives import PlainCollectives, reduce_by_mpi
+from sfb.arrays.collectives import PlainCollectives, again_in_place
 from sfb.arrays.ops import op_for_mpi
 from sfb.arrays.probe import own_allreduce
 from sfb.checks import shareable
@@ -166,7 +166,7 @@ class Comm(MPI.Intracomm):
             try:
                 _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             except MPI.Exception:
-                reduce_by_mpi(self, sendbuf, recvbuf, op)
+                again_in_place("Allreduce", self, sendbuf, recvbuf, op_for_mpi(op, recvbuf))
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:

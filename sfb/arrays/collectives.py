@@ -18,7 +18,7 @@ from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
 from sfb.tuning.lookup import Profiles
 
-__all__ = ["PlainCollectives", "reduce_by_mpi"]
+__all__ = ["PlainCollectives", "again_in_place"]
 
 _log = logging.getLogger("sfb")
 
@@ -171,12 +171,12 @@ def by_mpi(name: str, comm: MPI.Intracomm, sendbuf: Any, recvbuf: Any, *rest: An
     try:
         return _MPI[name](comm, sendbuf, recvbuf, *rest)
     except MPI.Exception:
-        call = PlainCall(name, sendbuf, recvbuf, rest[0] if rest else MPI.SUM, comm.size, comm.rank)
-        if (
-            sendbuf is None
-            or sendbuf is MPI.IN_PLACE
-            or call.error is not None
-            or call.arguments[0] is not MPI.IN_PLACE
-        ):
-            raise
-        return _MPI[name](comm, *call.arguments, *rest)
+        return again_in_place(name, comm, sendbuf, recvbuf, *rest)
+
+
+def again_in_place(name: str, comm: MPI.Intracomm, sendbuf: Any, recvbuf: Any, *rest: Any) -> Any:
+    """Do a call in place that MPI has refused since both buffers are the same memory; raise its exception otherwise."""
+    call = PlainCall(name, sendbuf, recvbuf, rest[0] if rest else MPI.SUM, comm.size, comm.rank)
+    if call.error is not None or call.arguments[0] is sendbuf:
+        raise
+    return _MPI[name](comm, *call.arguments, *rest)

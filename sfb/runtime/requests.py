@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import sleep
 from types import TracebackType
 from typing import Any, Protocol
@@ -374,17 +376,19 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
 
     def __new__(cls, queue: Queue, queued: QueuedExchange) -> Request:
         """Make a generalized request of MPI, which the end of the exchange completes."""
-
-        def query(status: MPI.Status) -> None:
-            if queued.error is not None:  # for callers that wait by MPI's own functions
-                raise queued.error
-
-        general = MPI.Grequest.Start(query, lambda: None, lambda complete: None)
+        raising = _Raising()
+        general = MPI.Grequest.Start(raising.query, *_NO_CALLBACKS)
         self = super().__new__(cls, general)
         self._queue = queue
         self._queued = queued
+
+        def complete() -> None:
+            if queued.error is not None:
+                raising.arm(queued.error)
+            general.Complete()
+
         with queue.lock:  # the thread may be about to end it
-            queued.on_end = general.Complete
+            queued.on_end = complete
             if queued.done:
                 queued.end()
         return self
@@ -393,6 +397,42 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
         if queued.error is None:
             MPI.Grequest.Wait(self)
         return super()._end(queued)
+
+
+# What MPI calls when a generalized request is freed or cancelled: no bytecode, since an exception of another request
+# may be on its way (`_Raising`).
+_NO_CALLBACKS: tuple[Callable[..., Any], Callable[..., Any]] = list, list
+
+# CPython's function, which MPI's callback gives one argument more than it takes.
+_set_async_exception = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object, ctypes.py_object)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+
+
+class _Raising:
+    """Raises the exception of an exchange where mpi4py's Waitall, Testall and their siblings return.
+
+    mpi4py turns what a callback of MPI raises into a code. So the callback asks the interpreter to raise the exception
+    in this thread as soon as it runs bytecode again, which is when mpi4py's function has returned.
+
+    Attributes:
+        query: The callback.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ctypes.c_ulong(0)  # no thread, until `arm`
+        self._kind: ctypes.py_object[Any] = ctypes.py_object(None)
+        self._caller = threading.get_ident()
+        self.query = partial(_set_async_exception, self._thread, self._kind)
+
+    def arm(self, error: Exception) -> None:
+        """Let `query` raise an exception in the thread that has made this object."""
+
+        class Deferred(Exception):
+            def __new__(cls) -> Exception:  # type: ignore[misc]  # what the interpreter raises
+                return error
+
+        self._kind.value, self._thread.value = Deferred, self._caller
 
 
 class Persistent(_Waiting):

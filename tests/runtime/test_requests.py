@@ -1,5 +1,7 @@
 """Requests for exchanges that do not block."""
 
+from contextlib import suppress
+
 import numpy as np
 import oracle
 import pytest
@@ -247,3 +249,41 @@ def test_free_waits_for_what_is_under_way(world):
 def test_impossible_options(world, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         sfb.Comm(world, **option)
+
+
+def again(call, done):
+    """Call until the result says that all is done."""
+    while not done(call()):
+        pass
+
+
+COMPLETIONS = {
+    "Waitall": lambda requests: MPI.Request.Waitall(requests),
+    "waitall": lambda requests: MPI.Request.waitall(requests),
+    "Waitany": lambda requests: [MPI.Request.Waitany(requests) for _ in requests],
+    "Waitsome": lambda requests: again(lambda: MPI.Request.Waitsome(requests), lambda some: some is None),
+    "Testall": lambda requests: again(lambda: MPI.Request.Testall(requests), lambda flag: flag),
+    "Testany": lambda requests: again(
+        lambda: MPI.Request.Testany(requests), lambda some: some == (MPI.UNDEFINED, True)
+    ),
+    "Testsome": lambda requests: again(lambda: MPI.Request.Testsome(requests), lambda some: some is None),
+}
+
+
+@pytest.mark.parametrize("name", COMPLETIONS)
+def test_functions_of_mpi4py_raise_the_exception_of_an_exchange(comm, world, name):
+    if not comm._progress.threaded:
+        pytest.skip("needs MPI_THREAD_MULTIPLE")
+    factors = sfb.Factors(np.ones((2, 4)), np.ones((2, 3)))
+    results = [np.zeros((4, 3)) for _ in range(3)]
+    wrong = np.zeros((3, 4)) if world.rank == world.size - 1 else np.zeros((4, 3))
+    requests = [comm.Iallreduce(factors, to) for to in (results[0], wrong, results[1], wrong, results[2])]
+    with pytest.raises(ValueError, match=f"rank {world.size - 1}: the receiver must have the shape"):
+        COMPLETIONS[name](list(requests))
+    with pytest.raises(ValueError, match="the receiver must have the shape"):
+        requests[1].Wait()
+    for request in (requests[0], *requests[2:]):
+        with suppress(ValueError):
+            request.Wait()
+    assert all((to == 2 * world.size).all() for to in results)
+    comm.Iallreduce(factors, results[0]).Wait()
