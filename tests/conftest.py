@@ -1,8 +1,29 @@
 import os
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 from nodes import comm_of_nodes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heartbeat():
+    """Wake up twice a second.
+
+    Where more ranks than cores spin in MPI, virtual machines have been seen to run only some of them for a minute, until
+    a timer went off.
+    """
+    end = Event()
+
+    def beat():
+        while not end.wait(0.5):
+            pass
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
 
 
 @pytest.fixture

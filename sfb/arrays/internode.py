@@ -19,9 +19,9 @@ from sfb.runtime.team import Team
 __all__ = ["NodeRings", "RingRequest", "Segment", "cuts"]
 
 # Segments in flight, and the least and the most bytes of a message. The messages under way fill the link while a
-# segment is reduced, and while another process or the caller's own computation has the core: 2 MiB take 17 ms at
-# 1 Gbit/s.
-_IN_FLIGHT, _MESSAGE = 8, (1 << 13, 1 << 18)
+# segment is reduced, and while another process has the core: 512 KiB take 4 ms at 1 Gbit/s. With 1 MiB and more under
+# way, messages of 64 MiB arrays wait for each other in the links.
+_IN_FLIGHT, _MESSAGE = 4, (1 << 13, 1 << 17)
 # Looks for messages before a waiting rank sleeps, about as long as a sleep takes; the seconds of a sleep. A rank that
 # polls keeps the core from the kernel's network stack and from other ranks.
 _LOOKS, _SLEEP = 16, 2e-5
