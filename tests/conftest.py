@@ -10,8 +10,8 @@ from nodes import comm_of_nodes
 def heartbeat():
     """Wake up twice a second.
 
-    Where more ranks than cores spin in MPI, virtual machines have been seen to run only some of them for a minute, until
-    a timer went off.
+    Where more ranks than cores spin in MPI, virtual machines have been seen to run only some of them for a minute,
+    until a timer went off.
     """
     end = Event()
 
