@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from jobs import mpirun, needs_mpirun
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -23,7 +22,18 @@ def digits(ranks, *arguments):
 
 
 @needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_estimators(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "estimators.py")
+    assert code == 0, out
+    accuracies = dict(re.findall(r"(\w+): accuracy (\S+)", out))
+    assert set(accuracies) == {"LogisticRegression", "LinearSVC", "MLPClassifier"}
+    assert min(map(float, accuracies.values())) > 0.9
+
+
+@needs_mpirun
 def test_digits_resume_bit_for_bit(tmp_path):
+    torch = pytest.importorskip("torch")
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"
     whole = digits(2, "--epochs", 4, "--checkpoint", one)
     parts = digits(2, "--epochs", 2, "--checkpoint", other)
