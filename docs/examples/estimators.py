@@ -1,4 +1,4 @@
-"""Classifiers on handwritten digits, each rank with a shard of the samples: mpirun -n 2 python -m mpi4py estimators.py."""
+"""Classifiers of handwritten digits, each rank with a shard: mpirun -n 2 python -m mpi4py estimators.py."""
 
 from mpi4py import MPI
 from sklearn.datasets import load_digits
