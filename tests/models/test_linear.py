@@ -103,7 +103,7 @@ def _alone():
 def test_ranks_with_labels_of_their_own(world):
     """The classes are those of all ranks, though no rank has seen them all."""
     x = np.random.default_rng(world.rank).normal(2.0 * world.rank, 1, (20, 3))
-    model = LogisticRegression().fit(np.vstack([x, -9 - x]), np.repeat([10 * world.rank, -5], 20))
+    model = LogisticRegression(**TIGHT).fit(np.vstack([x, -9 - x]), np.repeat([10 * world.rank, -5], 20))
     assert list(model.classes_) == [-5, *range(0, 10 * world.size, 10)]
     assert model.predict_proba(x).shape == (20, world.size + 1)
 
@@ -124,9 +124,9 @@ def test_weights(world, class_weight, rng):
 def test_dtypes(world, dtype):
     x, y = digits(3)
     mine = shard(world, x.astype(dtype), y)
-    model = LogisticRegression().fit(*mine)
+    model = LogisticRegression(**TIGHT).fit(*mine)
     assert model.coef_.dtype == model.predict_proba(mine[0]).dtype == dtype
-    mixed = LogisticRegression().fit(mine[0].astype(np.float64 if world.rank else np.float32), mine[1])
+    mixed = LogisticRegression(**TIGHT).fit(mine[0].astype(np.float64 if world.rank else np.float32), mine[1])
     assert mixed.coef_.dtype == (np.float64 if world.size > 1 else np.float32)
 
 
@@ -213,7 +213,7 @@ def test_what_one_rank_passes_is_wrong(world, what):
         return
     with pytest.raises(kind, match=words):
         LogisticRegression().fit(*(change(*mine) if world.rank == world.size - 1 else mine))
-    LogisticRegression().fit(*mine)  # the ranks go on
+    LogisticRegression(**TIGHT).fit(*mine)  # the ranks go on
 
 
 @pytest.mark.parametrize(
