@@ -191,9 +191,10 @@ class Comm(MPI.Intracomm):
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
         """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.
 
-        Until then neither the factors nor the receiver may be used or changed. Several exchanges may be under
-        way at once; all ranks begin them in the same order, and wait in any. What is wrong with the arguments, on
-        this or another rank, is raised by Wait or Test. The first call of an optimizer that lacks its state waits.
+        Until then neither the factors nor the receiver may be used or changed. Keep plain arrays until then, as
+        with mpi4py, whose requests do not. Several exchanges may be under way at once; all ranks begin them in the
+        same order, and wait in any. What is wrong with the arguments, on this or another rank, is raised by Wait or
+        Test. The first call of an optimizer that lacks its state waits.
 
         Returns:
             With factors a `Request` of this library, which is also an `MPI.Request` if the communicator's

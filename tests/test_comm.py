@@ -105,7 +105,8 @@ def test_other_collectives(any_intracomm):
     assert y[0] == comm.rank + 1
     comm.Barrier()
     comm.Ibarrier().Wait()
-    request = comm.Iallreduce(np.ones(1), total := np.zeros(1))
+    one, total = np.ones(1), np.zeros(1)
+    request = comm.Iallreduce(one, total)
     request.Wait()
     assert total[0] == comm.size
 

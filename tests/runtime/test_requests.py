@@ -102,8 +102,8 @@ def test_waitall_with_requests_of_mpi(progressing, world):
 
 def test_mpis_own_waitall(world):
     with sfb.Comm(world, progress="thread") as comm:
-        g, total = np.empty((4, 3)), np.empty(1)
-        requests = [comm.Iallreduce(good(), g), comm.Iallreduce(np.ones(1), total)]
+        g, one, total = np.empty((4, 3)), np.ones(1), np.empty(1)
+        requests = [comm.Iallreduce(good(), g), comm.Iallreduce(one, total)]
         assert all(isinstance(request, MPI.Request) for request in requests)
         MPI.Request.Waitall(requests)
         np.testing.assert_array_equal(g, 2 * world.size)
