@@ -37,6 +37,9 @@ INTERRUPTED = 130  # the exit code after SIGINT
 # Seconds that a rank with an error gives the others to end by it, too, before it ends them.
 _PATIENCE = 3.0
 
+# Seconds for which a launcher may take to pass on what a rank has written; it drops the rest when the job is aborted.
+_LAST_WORDS = 0.2
+
 _ending: MPI.Intracomm | None = None  # the ranks of `meet_at_end`
 _kept: list[socket.socket] = []  # to which Python writes the numbers of signals
 
@@ -155,6 +158,7 @@ def abort(code: int) -> None:
     if MPI.COMM_WORLD.size > 1:
         text = f"sfb: rank {MPI.COMM_WORLD.rank} {'was interrupted' if code == INTERRUPTED else 'failed'}"
         _show(lambda: print(f"{text}; ending all ranks", file=sys.stderr))
+        sleep(_LAST_WORDS)
         MPI.COMM_WORLD.Abort(code)
 
 
