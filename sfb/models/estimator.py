@@ -88,6 +88,18 @@ class Estimator(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def _agree(self, ranks: Ranks) -> None:
+        """Check the parameters; collective.
+
+        Raises:
+            ValueError: A parameter is wrong, or differs between ranks; on every rank.
+        """
+        with ranks.together("fit"):
+            self._check_parameters()
+        # Each rank may have a seed of its own.
+        own = {name: value for name, value in self.get_params().items() if name not in ("comm", "random_state")}
+        ranks.compare("fit", f"{type(self).__name__} of {own}")
+
     def _check_parameters(self) -> None:
         """Raise ValueError if a parameter is wrong."""
         for name, number in self.numbers.items():
@@ -96,14 +108,13 @@ class Estimator(BaseEstimator):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}")
 
-    def _arrays(self, ranks: Ranks, x: Any, y: Any, *, reset: bool = True, **options: Any) -> tuple[Any, np.ndarray]:
+    def _arrays(self, ranks: Ranks, x: Any, y: Any, **options: Any) -> tuple[Any, np.ndarray]:
         """Return features and targets of this rank, checked, the features of the same type on all ranks; collective.
 
         Args:
             ranks: The ranks.
             x: What the user passed.
             y: What the user passed.
-            reset: Whether the features may be others than those of the last call.
             **options: Options of `sklearn.utils.validation.validate_data`.
 
         Raises:
@@ -112,9 +123,7 @@ class Estimator(BaseEstimator):
         """
         least = int(ranks.size == 1)
         with ranks.together("fit"):
-            x, y = validate_data(
-                self, x, y, accept_sparse="csr", dtype=_FLOATS, ensure_min_samples=least, reset=reset, **options
-            )
+            x, y = validate_data(self, x, y, accept_sparse="csr", dtype=_FLOATS, ensure_min_samples=least, **options)
         said = ranks.gather((self.n_features_in_, x.dtype, len(y)))
         with ranks.together("fit"):
             if len({features for features, _, _ in said}) > 1:

@@ -121,8 +121,7 @@ class LogisticRegression(_Linear):
             TypeError, ValueError: What a rank passed, or a parameter, is wrong; on every rank.
         """
         with Ranks(self.comm) as ranks:
-            with ranks.together("fit"):
-                self._check_parameters()
+            self._agree(ranks)
             shard = self._shard(ranks, X, y, sample_weight)
             rows = 1 if len(self.classes_) == 2 else len(self.classes_)
             start = np.zeros((rows, self.n_features_in_ + self.fit_intercept))
@@ -134,6 +133,8 @@ class LogisticRegression(_Linear):
                     start[:, : self.n_features_in_] = before
                     if self.fit_intercept:
                         start[:, -1] = self.intercept_
+            if self.warm_start:  # ranks may hold different models
+                start = ranks.first(start)
             found, iterations = self._minimise(ranks, shard, start)
         features = self.n_features_in_
         self.coef_ = np.ascontiguousarray(found[:, :features], shard.x.dtype)
@@ -298,8 +299,7 @@ class LinearSVC(_Linear):
             TypeError, ValueError: What a rank passed, or a parameter, is wrong; on every rank.
         """
         with Ranks(self.comm) as ranks:
-            with ranks.together("fit"):
-                self._check_parameters()
+            self._agree(ranks)
             shard = self._shard(ranks, X, y, sample_weight)
             x = csr_array(shard.x)
             if self.fit_intercept:

@@ -250,7 +250,7 @@ class _Perceptron(Estimator):
         with ranks.together("fit"):
             rng = check_random_state(self.random_state)
             seed = rng.randint(np.iinfo(np.int32).max)
-        seed = ranks.gather(seed)[0]
+        seed = ranks.first(seed)
         sizes = [x.shape[1], *self._hidden, outputs]
         shapes = [(rows, columns) for columns, rows in pairwise(sizes)]
         dtype = np.dtype(x.dtype)
@@ -269,6 +269,8 @@ class _Perceptron(Estimator):
                 biases = [intercept.astype(dtype) for intercept in self.intercepts_]
                 if [weight.shape for weight in weights] != shapes:
                     raise ValueError(f"warm_start needs layers of {sizes}, got coefs_ of other sizes")
+        if not fresh:  # ranks may hold different models
+            weights, biases, self.t_ = ranks.first((weights, biases, self.t_))
         self.n_layers_, self.n_outputs_ = len(sizes), outputs
         self._network = _Network(self._place(ranks, weights), biases, self.activation, self._rule())
         total = sum(ranks.gather(x.shape[0]))
@@ -440,8 +442,7 @@ class MLPClassifier(_Perceptron, Classifier):
                 every rank.
         """
         with Ranks(self.comm) as ranks:
-            with ranks.together("fit"):
-                self._check_parameters()
+            self._agree(ranks)
             x, y = self._arrays(ranks, X, y)
             indices = self._encode(ranks, y)
             self._fit(ranks, x, indices, outputs=1 if len(self.classes_) == 2 else len(self.classes_))
@@ -501,8 +502,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
                 every rank.
         """
         with Ranks(self.comm) as ranks:
-            with ranks.together("fit"):
-                self._check_parameters()
+            self._agree(ranks)
             x, y = self._arrays(ranks, X, y, multi_output=True, y_numeric=True)
             with ranks.together("fit"):
                 if y.ndim == 2 and y.shape[1] == 1:

@@ -68,6 +68,17 @@ class Ranks:
         with on_all_ranks(self._comm, call):
             yield
 
+    def compare(self, call: str, text: str) -> None:
+        """Raise `sfb.MismatchError` on every rank if their texts differ; collective."""
+        if self.size > 1:
+            from sfb.runtime.agreement import compare
+
+            compare(self._comm, call, text)
+
+    def first(self, item: Any) -> Any:
+        """Return the item of rank 0; collective."""
+        return item if self.size == 1 else self._comm.bcast(item)
+
     def gather(self, item: Any) -> list[Any]:
         """Return the items of all ranks; collective."""
         return [item] if self.size == 1 else self._comm.allgather(item)
@@ -84,10 +95,9 @@ class Ranks:
 def _find(comm: Any) -> Any:
     """Return the communicator that ``comm`` stands for, or None for this process alone."""
     if comm is not None:
-        from mpi4py import MPI
+        from sfb.runtime.team import check_comm
 
-        if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an MPI.Intracomm or None, got {type(comm).__name__}")
+        check_comm("comm", comm)
         return comm
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None and launched()[1] > 1:

@@ -15,6 +15,7 @@ from sklearn import linear_model, svm
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
+from sfb import MismatchError
 from sfb.models import LinearSVC, LogisticRegression
 
 pytestmark = pytest.mark.mpi
@@ -226,6 +227,30 @@ def test_what_parameters_must_be(world, parameters):
     mine = shard(world, *digits(4))
     with pytest.raises(ValueError, match=next(iter(parameters))):
         LogisticRegression(**(parameters if world.rank == world.size - 1 else {})).fit(*mine)
+
+
+@pytest.mark.parametrize("parameters", [{"C": 2.0}, {"class_weight": "balanced"}, {"warm_start": True}], ids=str)
+def test_parameters_that_differ_between_ranks(world, parameters):
+    if world.size == 1:
+        pytest.skip("one rank has nobody to differ from")
+    mine = shard(world, *digits(4))
+    with pytest.raises(MismatchError, match="LogisticRegression of"):
+        LogisticRegression(**(parameters if world.rank == 0 else {})).fit(*mine)
+
+
+def test_ranks_start_from_the_model_of_rank_0(world):
+    mine = shard(world, *digits(4))
+    model = LogisticRegression(warm_start=True, **TIGHT)
+    if world.rank == 0:
+        model = LogisticRegression(warm_start=True, comm=_alone(), **TIGHT).fit(*digits(4)).set_params(comm=None)
+    assert_same_bits(world, model.fit(*mine).coef_)
+
+
+def test_a_null_communicator(world):
+    from mpi4py import MPI
+
+    with pytest.raises(TypeError, match="COMM_NULL"):
+        LogisticRegression(comm=world.Split(MPI.UNDEFINED)).fit(*digits(4))
 
 
 def test_one_class(world):
