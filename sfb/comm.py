@@ -22,7 +22,9 @@ from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
-from sfb.runtime.requests import Persistent, Progress, Queue, QueuedExchange
+from sfb.runtime.progress import Progress
+from sfb.runtime.queue import Queue, QueuedExchange
+from sfb.runtime.requests import Persistent
 from sfb.runtime.team import Team, check_comm
 from sfb.runtime.windows import Block
 from sfb.tuning.calibrate import Probes

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from sfb.arrays.call import ALLREDUCE, GATHER, IALLREDUCE, SCATTER, PlainCall
 from sfb.arrays.dispatch import Arrays
 from sfb.arrays.ops import op_for_mpi
-from sfb.runtime.requests import Progress
+from sfb.runtime.progress import Progress
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
 from sfb.tuning.lookup import Profiles

@@ -10,7 +10,7 @@ from sfb.collectives.persistent import PendingCall, PersistentExchange
 from sfb.collectives.problem import Problem
 from sfb.factors import Factors
 from sfb.kernels import status
-from sfb.runtime.requests import QueuedExchange
+from sfb.runtime.queue import QueuedExchange
 from sfb.runtime.steps import run
 from sfb.runtime.team import Team
 

@@ -16,7 +16,7 @@ from sfb.factors import Factors
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
 from sfb.runtime.limits import STALL
-from sfb.runtime.requests import Ticker
+from sfb.runtime.progress import Ticker
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfb.runtime.requests import Queue
+from sfb.runtime.queue import Queue
 from sfb.runtime.steps import ALONE, POSTED
 
 
