@@ -77,7 +77,8 @@ class Network(Model):
     >>> import numpy as np
     >>> from sfb.models import Network
     >>> network = Network([2, 3])
-    >>> loss, gradients = network.gradients(np.ones((4, 2), np.float32), np.array([0, 1, 2, 0]), np.arange(4)[:, None], 4)
+    >>> x, y, rows = np.ones((4, 2), np.float32), np.array([0, 1, 2, 0]), np.arange(4)[:, np.newaxis]
+    >>> loss, gradients = network.gradients(x, y, rows, size=4)
     >>> [(parameter.name, gradient.shape) for parameter, gradient in gradients]
     [('layer1', (3, 2)), ('bias1', (1, 3))]
     """
@@ -115,7 +116,7 @@ class Network(Model):
         rng = np.random.default_rng(self._seed)
         for layer in self.layers:
             weights = layer.weights.array
-            drawn = rng.standard_normal(weights.shape, dtype=weights.dtype)  # type: ignore[arg-type]
+            drawn = rng.standard_normal(weights.shape, dtype=weights.dtype)
             drawn *= weights.dtype.type(np.sqrt(self._scale / weights.shape[1]))
             weights[:] = drawn
             layer.bias.array[:] = 0
