@@ -57,11 +57,12 @@ def _group(heading: str, *options: Callable[..., Any]) -> Callable[[Any], Any]:
     """Return a decorator that adds options under a heading."""
 
     def decorate(command: Any) -> Any:
+        others = list(getattr(command, "__click_params__", []))
         for option in reversed(options):
             command = option(command)
-        before = getattr(command, "__click_params__", [])
-        for parameter in before[len(before) - len(options) :]:
-            parameter.group = heading
+        for parameter in command.__click_params__:
+            if parameter not in others:
+                parameter.group = heading
         return command
 
     return decorate
@@ -74,9 +75,11 @@ def _model_options() -> Iterable[Any]:
         "activation": click.option(
             "--activation", type=click.Choice(ACTIVATIONS), help="Between layers.  [default: relu]"
         ),
-        "regression": click.option("--regression", is_flag=True, default=None, help="Targets are numbers to predict."),
         "components": click.option("--components", type=click.IntRange(1), help="Rows of the matrix to learn."),
         "alpha": click.option("--alpha", type=Finite(0), help="Penalty of the sparse codes."),
+        "neighbours": click.option(
+            "--neighbours", type=click.IntRange(0), help="Partners of a sample are among so many of the nearest."
+        ),
         "dissimilar_weight": click.option(
             "--dissimilar-weight", type=Finite(0, min_open=True), help="Weight of pairs that are to be apart."
         ),
@@ -139,7 +142,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     cls=Grouped,
     epilog="\b\nExamples:\n"
     "  mpirun -n 4 sfb train mlp --data mnist --optimizer adam --lr 0.001\n"
-    "  mpirun -n 4 sfb train mlr --data train.svm --test test.svm --sync ssp:3 --lr 0.5\n"
+    "  mpirun -n 4 sfb train mlr --data train.svm --sync ssp:3 --lr 0.5\n"
     "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0",
 )
 @click.argument("model", type=click.Choice(list(MODELS)))
@@ -147,7 +150,6 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     "Data",
     click.option("--data", default="mnist",
                  help="mnist, digits, or a file: .npz (arrays x and y) or LIBSVM, maybe .gz, .bz2 or .xz."),
-    click.option("--test", help="File of samples to test on, in place of a part of the data."),
     click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
                  help="Part of the data to hold out for testing."),
     click.option("--zero-based", is_flag=True, help="Indices of the LIBSVM file count from 0."),
@@ -231,9 +233,10 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     from sfb.runtime.threads import limit_process
 
     names = {name for entry in MODELS.values() for name in entry.options}
-    given = {name: options.pop(name) for name in names & set(options)}
+    given = {name: options.pop(name) for name in names & {*options}}
     chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
-    config = Config(options=dict(sorted(chosen.items())), **options)
+    reading = {name: options.pop(name) for name in ("test_fraction", "zero_based")}
+    config = Config(options=dict(sorted(chosen.items())), reading=reading, **options)
     limit_process(world)
     try:
         with Progress(config, world) as progress:

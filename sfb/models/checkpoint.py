@@ -89,7 +89,7 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
             for name, array in arrays.items():
                 if not array.flags.c_contiguous:
                     raise ValueError(f"{name} is not C-contiguous")
-                view = memoryview(np.asarray(array, array.dtype.newbyteorder("<"))).cast("B")
+                view = _bytes(np.asarray(array, array.dtype.newbyteorder("<")))
                 for start in range(0, len(view), _BLOCK):
                     hashed.write(view[start : start + _BLOCK])
             file.write(hashed.digest())
@@ -137,13 +137,17 @@ def _read(file: BinaryIO) -> Checkpoint:
     arrays = {}
     for name, kind, shape in kinds:
         array = np.empty(shape, kind)
-        view = memoryview(array).cast("B") if array.size else memoryview(b"")
+        view = _bytes(array)
         for start in range(0, len(view), _BLOCK):
             hashed.read_into(view[start : start + _BLOCK])
         arrays[name] = array.astype(kind.newbyteorder("="), copy=False)
     if file.read() != hashed.digest():
         raise DamagedError("is damaged: its checksum is not that of its content")
     return header, arrays
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))  # a memoryview itself does not cast what is empty
 
 
 class Folder:

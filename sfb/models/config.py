@@ -20,7 +20,7 @@ _ADDITIVE = ("sgd", "momentum", "nesterov")
 # Options that must be those of the checkpoint for a run to go on as it would have.
 _KEPT = (
     "model", "batch_size", "seed", "lr", "momentum", "weight_decay", "l1", "optimizer", "schedule", "warmup_steps",
-    "drop", "drop_every", "sync", "test_fraction",
+    "drop", "drop_every", "sync",
 )  # fmt: skip
 
 
@@ -36,9 +36,7 @@ class Config:
         model: Name of a model of `sfb.models.MODELS`.
         options: Options of the model, by name.
         data: What `sfb.data.read` takes.
-        test: What `sfb.data.read` takes: samples to test on; None to hold out a part of the data.
-        test_fraction: Part of the data held out.
-        zero_based: Whether indices of a LIBSVM file count from 0.
+        reading: Further arguments of `sfb.models.data.load`.
         epochs: Passes over the training data.
         batch_size: Examples of one step, of all ranks together.
         lr: Learning rate.
@@ -68,9 +66,7 @@ class Config:
     model: str = "mlp"
     options: Mapping[str, Any] = field(default_factory=dict)
     data: str = "mnist"
-    test: str | None = None
-    test_fraction: float = 0.2
-    zero_based: bool = False
+    reading: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 5
     batch_size: int = 64
     lr: float = 0.05

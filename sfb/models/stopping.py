@@ -59,6 +59,8 @@ class Watch:
         self._stack.close()
 
     def _note(self, number: int, frame: FrameType | None) -> Any:
+        if self._signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt  # whoever repeats it does not want to wait
         self._signalled = True
 
     def flags(self) -> np.ndarray:

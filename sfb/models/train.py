@@ -18,6 +18,7 @@ from sfb.models.batches import Samples
 from sfb.models.config import COMMS, Config, TrainingError
 from sfb.models.data import Dataset, load
 from sfb.models.fingerprint import fingerprint
+from sfb.models.model import Model
 from sfb.models.registry import MODELS
 from sfb.models.saving import Saver
 from sfb.models.stopping import Watch
@@ -61,15 +62,12 @@ def train(
         compare(world, "sfb train", repr(config))
         config.check()
         saver = Saver(world, config)
-        dataset = load(
-            world, config.data, test_fraction=config.test_fraction, seed=config.seed, zero_based=config.zero_based
-        )
+        dataset = load(world, config.data, seed=config.seed, **config.reading)
         profile = _profile(world) if saver.enabled else None
         reproducible = config.reproducible or saver.enabled
         with sfb.Comm(world, reproducible=reproducible, profile=profile) as comm:
             samples, test = _samples(world, dataset)
-            outputs = len(dataset.classes) if MODELS[config.model].supervised else 0
-            model = MODELS.build(config.model, dataset.x.shape[1], outputs, seed=config.seed, **config.options)
+            model = _model(config, dataset)
             saver.identify(data=fingerprint(world, samples) if saver.enabled else "", ranks=_layout(world, comm))
             trainer = Trainer(comm, world, config, model, samples, test)
             if config.resume:
@@ -96,8 +94,28 @@ def train(
 
 def _samples(world: MPI.Intracomm, dataset: Dataset) -> tuple[Samples, tuple[Any, np.ndarray]]:
     """Return the samples of this rank to learn from, and those to test on."""
-    mine = dataset.test[world.rank :: world.size]
-    return Samples(dataset.x, dataset.y, dataset.train), (dataset.x[mine], dataset.y[mine])
+    mine = dataset.test if dataset.sharded else dataset.test[world.rank :: world.size]
+    y, test_y = dataset.y, dataset.test_y
+    if not len(dataset.classes):  # targets of the precision of the features
+        y, test_y = (targets.astype(np.float32, copy=False) for targets in (y, test_y))
+    return Samples(dataset.x, y, dataset.train, whole=not dataset.sharded), (dataset.test_x[mine], test_y[mine])
+
+
+def _model(config: Config, dataset: Dataset) -> Model:
+    """Return the model for the data.
+
+    Raises:
+        TrainingError: The model learns classes, and the data has numbers.
+    """
+    entry = MODELS[config.model]
+    options, outputs = dict(config.options), len(dataset.classes)
+    if entry.supervised and not outputs:
+        if "regression" not in entry.options:
+            able = ", ".join(name for name, other in MODELS.items() if "regression" in other.options)
+            raise TrainingError(f"{config.model} learns classes, and the labels are numbers to predict; train {able}")
+        options["regression"] = True
+        outputs = dataset.y.shape[1] if dataset.y.ndim > 1 else 1
+    return MODELS.build(config.model, dataset.x.shape[1], outputs, seed=config.seed, **options)
 
 
 def _profile(world: MPI.Intracomm) -> sfb.Profile | None:
@@ -125,7 +143,7 @@ def _layout(world: MPI.Intracomm, comm: sfb.Comm) -> str:
     return f"{world.size} rank{'s' * (world.size > 1)} on nodes of {', '.join(map(str, sizes))}"
 
 
-def _save(world: MPI.Intracomm, path: Path, model: Any, dataset: Dataset) -> None:
+def _save(world: MPI.Intracomm, path: Path, model: Model, dataset: Dataset) -> None:
     """Let rank 0 write the model file; collective.
 
     Raises:
@@ -135,7 +153,8 @@ def _save(world: MPI.Intracomm, path: Path, model: Any, dataset: Dataset) -> Non
     if world.rank == 0:
         try:
             classes = dataset.classes if model.measure == "accuracy" else None
-            import_module("sfb.models.files").save(path, model, classes=classes)
+            scaler = dataset.scaler and (dataset.scaler.offset, dataset.scaler.factor)
+            import_module("sfb.models.files").save(path, model, scaler, classes=classes)
         except (OSError, ValueError) as error:
             problem = f"{path}: cannot write the model: {error}"
     problem = world.bcast(problem)

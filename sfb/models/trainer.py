@@ -21,10 +21,13 @@ from sfb.models.saving import Saver
 from sfb.models.stale import Stale
 from sfb.models.stopping import Watch
 from sfb.models.sync import Synchronisation, Tick, Totals, no_tick
+from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
 
 __all__ = ["REACHED", "Epoch", "Position", "Trainer"]
 
+# Samples from which a model may draw its parameters.
+_SAMPLES = 10_000
 # Why a run stops that needs no other epoch.
 REACHED = "the target loss"
 
@@ -128,8 +131,10 @@ class Trainer:
             self.sync = Bulk(comm, world, config, model, min(config.batch_size, size) // world.size)
         else:
             self.sync = Stale(world, config, model)
-        if world.rank == 0:
-            model.initialise(samples.x, samples.y)
+        with on_all_ranks(world, "sfb train"):
+            if world.rank == 0:
+                rows = np.random.default_rng(config.seed).permutation(samples.rows)[:_SAMPLES]
+                model.initialise(samples.x[rows], samples.y[rows])
         self.sync.spread()
         self._epochs = Epochs(world, model, samples, config.batch_size, config.seed)
         self._batches = self._epochs.batches(1)
