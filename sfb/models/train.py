@@ -59,7 +59,7 @@ def train(
         MismatchError: The ranks were given different options.
     """
     with Watch(config.time_limit, signals=config.checkpoint is not None) as watch:
-        compare(world, "sfb train", repr(config))
+        _compare(world, config)
         config.check()
         saver = Saver(world, config)
         dataset = load(world, config.data, seed=config.seed, **config.reading)
@@ -90,6 +90,14 @@ def train(
                 "stopped": trainer.stopped,
                 "resumable": saver.enabled and trainer.stopped not in (None, REACHED),
             }
+
+
+def _compare(world: MPI.Intracomm, config: Config) -> None:
+    """Raise `sfb.MismatchError` on every rank if the ranks were given different options; collective."""
+    own = {name: repr(value) for name, value in vars(config).items()}
+    others = world.allgather(own)
+    differ = [name for name in own if len({other[name] for other in others}) > 1]
+    compare(world, "sfb train", ", ".join(f"{name}={own[name]}" for name in differ))
 
 
 def _samples(world: MPI.Intracomm, dataset: Dataset) -> tuple[Samples, tuple[Any, np.ndarray]]:
