@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sfb._version import __version__
+from sfb import __version__
 from sfb.files import replacing
 
 __all__ = ["FORMAT", "Checkpoint", "CheckpointError", "DamagedError", "Folder", "read", "write"]
