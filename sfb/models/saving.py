@@ -47,7 +47,7 @@ class Saver:
             self._on_rank_0(lambda folder: folder.prepare(resume=config.resume))
 
     def identify(self, **identity: Any) -> None:
-        """Note what identifies the run beside its options: data and ranks."""
+        """Note what identifies the run beside its options: ``data``, and ``bits``, which may change within rounding."""
         self._identity = {"config": self._config.fingerprint(), **identity}
 
     def until(self, step: int, taken: int, steps: int) -> int:
@@ -120,11 +120,11 @@ class Saver:
         if self._world.rank == 0:
             for text in damaged:
                 _log.warning("%s; the one before takes its place", text)
-            if header["ranks"] != self._identity["ranks"]:
+            if header["bits"] != self._identity["bits"]:
                 _log.warning(
-                    "the checkpoint was written by %s, which are now %s: results agree within rounding",
-                    header["ranks"],
-                    self._identity["ranks"],
+                    "the checkpoint was written by %s; this run has %s, so results agree within rounding",
+                    header["bits"],
+                    self._identity["bits"],
                 )
         return header, arrays
 

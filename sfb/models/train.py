@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def train(
         with sfb.Comm(world, reproducible=reproducible, profile=profile) as comm:
             samples, test = _samples(world, dataset)
             model = _model(config, dataset)
-            saver.identify(data=fingerprint(world, samples) if saver.enabled else "", ranks=_layout(world, comm))
+            if saver.enabled:
+                saver.identify(data=fingerprint(world, samples), bits=_bits(world, comm, config, profile))
             trainer = Trainer(comm, world, config, model, samples, test)
             if config.resume:
                 trainer.restore(*saver.newest())
@@ -145,10 +147,13 @@ def _profile(world: MPI.Intracomm) -> sfb.Profile | None:
     return profile
 
 
-def _layout(world: MPI.Intracomm, comm: sfb.Comm) -> str:
-    """Return a text of the numbers of ranks on nodes; collective."""
+def _bits(world: MPI.Intracomm, comm: sfb.Comm, config: Config, profile: sfb.Profile | None) -> str:
+    """Return a text of what decides in which order gradients are summed; collective."""
     sizes = [size for size in world.allgather(comm.node.size if comm.node.rank == 0 else 0) if size]
-    return f"{world.size} rank{'s' * (world.size > 1)} on nodes of {', '.join(map(str, sizes))}"
+    text = f"{world.size} rank{'s' * (world.size > 1)} on nodes of {', '.join(map(str, sizes))}, --comm {config.comm}"
+    if profile is not None:
+        text += f", profile {blake2b(profile.to_json().encode(), digest_size=4).hexdigest()}"
+    return text
 
 
 def _save(world: MPI.Intracomm, path: Path, model: Model, dataset: Dataset) -> None:

@@ -58,8 +58,8 @@ def test_table_json_and_plot(tmp_path, monkeypatch, capsys):
     assert code == 0, out
     lines = [line.split() for line in out.splitlines() if line[0] != "#"]
     assert [line[:4] for line in lines] == [
-        ["mlr", "20", "30", "mpi"], ["mlr", "20", "30", "auto"], ["mlp", "16", "12", "mpi"], ["mlp", "16", "12", "auto"],
-    ]  # fmt: skip
+        [*case, comm] for case in (["mlr", "20", "30"], ["mlp", "16", "12"]) for comm in ("mpi", "auto")
+    ]
     rows = json.loads((tmp_path / "m.json").read_text())["results"]
     assert [row["comm"] for row in rows] == ["mpi", "auto"] * 2
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
