@@ -113,7 +113,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
     known: dict[str, click.Parameter] = {}
-    for parameter in ctx.command.params:
+    # Arguments last: "model" is the model, not the file.
+    for parameter in sorted(ctx.command.params, key=lambda each: isinstance(each, click.Argument)):
         for name in (*parameter.opts, *parameter.secondary_opts):
             if parameter is not param and (name.startswith("--") or isinstance(parameter, click.Argument)):
                 known[name.lstrip("-").lower().replace("-", "_")] = parameter
@@ -207,7 +208,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
                  callback=_read_config, metavar="FILE.toml",
                  help="Take options from a file, lr = 0.1; the command line wins."),
-    click.option("--model", "model_file", type=Output(), metavar="FILE.npz", help="Write the trained model."),
+    click.option("--model", "--model-file", "model_file", type=Output(), metavar="FILE.npz",
+                 help="Write the trained model."),
     json_option,
     plot_option,
 )  # fmt: skip

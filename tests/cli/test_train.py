@@ -76,7 +76,9 @@ def test_a_config_file_gives_what_the_command_line_does_not(parse, tmp_path):
     assert found["time_limit"] == 5400
     assert found["json_file"] == Path("run.json")
     assert found["momentum"] == 0.9
-    assert parse("mlr", "--config", path)["model"] == "mlr"
+    assert found["model_file"] is None
+    path.write_text('model-file = "m.npz"')
+    assert parse("mlr", "--config", path)["model_file"] == Path("m.npz")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_a_run_that_has_stopped_goes_on(sfb, tmp_path):
     assert "epoch 5/5" in out
     assert "Traceback" not in sfb(*run, "--resume", "--lr", 1, code=1)[1]
     # Without a checkpoint a limit of time is an end like any other.
-    assert "ended by the limit of time\n" in sfb("train", "mlr", "--data", "digits", "--time-limit", "1e-6")[0]
+    assert "ended by the limit of time\n" in sfb("train", "mlr", "--data", "digits", "--time-limit", "0.000001")[0]
 
 
 def test_resume_without_checkpoints(sfb, tmp_path):
