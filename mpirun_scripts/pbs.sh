@@ -11,6 +11,9 @@
 #   qsub mpirun_scripts/pbs.sh                              # sfb train mlp --data mnist
 #   qsub -v SFB_COMMAND="python -m mpi4py script.py" mpirun_scripts/pbs.sh
 #   qsub -v "SFB_COMMAND='sfb bench allreduce -S 1,10,100'" mpirun_scripts/pbs.sh     # commas need both quotes
+#   qsub -v SFB_COMMAND="sfb train mlp --epochs 1000 --checkpoint run1 --time-limit 00:28:00" mpirun_scripts/pbs.sh
+#
+# sfb train --checkpoint exits with 75 if its time is over; the same with --resume goes on (docs/training.md).
 #
 # -l of qsub wins over the lines above: as many chunks as nodes, ncpus = mpiprocs × ompthreads, mpiprocs ranks on each.
 # qsub -v takes the variables below, too, separated by commas.

@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from threading import Thread
@@ -26,6 +26,7 @@ __all__ = [
     "check_launcher",
     "end",
     "end_job_on_error",
+    "first_interrupt_is_handled",
     "foreign_launcher",
     "launched",
     "lone_rank",
@@ -42,6 +43,7 @@ _LAST_WORDS = 0.2
 
 _ending: MPI.Intracomm | None = None  # the ranks of `meet_at_end`
 _kept: list[socket.socket] = []  # to which Python writes the numbers of signals
+_handled = False  # whether the main thread ends by itself after the first Ctrl-C
 
 # Variables in which launchers give each process the number of processes that they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
@@ -115,13 +117,25 @@ def _watch_for_interrupts() -> None:
         return
 
     def watch() -> None:
-        while signal.SIGINT not in reader.recv(1):
-            pass
+        interrupts = 0
+        while interrupts < (2 if _handled else 1):
+            interrupts += signal.SIGINT in reader.recv(1)
         sleep(_PATIENCE)
         abort(INTERRUPTED)
 
     Thread(target=watch, daemon=True, name="sfb interrupts").start()
     _kept.append(writer)
+
+
+@contextmanager
+def first_interrupt_is_handled() -> Iterator[None]:
+    """Let only the second Ctrl-C end the job inside a ``with`` statement, whose block heeds the first."""
+    global _handled
+    _handled = True
+    try:
+        yield
+    finally:
+        _handled = False
 
 
 def end(code: int, show: Callable[[], object]) -> int:

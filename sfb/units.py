@@ -9,10 +9,22 @@ import math
 import re
 from numbers import Real
 
-__all__ = ["format_bytes", "format_rate", "format_size", "microseconds", "milliseconds", "parse_rate", "parse_size"]
+__all__ = [
+    "format_bytes",
+    "format_duration",
+    "format_rate",
+    "format_size",
+    "microseconds",
+    "milliseconds",
+    "parse_duration",
+    "parse_rate",
+    "parse_size",
+]
 
 _SIZE = re.compile(r"\s*([0-9]+)\s*(?:([KMG])i?)?B?\s*", re.IGNORECASE)
 _RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:/s)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s?)?")
+_CLOCK = re.compile(r"(?:([0-9]+)-)?([0-9]+):([0-9]+):([0-9]+)")
 
 
 def parse_size(text: str) -> int:
@@ -97,6 +109,44 @@ def format_bytes(nbytes: float) -> str:
     """
     number, prefix = _scaled(float(f"{nbytes:.3g}"), 1000, ("", "k", "M", "G", "T"))
     return f"{number:.3g} {prefix}B"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a time: a number of them, 90s, 20m, 1h30m, 2d, or H:MM:SS and D-H:MM:SS of schedulers.
+
+    >>> from sfb.units import parse_duration
+    >>> [parse_duration(text) for text in ("90", "1h30m", "00:20:00", "1-00:00:00")]
+    [90.0, 5400.0, 1200.0, 86400.0]
+
+    Raises:
+        ValueError: The text is no time, or the time is not above 0.
+    """
+    compact = "".join(text.split()).lower()
+    match = _CLOCK.fullmatch(compact) or _DURATION.fullmatch(compact)
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else []
+    except ValueError:  # two decimal points
+        parts = []
+    seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=bool(parts)))
+    if not seconds > 0:
+        raise ValueError(f"{text!r} is not a time above 0 like 90s, 20m, 1h30m or 01:30:00")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time in its largest two units.
+
+    >>> from sfb.units import format_duration
+    >>> [format_duration(seconds) for seconds in (7.4, 90, 5400, 200_000)]
+    ['7 s', '1 min 30 s', '1 h 30 min', '2 d 7 h']
+    """
+    left = round(seconds)
+    found: list[str] = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or found or size == 1:
+            found.append(f"{count} {name}")
+    return " ".join(part for part in found[:2] if part[0] != "0" or len(found) == 1)
 
 
 def milliseconds(seconds: float | None, digits: int = 3) -> str:

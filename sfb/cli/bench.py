@@ -304,3 +304,34 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
         consistency.run(world, consistency.Config(**options), **output)
     except (DataError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error
+
+
+@bench.command("models")
+@click.option("-m", "--models", type=Names(), default="mlr,dml,dictionary,mlp",
+              help="Any of mlr, a wide logistic regression; dml, metric learning; dictionary; mlp.")  # fmt: skip
+@click.option("--shapes", type=Shapes(),
+              help="Rows and columns of the largest parameter of each.  "
+              "[default: 1000x20000,512x4096,1024x4096,2048x784]")  # fmt: skip
+@click.option("-a", "--comm", "comms", multiple=True,
+              type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded"]),
+              help="Time only this beside mpi; repeat it for several.  [default: auto]")  # fmt: skip
+@click.option("--samples", type=click.IntRange(2), default=4096, help="Made samples to learn from, of all ranks.")
+@click.option("--batch", type=click.IntRange(1), default=64, help="Examples of a step, of all ranks.")
+@click.option("--epochs", type=click.IntRange(1), default=3, help="Epochs of the run whose loss is the target.")
+@click.option("-r", "--repeats", type=click.IntRange(1), default=3, help="Times that each case runs.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of samples and parameters.")
+@_output_options(plot=True)
+def bench_models(
+    output: dict[str, Any], models: Sequence[str], shapes: Any, comms: Sequence[str], **options: Any
+) -> None:
+    """Time models to a fixed objective, their gradients as factors beside MPI's Allreduce of dense ones."""
+    world = start()
+    from sfb.bench import models as benchmark
+
+    unknown = [name for name in models if name not in benchmark.CASES]
+    if unknown:
+        raise Failure(f"expected models of {', '.join(benchmark.CASES)}, got {', '.join(unknown)}")
+    if shapes is not None and len(shapes) != len(models):
+        raise Failure(f"--shapes must give one shape for each of {len(models)} models, got {len(shapes)}")
+    config = benchmark.Config(models=models, shapes=shapes, comms=("mpi", *(comms or ("auto",))), **options)
+    benchmark.run(world, config, **output)

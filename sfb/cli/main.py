@@ -14,8 +14,9 @@ import click
 
 from sfb._version import __version__
 from sfb.cli.bench import bench
-from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, load_mpi, plot_option, start
+from sfb.cli.common import Failure, Finite, Output, Single, json_option, load_mpi, start
 from sfb.cli.topology import topology
+from sfb.cli.train import compare, train
 from sfb.files import write
 from sfb.kernels import KernelError
 from sfb.launch import INTERRUPTED, abort, end, launched, lone_rank
@@ -175,68 +176,7 @@ def explain(**options: Any) -> None:
     click.echo(what_if(profile=profile, **options).explain())
 
 
-@cli.command()
-@click.argument("model", type=click.Choice(["mlp", "mlr"]))
-@click.option("--data", default="mnist",
-              help="mnist, digits, or a file: .npz (arrays x and y) or LIBSVM, maybe .gz, .bz2 or .xz.")  # fmt: skip
-@click.option("--zero-based", is_flag=True, help="Indices of the LIBSVM file count from 0.")
-@click.option("--comm", default="auto",
-              type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded", "mpi"]),
-              help="How ranks exchange gradients; mpi is plain mpi4py Allreduce.")  # fmt: skip
-@click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples of a step on all ranks together.")
-@click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate.")
-@click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Momentum of SGD.")
-@click.option("--weight-decay", type=Finite(0), default=1e-4, help="Weight decay of SGD.")
-@click.option("--hidden", type=Sizes(1), default="4096,4096", help="Units of the hidden layers of mlp.")
-@click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
-              help="Part of the data to hold out for testing.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of weights, split and order.")
-@click.option("--overlap/--no-overlap", default=False,
-              help="Exchange a layer's gradient during the backward pass of the others.")  # fmt: skip
-@click.option(
-    "--reproducible", is_flag=True, help="Choose algorithms without measuring, for the same bits in every run."
-)
-@json_option
-def train(json_file: Path | None, **options: Any) -> None:
-    """Train a ready-made model, data-parallel.
-
-    mlp is a multilayer perceptron with ReLU, mlr multiclass logistic regression. The ranks exchange each layer's
-    gradient by the algorithm that suits its shape.
-    """
-    world = start()
-    from sfb.models.data import DataError
-    from sfb.models.report import Progress
-    from sfb.models.train import Config, TrainingError
-    from sfb.models.train import train as run_training
-    from sfb.runtime.threads import limit_process
-
-    config = Config(**{**options, "hidden": tuple(options["hidden"])})
-    limit_process(world)
-    try:
-        with Progress(config, world) as progress:
-            result = run_training(world, config, progress.report, progress.tick)
-    except (DataError, TrainingError) as error:
-        raise Failure(str(error)) from error
-    if world.rank == 0:
-        if json_file is not None:
-            write(json_file, json.dumps(result, indent=1) + "\n")
-        progress.finish(result)
-
-
-@cli.command(cls=Single)
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@json_option
-@plot_option
-def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
-    """Compare training runs, the JSON files of sfb train -J; of two runs, show ratios to the first."""
-    from sfb.models.report import ReportError, compare_runs
-
-    try:
-        compare_runs(runs, json_file, plot)
-    except ReportError as error:
-        raise Failure(str(error)) from error
-
-
+cli.add_command(train)
+cli.add_command(compare)
 cli.add_command(bench)
 cli.add_command(topology)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr
+from sfb.models.model import Model, Parameter
 from sfb.models.network import Layer, Network
+from sfb.models.registry import MODELS
+from sfb.models.svm import svm
 
 if TYPE_CHECKING:
     from sfb.models.linear import LinearSVC, LogisticRegression
@@ -21,12 +24,14 @@ __all__ = [
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "Model",
     "Network",
+    "Parameter",
     "mlp",
     "mlr",
+    "svm",
 ]
 
-MODELS = {"mlp": mlp, "mlr": mlr}
 _ESTIMATORS = {
     "LinearSVC": "sfb.models.linear",
     "LogisticRegression": "sfb.models.linear",

@@ -40,6 +40,18 @@ class Dataset:
     classes: np.ndarray
     train: np.ndarray
     test: np.ndarray
+    sharded: bool = False
+    scaler: Any = None
+
+    @property
+    def test_x(self) -> np.ndarray:
+        """Features of the samples of which ``test`` holds indices."""
+        return self.x
+
+    @property
+    def test_y(self) -> np.ndarray:
+        """Their labels."""
+        return self.y
 
 
 def load(

@@ -53,7 +53,7 @@ class GradientExchange(ABC):
         self._open: list[tuple[str, Any, Any]] = []
         self._began = 0.0
 
-    def begin(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD) -> None:
+    def begin(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer) -> None:
         """Exchange the gradient of a layer, or start its exchange."""
         tally = self.tallies.setdefault(layer, Tally())
         if not self._overlap:
@@ -81,15 +81,15 @@ class GradientExchange(ABC):
         self.under_way += now - self._began
 
     @abstractmethod
-    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD, tally: Tally) -> float:
+    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer, tally: Tally) -> float:
         """Exchange and apply a gradient; return the seconds of communication."""
 
     @abstractmethod
-    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD) -> Any:
+    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer) -> Any:
         """Return the request of an exchange."""
 
     @abstractmethod
-    def _end(self, layer: str, optimizer: sfb.optim.SGD, request: Any, tally: Tally) -> None:
+    def _end(self, layer: str, optimizer: sfb.optim.Optimizer, request: Any, tally: Tally) -> None:
         """Apply and tally an exchange whose request is complete."""
 
 
@@ -101,17 +101,17 @@ class FactorExchange(GradientExchange):
         self._comm = comm
         self._algorithm = algorithm
 
-    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD, tally: Tally) -> float:
+    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer, tally: Tally) -> float:
         self._comm.Allreduce(factors, optimizer, algorithm=self._algorithm)
         last = self._comm.last_exchange
         assert last is not None
         tally.add(last.algorithm, last.wire_bytes)
         return last.exchange_seconds
 
-    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD) -> Any:
+    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer) -> Any:
         return self._comm.Iallreduce(factors, optimizer, algorithm=self._algorithm)
 
-    def _end(self, layer: str, optimizer: sfb.optim.SGD, request: Any, tally: Tally) -> None:
+    def _end(self, layer: str, optimizer: sfb.optim.Optimizer, request: Any, tally: Tally) -> None:
         tally.add(request.exchange.algorithm, request.exchange.wire_bytes)
 
 
@@ -128,7 +128,7 @@ class MpiExchange(GradientExchange):
             self._gradients[layer] = np.empty(factors.shape, factors.dtype)
         return factors.dense(out=self._gradients[layer])
 
-    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD, tally: Tally) -> float:
+    def _at_once(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer, tally: Tally) -> float:
         gradient = self._gradient(layer, factors)
         began = perf_counter()
         self._comm.Allreduce(MPI.IN_PLACE, gradient)
@@ -137,10 +137,10 @@ class MpiExchange(GradientExchange):
         tally.add("mpi", ring_bytes(gradient.nbytes, self._comm.size))
         return seconds
 
-    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.SGD) -> Any:
+    def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer) -> Any:
         return self._comm.Iallreduce(MPI.IN_PLACE, self._gradient(layer, factors))
 
-    def _end(self, layer: str, optimizer: sfb.optim.SGD, request: Any, tally: Tally) -> None:
+    def _end(self, layer: str, optimizer: sfb.optim.Optimizer, request: Any, tally: Tally) -> None:
         gradient = self._gradients[layer]
         optimizer.step(gradient)
         tally.add("mpi", ring_bytes(gradient.nbytes, self._comm.size))

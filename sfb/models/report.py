@@ -1,103 +1,36 @@
-"""Reports on training: its progress, and comparisons of runs."""
+"""Comparisons of training runs, and their plots."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
-from mpi4py import MPI
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from sfb.environment import header
 from sfb.files import write
-from sfb.models.train import Config, Epoch
+from sfb.models.progress import show_measure
 from sfb.units import format_bytes, milliseconds
 
-__all__ = ["Progress", "ReportError", "compare_runs", "summary"]
+__all__ = ["ReportError", "compare_runs", "draw", "summary"]
 
 
 class ReportError(Exception):
     """A file does not hold a training run."""
 
 
-class Progress(AbstractContextManager["Progress"]):
-    """Reports epochs on rank 0: a bar on a terminal, plain lines elsewhere.
-
-    Args:
-        config: What the run trains, and how.
-        world: The ranks that train.
-    """
-
-    def __init__(self, config: Config, world: MPI.Intracomm) -> None:
-        self._config = config
-        self._active = world.rank == 0
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Progress:
-        if self._active:
-            c = self._config
-            print(f"training {c.model} on {c.data}, --comm {c.comm}, {c.epochs} epochs", flush=True)
-            # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
-            if sys.stdout.isatty() and sys.stdin.isatty():
-                self._bar = Bar(TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                self._task = self._bar.add_task("step", total=None)
-                self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def tick(self, steps: int) -> None:
-        """Advance the bar by one of ``steps`` steps."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=steps, advance=1)
-
-    def report(self, epoch: Epoch) -> None:
-        """Print one epoch."""
-        if not self._active:
-            return
-        line = (
-            f"epoch {epoch.epoch}/{self._config.epochs}  loss {epoch.loss:.4f}  test accuracy {epoch.accuracy:.2%}  "
-            f"{epoch.seconds:.2f} s (exchange {epoch.exchange_seconds:.2f} s, {format_bytes(epoch.wire_bytes)}"
-            f"{f', overlap {epoch.overlap:.0%}' if self._config.overlap else ''})"
-        )
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
-        else:
-            print(line, flush=True)
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Print the layers and the environment of the run."""
-        for layer in result["layers"]:
-            print(
-                f"{layer['name']}  {layer['K']}×{layer['D']}  {layer['algorithm']}  "
-                f"{format_bytes(layer['wire_bytes_per_step'])} per step"
-            )
-        print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
-        for line in header(result["environment"]):
-            print(f"# {line}")
-
-
 def summary(run: dict[str, Any]) -> dict[str, Any]:
     """Return the figures that `compare_runs` compares: medians over epochs, per step."""
     steps = run["steps_per_epoch"]
     return {
-        "comm": run["config"]["comm"],
+        "comm": run["config"]["comm"] if run["config"]["sync"] == "bsp" else run["config"]["sync"],
         "ranks": run["environment"]["ranks"],
-        "accuracy": run["epochs"][-1]["accuracy"],
+        "measure": run["measure"],
+        "score": run["epochs"][-1]["score"],
         "seconds_per_step": median(e["seconds"] for e in run["epochs"]) / steps,
         "exchange_seconds_per_step": median(e["exchange_seconds"] for e in run["epochs"]) / steps,
         "wire_bytes_per_step": median(e["wire_bytes"] for e in run["epochs"]) / steps,
@@ -158,7 +91,8 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
             cells.append(f"{rows[1][key] / first[key]:.3f}" if ratios and first[key] else "")
         table.add_row(label, *cells)
 
-    line("test accuracy", "accuracy", "{:.2%}".format, ratios=False)
+    measure = first["measure"]
+    line(f"test {measure}", "score", lambda score: show_measure(measure, score), ratios=False)
     line("time per step", "seconds_per_step", _milliseconds)
     line("exchange per step", "exchange_seconds_per_step", _milliseconds)
     line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
@@ -171,6 +105,41 @@ def _milliseconds(seconds: float) -> str:
     return f"{milliseconds(seconds, 1)} ms"
 
 
+def draw(run: dict[str, Any], path: Path) -> None:
+    """Draw loss and measure of one run, against seconds and against epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    epochs = [epoch["epoch"] for epoch in run["epochs"]]
+    for column, (label, at) in enumerate((("seconds of training", _elapsed(run)), ("epochs", epochs))):
+        for row, (key, name) in enumerate((("loss", "training loss"), ("score", f"test {run['measure']}"))):
+            panel = panels[row, column]
+            panel.plot(at, [epoch[key] for epoch in run["epochs"]], "o-", color=f"C{row}")
+            panel.grid(alpha=0.3, which="both")
+            if column == 0:
+                panel.set_ylabel(name)
+            if row == 1:
+                panel.set_xlabel(label)
+    if all(epoch["loss"] > 0 for epoch in run["epochs"]):
+        panels[0, 0].set_yscale("log")
+    figure.suptitle(_title(run))
+    figure.savefig(path, dpi=120)
+
+
+def _elapsed(run: dict[str, Any]) -> list[float]:
+    """Return the seconds of training at the end of each epoch."""
+    return list(accumulate(epoch["seconds"] for epoch in run["epochs"]))
+
+
+def _title(run: dict[str, Any]) -> str:
+    config, environment = run["config"], run["environment"]
+    return (
+        f"{config['model']} on {config['data']}, {environment['ranks']} ranks on "
+        f"{environment['cores_per_node']} cores per node"
+    )
+
+
 def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequence[str], path: Path) -> None:
     """Draw loss against seconds, and the bytes of a step."""
     from matplotlib.figure import Figure
@@ -179,24 +148,14 @@ def _draw(runs: list[dict[str, Any]], rows: list[dict[str, Any]], labels: Sequen
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     colours = [f"C{i}" for i in range(len(runs))]
     for run, label, colour in zip(runs, labels, colours, strict=True):
-        elapsed, losses = [], []
-        total = 0.0
-        for epoch in run["epochs"]:
-            total += epoch["seconds"]
-            elapsed.append(total)
-            losses.append(epoch["loss"])
-        left.plot(elapsed, losses, "o-", color=colour, label=label)
+        left.plot(_elapsed(run), [epoch["loss"] for epoch in run["epochs"]], "o-", color=colour, label=label)
     left.set_xlabel("seconds of training")
     left.set_ylabel("training loss")
     left.set_yscale("log")
     left.set_xlim(left=0)
     left.grid(alpha=0.3, which="both")
     left.legend(title="--comm")
-    config, environment = runs[0]["config"], runs[0]["environment"]
-    left.set_title(
-        f"{config['model']} on {config['data']}, {environment['ranks']} ranks on "
-        f"{environment['cores_per_node']} cores per node"
-    )
+    left.set_title(_title(runs[0]))
     bars = right.bar(labels, [row["wire_bytes_per_step"] for row in rows], color=colours)
     right.bar_label(bars, [format_bytes(row["wire_bytes_per_step"]) for row in rows])
     if all(row["wire_bytes_per_step"] > 0 for row in rows):

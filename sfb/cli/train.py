@@ -1,0 +1,268 @@
+"""The commands sfb train and sfb compare."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, plot_option, start
+from sfb.files import write
+from sfb.models.config import COMMS, OPTIMIZERS
+from sfb.models.network import ACTIVATIONS
+from sfb.models.rates import SCHEDULES
+from sfb.models.registry import MODELS
+from sfb.units import parse_duration
+
+__all__ = ["STOPPED", "compare", "train"]
+
+# The exit code of a run that has stopped before its end and can go on: EX_TEMPFAIL of sysexits.h, "try again".
+STOPPED = 75
+
+
+class Grouped(click.Command):
+    """A command whose help shows options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each group of options; see `click.Command.format_options`."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                groups.setdefault(getattr(parameter, "group", "Other options"), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class Duration(click.ParamType):
+    """A time: 90s, 20m, 1h30m, 01:30:00."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that the text gives."""
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _group(heading: str, *options: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds options under a heading."""
+
+    def decorate(command: Any) -> Any:
+        others = list(getattr(command, "__click_params__", []))
+        for option in reversed(options):
+            command = option(command)
+        for parameter in command.__click_params__:
+            if parameter not in others:
+                parameter.group = heading
+        return command
+
+    return decorate
+
+
+def _model_options() -> Iterable[Any]:
+    """Return the options that some model of the registry takes."""
+    options = {
+        "hidden": click.option("--hidden", type=Sizes(1), help="Units of each hidden layer.  [default: 4096,4096]"),
+        "activation": click.option(
+            "--activation", type=click.Choice(ACTIVATIONS), help="Between layers.  [default: relu]"
+        ),
+        "components": click.option("--components", type=click.IntRange(1), help="Rows of the matrix to learn."),
+        "alpha": click.option("--alpha", type=Finite(0), help="Penalty of the sparse codes."),
+        "neighbours": click.option(
+            "--neighbours", type=click.IntRange(0), help="Partners of a sample are among so many of the nearest."
+        ),
+        "dissimilar_weight": click.option(
+            "--dissimilar-weight", type=Finite(0, min_open=True), help="Weight of pairs that are to be apart."
+        ),
+    }
+    for name, option in options.items():
+        takers = [model for model, entry in MODELS.items() if name in entry.options]
+        if takers:
+            yield _described(option, f"({', '.join(takers)})")
+
+
+def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
+    def decorate(command: Any) -> Any:
+        command = option(command)
+        parameter = command.__click_params__[-1]
+        parameter.help = f"{takers} {parameter.help}"
+        return command
+
+    return decorate
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """Take what the command line does not give from a TOML file."""
+    if value is None:
+        return
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{value}: {error}", ctx, param) from error
+    known: dict[str, click.Parameter] = {}
+    # Arguments last: "model" is the model, not the file.
+    for parameter in sorted(ctx.command.params, key=lambda each: isinstance(each, click.Argument)):
+        for name in (*parameter.opts, *parameter.secondary_opts):
+            if parameter is not param and (name.startswith("--") or isinstance(parameter, click.Argument)):
+                known[name.lstrip("-").lower().replace("-", "_")] = parameter
+    defaults: dict[str, Any] = {}
+    for key, given in content.items():
+        found = known.get(key.lower().replace("-", "_"))
+        if found is None:
+            near = difflib.get_close_matches(key.replace("-", "_"), known, n=3)
+            hint = f"; did you mean {' or '.join(name.replace('_', '-') for name in near)}?" if near else ""
+            raise click.BadParameter(f"{value}: no option is called {key!r}{hint}", ctx, param)
+        if isinstance(given, dict) or (isinstance(given, list) and any(isinstance(x, (dict, list)) for x in given)):
+            raise click.BadParameter(f"{value}: {key} must be a number, a text, a list or true or false", ctx, param)
+        # As on the command line: 5.5 is no number of epochs.
+        flag = isinstance(found, click.Option) and found.is_flag
+        if flag and not isinstance(given, bool):
+            raise click.BadParameter(f"{value}: {key} must be true or false, got {given!r}", ctx, param)
+        if isinstance(given, bool) and not flag:
+            raise click.BadParameter(f"{value}: {key} must not be true or false", ctx, param)
+        text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+        assert found.name is not None
+        defaults[found.name] = given if flag else text
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+@click.command(
+    cls=Grouped,
+    epilog="\b\nExamples:\n"
+    "  mpirun -n 4 sfb train mlp --data mnist --optimizer adam --lr 0.001\n"
+    "  mpirun -n 4 sfb train mlr --data train.svm --sync ssp:3 --lr 0.5\n"
+    "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0",
+)
+@click.argument("model", type=click.Choice(list(MODELS)))
+@_group(
+    "Data",
+    click.option("--data", default="mnist",
+                 help="mnist, digits, or a file: .npz (arrays x and y) or LIBSVM, maybe .gz, .bz2 or .xz."),
+    click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
+                 help="Part of the data to hold out for testing."),
+    click.option("--zero-based", is_flag=True, help="Indices of the LIBSVM file count from 0."),
+)  # fmt: skip
+@_group("Model", *_model_options())
+@_group(
+    "Optimization",
+    click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data."),
+    click.option("--batch-size", type=click.IntRange(1), default=64,
+                 help="Examples of a step on all ranks together."),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS),
+                 help="Update rule.  [default: momentum; sgd with --l1 or rows within a ball]"),
+    click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate."),
+    click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
+                 help="How the learning rate changes: in drops, to 0 by a cosine or linearly, or as 1/√step."),
+    click.option("--warmup-steps", type=click.IntRange(0), default=0,
+                 help="Steps in which the learning rate rises to --lr."),
+    click.option("--drop", type=Finite(0, 1, min_open=True), default=0.1,
+                 help="Factor of each drop of --schedule step."),
+    click.option("--drop-every", type=click.IntRange(1), default=10,
+                 help="Epochs between two drops of --schedule step."),
+    click.option("--momentum", type=Finite(0, 1, max_open=True), default=0.9, help="Of momentum and nesterov."),
+    click.option("--weight-decay", type=Finite(0), default=1e-4, help="Of all parameters but biases."),
+    click.option("--l1", type=Finite(0), default=0.0,
+                 help="Penalty of magnitudes, by proximal steps; needs --optimizer sgd."),
+    click.option("--seed", type=click.IntRange(0), default=0, help="Seed of parameters, split and order."),
+    click.option("--target-loss", type=Finite(0), help="End once the mean loss of an epoch is at most this."),
+    click.option("--time-limit", type=Duration(),
+                 help="End after this time: 90s, 20m, 1h30m, 01:30:00."),
+)  # fmt: skip
+@_group(
+    "Communication",
+    click.option("--sync", default="bsp", metavar="bsp|ssp:N|asp",
+                 help="Wait for all ranks in each step; or let them run at most N steps apart, or freely, through the "
+                 "decentralised store."),
+    click.option("--comm", default="auto", type=click.Choice(COMMS),
+                 help="How ranks exchange gradients under bsp; mpi is plain mpi4py Allreduce."),
+    click.option("--overlap/--no-overlap", default=False,
+                 help="Exchange a layer's gradient during the backward pass of the others."),
+    click.option("--reproducible", is_flag=True,
+                 help="Choose algorithms without measuring, for the same bits in every run; --checkpoint implies it."),
+    click.option("--topology", default="halton", help="Graph of the ranks under ssp and asp."),
+    click.option("--bandwidth", help="Most that a rank sends under ssp and asp, such as 100Mbit/s."),
+)  # fmt: skip
+@_group(
+    "Checkpoints",
+    click.option("--checkpoint", metavar="DIR", help="Folder to write checkpoints to."),
+    click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS",
+                 help="Steps between two checkpoints.  [default: one after each epoch]"),
+    click.option("--keep", type=click.IntRange(1), default=2, help="Checkpoints to keep, the last ones."),
+    click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder."),
+)  # fmt: skip
+@_group(
+    "Input and output",
+    click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
+                 callback=_read_config, metavar="FILE.toml",
+                 help="Take options from a file, lr = 0.1; the command line wins."),
+    click.option("--model", "--model-file", "model_file", type=Output(), metavar="FILE.npz",
+                 help="Write the trained model."),
+    json_option,
+    plot_option,
+)  # fmt: skip
+def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **options: Any) -> int:
+    """Train a ready-made model, data-parallel.
+
+    mlp is a multilayer perceptron, mlr multiclass logistic regression, svm a linear support vector machine. The ranks
+    exchange each layer's gradient by the algorithm that suits its shape. A batch has the same samples on any number of
+    ranks.
+
+    With --checkpoint, SIGTERM, SIGUSR1, Ctrl-C, --time-limit and the end of a Slurm job (SLURM_JOB_END_TIME) end a run
+    after the step under way, with a checkpoint. Exit codes: 0, the run is complete; 75, it has stopped with a
+    checkpoint, and --resume goes on; 1, an error; 2, wrong usage; 130, interrupted without a checkpoint.
+    """
+    world = start()
+    from sfb import MismatchError, StoreError
+    from sfb.models.config import TrainingError
+    from sfb.models.data import DataError
+    from sfb.models.progress import Progress
+    from sfb.models.report import draw
+    from sfb.models.train import Config
+    from sfb.models.train import train as run_training
+    from sfb.runtime.threads import limit_process
+
+    names = {name for entry in MODELS.values() for name in entry.options}
+    given = {name: options.pop(name) for name in names & {*options}}
+    chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
+    reading = {name: options.pop(name) for name in ("test_fraction", "zero_based")}
+    config = Config(options=dict(sorted(chosen.items())), reading=reading, **options)
+    limit_process(world)
+    try:
+        with Progress(config, world) as progress:
+            result = run_training(world, config, progress.report, progress.begin, model_file=model_file)
+    except (DataError, TrainingError, MismatchError, StoreError, ValueError) as error:
+        raise Failure(str(error)) from error
+    if world.rank == 0:
+        if json_file is not None:
+            write(json_file, json.dumps(result, indent=1) + "\n")
+        progress.finish(result)
+        if plot is not None and result["epochs"]:
+            draw(result, plot)
+    return STOPPED if result["resumable"] else 0
+
+
+@click.command(cls=Single, epilog="\b\nExample:\n  sfb compare mpi.json auto.json --plot both.png")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+@plot_option
+def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
+    """Compare training runs, the JSON files of sfb train -J; of two runs, show ratios to the first."""
+    from sfb.models.report import ReportError, compare_runs
+
+    try:
+        compare_runs(runs, json_file, plot)
+    except ReportError as error:
+        raise Failure(str(error)) from error
