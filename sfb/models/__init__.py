@@ -6,6 +6,7 @@ Estimators, which need scikit-learn, are imported when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sfb.models.files import ModelError, load, save
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr
 from sfb.models.network import Layer, Network
@@ -21,9 +22,12 @@ __all__ = [
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "ModelError",
     "Network",
+    "load",
     "mlp",
     "mlr",
+    "save",
 ]
 
 MODELS = {"mlp": mlp, "mlr": mlr}

@@ -88,6 +88,10 @@ class Estimator(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def _contents(self) -> dict[str, Any]:
+        """Return what `sfb.models.save` writes: arrays, and settings for the header."""
+        raise TypeError(f"{type(self).__name__} has no model file")
+
     def _agree(self, ranks: Ranks) -> None:
         """Check the parameters; collective.
 

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, hstack, issparse
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 import sfb
 from sfb.kernels.stages import compiled
@@ -30,6 +31,21 @@ class _Linear(Classifier):
 
     coef_: np.ndarray
     intercept_: np.ndarray
+
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        return {
+            "kind": "linear",
+            "model": type(self).__name__,
+            "out_activation": self._link(),
+            "coef": self.coef_,
+            "intercept": self.intercept_,
+            "classes": self.classes_,
+        }
+
+    def _link(self) -> str:
+        """Return how scores become probabilities: logistic, softmax, or identity for not at all."""
+        return "identity"
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of local samples, N×K, or N for two classes."""
@@ -156,6 +172,9 @@ class LogisticRegression(_Linear):
         if scores.ndim == 1:
             return np.column_stack([log_expit(-scores), log_expit(scores)])
         return log_softmax(scores, axis=1)
+
+    def _link(self) -> str:
+        return "logistic" if len(self.classes_) == 2 else "softmax"
 
     def _minimise(self, ranks: Ranks, shard: Shard, start: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the coefficients, intercepts in the last column, and the number of iterations; collective."""

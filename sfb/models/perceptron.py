@@ -14,7 +14,7 @@ from scipy.special import expit, log_softmax, softmax
 from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 import sfb
 from sfb.models.estimator import Classifier, Estimator, Number
@@ -120,6 +120,7 @@ class _Perceptron(Estimator):
     """What classifier and regressor share."""
 
     coefs_: list[np.ndarray]
+    out_activation_: str
     intercepts_: list[np.ndarray]
     numbers: ClassVar = {
         "alpha": Number(0),
@@ -192,6 +193,18 @@ class _Perceptron(Estimator):
     def __getstate__(self) -> dict[str, Any]:
         # A copy goes on from the same weights, with fresh moments.
         return {name: value for name, value in super().__getstate__().items() if name != "_network"}
+
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        contents: dict[str, Any] = {
+            "kind": "mlp",
+            "model": type(self).__name__,
+            "activation": self.activation,
+            "out_activation": self.out_activation_,
+        }
+        for i, (coef, intercept) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
+            contents |= {f"weights{i}": coef.T, f"bias{i}": intercept}
+        return contents
 
     def _fit(self, ranks: Ranks, x: Any, targets: np.ndarray, *, outputs: int) -> None:
         """Train on the samples of all ranks until the loss or the score improves no more; collective."""
@@ -466,6 +479,9 @@ class MLPClassifier(_Perceptron, Classifier):
             return np.hstack([-np.logaddexp(0, scores), -np.logaddexp(0, -scores)])
         return log_softmax(scores, axis=1)
 
+    def _contents(self) -> dict[str, Any]:
+        return super()._contents() | {"classes": self.classes_}
+
     def _losses(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
         losses, error = cross_entropy(outputs, targets)
         return float(losses.sum(dtype=np.float64)), error
@@ -522,6 +538,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         """Return the targets of local samples, N, or N×M if `fit` took N×M."""
         found = self._outputs(X)
         return found if self._target_shape else found.ravel()
+
+    def _contents(self) -> dict[str, Any]:
+        return super()._contents() | {"matrix": bool(self._target_shape)}
 
     def _losses(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
         error = outputs - targets
