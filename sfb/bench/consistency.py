@@ -122,8 +122,8 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
 def _train(world: MPI.Intracomm, data: Dataset, config: Config, mode: str, priority: str, *, seed: int) -> Row:
     """Train once, and return times and the curve of the objective; collective."""
     network = mlr(data.x.shape[1], len(data.classes))
-    layer = network.layers[0]
-    rule = sfb.optim.SGD(lr=config.lr / (config.batch * world.size))
+    weights, bias = network.parameters
+    rule = sfb.optim.SGD(lr=config.lr)
     batches = np.random.default_rng([seed, world.rank])
     delays = _delays(config, world.rank, np.random.default_rng([seed, world.rank, 1]))
     shots: list[tuple[float, int, np.ndarray, np.ndarray]] = []
@@ -131,7 +131,7 @@ def _train(world: MPI.Intracomm, data: Dataset, config: Config, mode: str, prior
     own = data.train[world.rank :: world.size]
     store = sfb.Store(
         world,
-        {"w": layer.weights, "b": layer.bias},
+        {parameter.name: parameter.array for parameter in network.parameters},
         rule,
         topology=config.topology,
         consistency=consistency_of(mode),
@@ -144,26 +144,24 @@ def _train(world: MPI.Intracomm, data: Dataset, config: Config, mode: str, prior
     begin = perf_counter()
     with store:
         for step in range(config.steps):
-            layer.weights, layer.bias = store["w"], store["b"]
+            weights.array, bias.array = store[weights.name], store[bias.name]
             if step % every == 0 and world.rank == 0:
                 shots.append(
-                    (perf_counter() - begin, store.stats().sent_bytes, layer.weights.copy(), layer.bias.copy())
+                    (perf_counter() - begin, store.stats().sent_bytes, weights.array.copy(), bias.array.copy())
                 )
             chosen = batches.choice(own, config.batch)
-            activations = network.forward(data.x[chosen])
-            _, error = network.loss(activations[-1], data.y[chosen])
+            _, gradients = network.gradients(data.x, data.y, chosen[:, np.newaxis], config.batch * world.size)
             sleep(delays[step])
-            for _, factors in network.backward(activations, error):
-                store.push("w", factors)
-                store.push("b", error.sum(axis=0))
+            for parameter, gradient in gradients:
+                store.push(parameter.name, gradient)
             store.clock()
     seconds = world.allreduce(perf_counter() - begin, MPI.MAX)
     stats = store.stats()
-    layer.weights, layer.bias = store["w"], store["b"]
-    shots.append((perf_counter() - begin, stats.sent_bytes, layer.weights, layer.bias))
+    weights.array, bias.array = store[weights.name], store[bias.name]
+    shots.append((perf_counter() - begin, stats.sent_bytes, weights.array, bias.array))
     curve = [(at, sent * world.size / 1e6, _objective(network, data, *values)) for at, sent, *values in shots]
     first = next((point for point in curve if point[2] <= config.target), None)
-    lowest, highest = (np.empty_like(layer.weights) for _ in range(2))
+    lowest, highest = (np.empty_like(weights.array) for _ in range(2))
     world.Allreduce(shots[-1][2], lowest, MPI.MIN)
     world.Allreduce(shots[-1][2], highest, MPI.MAX)
     reads = sum(stats.staleness.values())
@@ -195,10 +193,9 @@ def _delays(config: Config, rank: int, rng: np.random.Generator) -> np.ndarray:
 
 def _objective(network: Network, data: Dataset, weights: np.ndarray, bias: np.ndarray) -> float:
     """Return the mean cross-entropy over the training data."""
-    layer = network.layers[0]
-    layer.weights, layer.bias = weights, bias
-    total, _ = network.loss(network.forward(data.x[data.train])[-1], data.y[data.train])
-    return total / len(data.train)
+    for parameter, array in zip(network.parameters, (weights, bias), strict=True):
+        parameter.array = array
+    return network.objective(data.x, data.y, data.train[:, np.newaxis]) / len(data.train)
 
 
 def draw(rows: list[Row], path: Path) -> None:

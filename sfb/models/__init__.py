@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sfb.models.files import ModelError, load, save
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr
+from sfb.models.model import Model, Parameter
 from sfb.models.network import Layer, Network
+from sfb.models.registry import MODELS
+from sfb.models.svm import svm
 
 if TYPE_CHECKING:
     from sfb.models.linear import LinearSVC, LogisticRegression
@@ -22,15 +25,17 @@ __all__ = [
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "Model",
     "ModelError",
     "Network",
+    "Parameter",
     "load",
     "mlp",
     "mlr",
     "save",
+    "svm",
 ]
 
-MODELS = {"mlp": mlp, "mlr": mlr}
 _ESTIMATORS = {
     "LinearSVC": "sfb.models.linear",
     "LogisticRegression": "sfb.models.linear",

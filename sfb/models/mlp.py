@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from sfb.models.network import Allocate, Network
+from sfb.models.network import Network
 
 __all__ = ["mlp"]
 
 
 def mlp(
     features: int,
-    classes: int,
-    allocate: Allocate = np.zeros,
+    outputs: int,
     *,
     hidden: Sequence[int] = (4096, 4096),
+    activation: str = "relu",
+    regression: bool = False,
     seed: int = 0,
 ) -> Network:
-    """Return a network of ReLU layers of ``hidden`` units, with He's initialisation (ICCV 2015, section 2.2)."""
-    return Network([features, *hidden, classes], allocate, scale=2.0, seed=seed)
+    """Return a network of hidden layers for classes, or for targets that are numbers.
+
+    He's initialisation (ICCV 2015, section 2.2) for "relu", Glorot's otherwise, whose variance is half of it where
+    layers are equally wide.
+
+    Args:
+        features: The number of features.
+        outputs: The number of classes, or of targets.
+        hidden: Units of each hidden layer.
+        activation: "identity", "relu", "tanh" or "logistic".
+        regression: Whether targets are numbers.
+        seed: Seed of the initial weights.
+    """
+    loss = "squared" if regression else "cross-entropy"
+    scale = 2.0 if activation == "relu" else 1.0
+    return Network([features, *hidden, outputs], activation=activation, loss=loss, scale=scale, seed=seed)

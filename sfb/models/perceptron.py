@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.sparse import issparse
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -18,102 +17,13 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 import sfb
 from sfb.models.estimator import Classifier, Estimator, Number
-from sfb.models.losses import cross_entropy
+from sfb.models.network import ACTIVATIONS, Network, activate
 from sfb.models.ranks import Ranks
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
-# Each activation, in place, and its derivative, which takes the result of the activation.
-_ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]] = {
-    "identity": (lambda x: x, lambda a: 1),
-    "relu": (lambda x: np.maximum(x, 0, out=x), lambda a: a > 0),
-    "tanh": (lambda x: np.tanh(x, out=x), lambda a: 1 - a * a),
-    "logistic": (lambda x: expit(x, out=x), lambda a: a * (1 - a)),
-}
 # The rate below which "adaptive" ends, and the divisor of each of its steps, as in scikit-learn.
 _LEAST_RATE, _SLOWER = 1e-6, 5
-
-
-class _Network:
-    """Layers with update rules of their own, equal on all ranks.
-
-    Args:
-        weights: K×D weights of each layer, from the first to the last, for K outputs and D inputs.
-        biases: K biases of each layer.
-        activation: Name of the activation between layers.
-        rule: Update rule, without a parameter.
-    """
-
-    def __init__(
-        self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], activation: str, rule: sfb.optim.Optimizer
-    ) -> None:
-        self.weights = list(weights)
-        self._flat = np.concatenate(biases).reshape(1, -1)
-        edges = np.cumsum([0, *(len(bias) for bias in biases)])
-        self.biases = [self._flat[0, low:high] for low, high in pairwise(edges)]
-        self._gradient = np.empty_like(self._flat)
-        self._gradients = [self._gradient[0, low:high] for low, high in pairwise(edges)]
-        self._activation = activation
-        self._rules = [rule.bind(weight) for weight in self.weights]
-        self._bias_rule = rule.bind(self._flat)
-
-    def step(
-        self,
-        ranks: Ranks,
-        x: np.ndarray,
-        loss: Callable[[np.ndarray], tuple[float, np.ndarray]],
-        settings: dict[str, Any],
-    ) -> float:
-        """Take a step with the samples of all ranks, and return the loss of this rank's; collective.
-
-        Args:
-            ranks: The ranks.
-            x: S×D inputs of this rank; S may be 0.
-            loss: Takes the outputs, S×K, and returns their loss and its derivative, of this rank's part of the mean.
-            settings: Settings of the rule; ``weight_decay`` is for weights alone.
-        """
-        inputs, derivative = self._forward(x), _ACTIVATIONS[self._activation][1]
-        value, error = loss(inputs.pop())
-        for i in range(len(self.weights) - 1, -1, -1):
-            factors = sfb.Factors(np.ascontiguousarray(error), np.ascontiguousarray(inputs[i]))
-            self._gradients[i][:] = error.sum(axis=0)
-            if i:  # before the exchange, which changes the weights
-                error = (error @ self.weights[i]) * derivative(inputs[i])
-            self._apply(ranks, factors, self._rules[i], settings)
-        ranks.sum(self._gradient)
-        _change(self._bias_rule, settings | {"weight_decay": 0.0})
-        self._bias_rule.step(self._gradient)
-        return value
-
-    def _forward(self, x: np.ndarray) -> list[np.ndarray]:
-        """Return the inputs of each layer, and the outputs of the last without an activation."""
-        results = [x]
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            if len(results) > 1:
-                _ACTIVATIONS[self._activation][0](x)
-            x = x @ weight.T
-            x += bias
-            results.append(x)
-        return results
-
-    def outputs(self, x: Any) -> np.ndarray:
-        """Return the outputs of the last layer, S×K, without an activation."""
-        return self._forward(x.toarray() if issparse(x) else x)[-1]
-
-    @staticmethod
-    def _apply(ranks: Ranks, factors: sfb.Factors, rule: sfb.optim.Optimizer, settings: dict[str, Any]) -> None:
-        _change(rule, settings)
-        if ranks.comm is not None:
-            ranks.comm.Allreduce(factors, rule)
-            return
-        rule.prepare(np.zeros)
-        rule.update(factors.u, factors.v, 0, rule.shape[0])
-        rule.end()
-
-
-def _change(rule: sfb.optim.Optimizer, settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        setattr(rule, name, value)
 
 
 class _Perceptron(Estimator):
@@ -122,6 +32,7 @@ class _Perceptron(Estimator):
     coefs_: list[np.ndarray]
     out_activation_: str
     intercepts_: list[np.ndarray]
+    _loss: ClassVar[str]
     numbers: ClassVar = {
         "alpha": Number(0),
         "learning_rate_init": Number(0, above=True),
@@ -136,7 +47,7 @@ class _Perceptron(Estimator):
         "n_iter_no_change": Number(1, whole=True),
     }
     choices: ClassVar = {
-        "activation": tuple(_ACTIVATIONS),
+        "activation": ACTIVATIONS,
         "solver": ("adam", "sgd"),
         "learning_rate": ("constant", "invscaling", "adaptive"),
     }
@@ -192,7 +103,7 @@ class _Perceptron(Estimator):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy goes on from the same weights, with fresh moments.
-        return {name: value for name, value in super().__getstate__().items() if name != "_network"}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_network", "_rules")}
 
     def _contents(self) -> dict[str, Any]:
         check_is_fitted(self)
@@ -232,7 +143,7 @@ class _Perceptron(Estimator):
             if merit > best:
                 best = merit
                 if self.early_stopping:
-                    best_weights = [w.copy() for w in self._network.weights], [b.copy() for b in self._network.biases]
+                    best_weights = [array.copy() for array in self._arrays_of(self._network)]
             if self.solver == "sgd" and self.learning_rate == "invscaling":
                 rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
             if stale > self.n_iter_no_change:
@@ -254,9 +165,10 @@ class _Perceptron(Estimator):
         self.n_iter_ = len(self.loss_curve_)
         self.best_loss_ = None if self.early_stopping else -best
         self.best_validation_score_ = best if self.early_stopping else None
-        weights, biases = best_weights or (self._network.weights, self._network.biases)
-        self._keep(weights, biases)
-        del self._network
+        arrays = best_weights or self._arrays_of(self._network)
+        self.coefs_ = [np.array(weights.T, order="C") for weights in arrays[::2]]
+        self.intercepts_ = [bias[0].copy() for bias in arrays[1::2]]
+        del self._network, self._rules
 
     def _begin(self, ranks: Ranks, x: Any, outputs: int, *, fresh: bool) -> tuple[np.random.RandomState, int]:
         """Make the network, and return the generator of this rank's order, and the samples of a batch; collective."""
@@ -285,7 +197,13 @@ class _Perceptron(Estimator):
         if not fresh:  # ranks may hold different models
             weights, biases, self.t_ = ranks.first((weights, biases, self.t_))
         self.n_layers_, self.n_outputs_ = len(sizes), outputs
-        self._network = _Network(self._place(ranks, weights), biases, self.activation, self._rule())
+        self._network = Network(sizes, activation=self.activation, loss=self._loss, dtype=dtype)
+        rule, flat = self._rule(), np.concatenate(biases).reshape(1, -1)
+        self._rules, low = {"biases": rule.bind(flat)}, 0
+        for layer, weight in zip(self._network.layers, self._place(ranks, weights), strict=True):
+            layer.weights.array, layer.bias.array = weight, flat[:, low : low + len(weight)]
+            self._rules[layer.weights.name] = rule.bind(weight)
+            low += len(weight)
         total = sum(ranks.gather(x.shape[0]))
         batch = min(200, total) if self.batch_size == "auto" else min(int(self.batch_size), total)
         return np.random.RandomState([seed, ranks.rank]), batch
@@ -328,18 +246,10 @@ class _Perceptron(Estimator):
         total, steps, value = sum(sizes), 0, np.zeros(1)
         for mine, count in self._batches(order, sizes, batch):
             steps += 1
-            inputs = x[mine].toarray() if issparse(x) else x[mine]
-            expected = targets[mine]
-
-            def loss(outputs: np.ndarray, expected: np.ndarray = expected, count: int = count) -> tuple[float, Any]:
-                losses, error = self._losses(outputs, expected)
-                error /= count
-                return losses, error
-
-            settings = {"lr": rate, "weight_decay": self.alpha / count}
-            value += self._network.step(ranks, inputs, loss, settings)
+            value += self._step(ranks, x, targets, mine, count, rate)
         self.t_ += total
-        squares = sum(float(np.vdot(weight, weight)) for weight in self._network.weights)
+        weights = self._arrays_of(self._network)[::2]
+        squares = sum(float(np.vdot(weight, weight)) for weight in weights)
         self.loss_ = (float(ranks.sum(value)[0]) + 0.5 * self.alpha * squares * steps) / total
         self.loss_curve_.append(self.loss_)
         if not np.isfinite(self.loss_):  # the same on all ranks
@@ -347,6 +257,26 @@ class _Perceptron(Estimator):
                 f"the loss is {self.loss_} after epoch {len(self.loss_curve_)}: lower learning_rate_init, or scale the "
                 "features"
             )
+
+    def _step(self, ranks: Ranks, x: Any, targets: np.ndarray, mine: np.ndarray, count: int, rate: float) -> float:
+        """Take a step with ``count`` samples of all ranks, and return the loss of this rank's, ``mine``; collective."""
+        value, gradients = self._network.gradients(x, targets, mine[:, np.newaxis], count)
+        biases = []
+        for parameter, gradient in gradients:
+            if isinstance(gradient, np.ndarray):
+                biases.append(gradient)
+                continue
+            rule = self._rules[parameter.name]
+            rule.lr, rule.weight_decay = rate, self.alpha / count
+            if ranks.comm is not None:
+                ranks.comm.Allreduce(gradient, rule)
+            else:
+                rule.prepare(np.zeros)
+                rule.update(gradient.u, gradient.v, 0, rule.shape[0])
+                rule.end()
+        self._rules["biases"].lr = rate
+        self._rules["biases"].step(ranks.sum(np.concatenate(biases[::-1], axis=1)))  # they come from the last layer on
+        return value / (self.n_outputs_ if self._loss == "squared" else 1)
 
     @staticmethod
     def _batches(order: np.ndarray, sizes: list[int], batch: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -358,23 +288,20 @@ class _Perceptron(Estimator):
             if count:
                 yield order[low:high], count
 
-    def _keep(self, weights: list[np.ndarray], biases: list[np.ndarray]) -> None:
-        self.coefs_ = [np.array(weight.T, order="C") for weight in weights]
-        self.intercepts_ = [bias.copy() for bias in biases]
+    @staticmethod
+    def _arrays_of(network: Network) -> list[np.ndarray]:
+        """Return the weights and the biases of each layer in turn."""
+        return [parameter.array for parameter in network.parameters]
 
     def _outputs(self, x: Any) -> np.ndarray:
         """Return what the last layer gives, without an activation, N×K."""
         x = self._rows(x)
         for i, (coef, intercept) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             if i:
-                _ACTIVATIONS[self.activation][0](x)
+                activate(self.activation, x)
             x = np.asarray(x @ coef)
             x += intercept
         return x
-
-    def _losses(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the sum of the losses of S samples, and its derivative by the outputs."""
-        raise NotImplementedError
 
     def _score(self, ranks: Ranks, x: Any, targets: np.ndarray) -> float:
         """Return the score of the network on samples of all ranks; collective."""
@@ -443,6 +370,8 @@ class MLPClassifier(_Perceptron, Classifier):
     1.0
     """
 
+    _loss = "cross-entropy"
+
     def fit(self, X: Any, y: Any) -> MLPClassifier:
         """Fit the samples of all ranks; collective.
 
@@ -482,10 +411,6 @@ class MLPClassifier(_Perceptron, Classifier):
     def _contents(self) -> dict[str, Any]:
         return super()._contents() | {"classes": self.classes_}
 
-    def _losses(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-        losses, error = cross_entropy(outputs, targets)
-        return float(losses.sum(dtype=np.float64)), error
-
     def _score(self, ranks: Ranks, x: Any, targets: np.ndarray) -> float:
         right = np.sum(_decide(self._network.outputs(x)) == targets) if len(targets) else 0
         found = ranks.sum(np.array([right, len(targets)], np.float64))
@@ -505,6 +430,8 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     >>> model.score(X, X.ravel() ** 2) > 0.98
     True
     """
+
+    _loss = "squared"
 
     def fit(self, X: Any, y: Any) -> MLPRegressor:
         """Fit the samples of all ranks; collective.
@@ -541,10 +468,6 @@ class MLPRegressor(RegressorMixin, _Perceptron):
 
     def _contents(self) -> dict[str, Any]:
         return super()._contents() | {"matrix": bool(self._target_shape)}
-
-    def _losses(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-        error = outputs - targets
-        return 0.5 * float(np.vdot(error, error)) / max(1, outputs.shape[1]), error
 
     def _score(self, ranks: Ranks, x: Any, targets: np.ndarray) -> float:
         error = (self._network.outputs(x) - targets).astype(np.float64)
