@@ -15,7 +15,8 @@ from sfb.models.registry import MODELS
 from sfb.models.svm import svm
 
 if TYPE_CHECKING:
-    from sfb.models.linear import LinearSVC, LogisticRegression
+    from sfb.models.linear_svc import LinearSVC
+    from sfb.models.logistic_regression import LogisticRegression
     from sfb.models.perceptron import MLPClassifier, MLPRegressor
 
 __all__ = [
@@ -37,8 +38,8 @@ __all__ = [
 ]
 
 _ESTIMATORS = {
-    "LinearSVC": "sfb.models.linear",
-    "LogisticRegression": "sfb.models.linear",
+    "LinearSVC": "sfb.models.linear_svc",
+    "LogisticRegression": "sfb.models.logistic_regression",
     "MLPClassifier": "sfb.models.perceptron",
     "MLPRegressor": "sfb.models.perceptron",
 }

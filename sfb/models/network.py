@@ -76,6 +76,7 @@ class Network(Model):
     Attributes:
         layers: The layers, from the first to the last.
         loss: The loss.
+        sample_weights: N weights of the losses of the samples to learn from; None for 1 each.
 
     Raises:
         ValueError: A size is below 1, or there is no such activation or loss.
@@ -83,7 +84,8 @@ class Network(Model):
     >>> import numpy as np
     >>> from sfb.models import Network
     >>> network = Network([2, 3])
-    >>> loss, gradients = network.gradients(np.ones((4, 2), np.float32), np.array([0, 1, 2, 0]), np.arange(4)[:, None], 4)
+    >>> x, y = np.ones((4, 2), np.float32), np.array([0, 1, 2, 0])
+    >>> loss, gradients = network.gradients(x, y, np.arange(4)[:, None], 4)
     >>> [(parameter.name, gradient.shape) for parameter, gradient in gradients]
     [('layer1', (3, 2)), ('bias1', (1, 3))]
     """
@@ -105,6 +107,7 @@ class Network(Model):
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.activation, self.loss = activation, loss
+        self.sample_weights: np.ndarray | None = None
         self.measure = "mean squared error" if loss == "squared" else "accuracy"
         self.layers = [
             Layer(
@@ -121,18 +124,21 @@ class Network(Model):
         rng = np.random.default_rng(self._seed)
         for layer in self.layers:
             weights = layer.weights.array
-            drawn = rng.standard_normal(weights.shape, dtype=weights.dtype)  # type: ignore[arg-type]
+            drawn = rng.standard_normal(weights.shape, dtype=weights.dtype)
             drawn *= weights.dtype.type(np.sqrt(self._scale / weights.shape[1]))
             weights[:] = drawn
             layer.bias.array[:] = 0
 
     def gradients(
-        self, x: Any, y: np.ndarray, rows: np.ndarray, size: int
+        self, x: Any, y: np.ndarray, rows: np.ndarray, size: float
     ) -> tuple[float, Iterator[tuple[Parameter, Gradient]]]:
         """Return the loss of samples, and the gradient of each layer, the last first; see `Model.gradients`."""
         rows = rows[:, 0]
         inputs = self._forward(self._dense(x, rows))
         losses, error = LOSSES[self.loss](inputs.pop(), y[rows])
+        if self.sample_weights is not None:
+            losses = losses * self.sample_weights[rows]
+            error *= self.sample_weights[rows, np.newaxis]
         error /= size
         return float(losses.sum(dtype=np.float64)), self._backward(inputs, error)
 
