@@ -15,6 +15,7 @@ import click
 from sfb._version import __version__
 from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, load_mpi, plot_option, start
+from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.files import write
 from sfb.kernels import KernelError
@@ -239,4 +240,6 @@ def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -
 
 
 cli.add_command(bench)
+cli.add_command(export)
+cli.add_command(predict)
 cli.add_command(topology)

@@ -1,6 +1,6 @@
 """Ready-made models, which ranks train data-parallel by sufficient factors.
 
-Estimators, which need scikit-learn, are imported when they are first used.
+Estimators, which need scikit-learn, and conversions are imported when they are first used.
 """
 
 from importlib import import_module
@@ -15,9 +15,12 @@ from sfb.models.registry import MODELS
 from sfb.models.svm import svm
 
 if TYPE_CHECKING:
+    from sfb.models.convert import from_sklearn, to_sklearn
     from sfb.models.linear_svc import LinearSVC
     from sfb.models.logistic_regression import LogisticRegression
-    from sfb.models.perceptron import MLPClassifier, MLPRegressor
+    from sfb.models.mlp_classifier import MLPClassifier
+    from sfb.models.mlp_regressor import MLPRegressor
+    from sfb.models.onnx_file import to_onnx
 
 __all__ = [
     "MODELS",
@@ -30,22 +33,28 @@ __all__ = [
     "ModelError",
     "Network",
     "Parameter",
+    "from_sklearn",
     "load",
     "mlp",
     "mlr",
     "save",
     "svm",
+    "to_onnx",
+    "to_sklearn",
 ]
 
-_ESTIMATORS = {
+_LAZY = {
     "LinearSVC": "sfb.models.linear_svc",
     "LogisticRegression": "sfb.models.logistic_regression",
-    "MLPClassifier": "sfb.models.perceptron",
-    "MLPRegressor": "sfb.models.perceptron",
+    "MLPClassifier": "sfb.models.mlp_classifier",
+    "MLPRegressor": "sfb.models.mlp_regressor",
+    "from_sklearn": "sfb.models.convert",
+    "to_onnx": "sfb.models.onnx_file",
+    "to_sklearn": "sfb.models.convert",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ESTIMATORS:
-        return getattr(import_module(_ESTIMATORS[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'sfb.models' has no attribute {name!r}")

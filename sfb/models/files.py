@@ -16,7 +16,7 @@ from sfb import __version__
 from sfb.files import write
 from sfb.models.predictors import KINDS, ModelError, Predictor, Scaler
 
-__all__ = ["FORMAT", "ModelError", "load", "save"]
+__all__ = ["FORMAT", "ModelError", "load", "predictor_of", "save"]
 
 FORMAT = 1
 # What the header says of the file itself, beside what a kind of model needs.
@@ -32,8 +32,8 @@ def save(path: str | os.PathLike[str], model: Any, scaler: Any = None, *, classe
             ``save`` that returns the contents of the file by name: arrays, and texts, numbers or truth values for the
             header, "kind" among them.
         scaler: What was done to the features before the model saw them, x ↦ (x − offset)·factor: a pair of arrays of D
-            numbers, or a fitted `sklearn.preprocessing` StandardScaler, MinMaxScaler or MaxAbsScaler. The model that
-            `load` returns does it, too.
+            numbers, an object with these as ``offset`` and ``factor``, or a fitted StandardScaler, MinMaxScaler or
+            MaxAbsScaler of scikit-learn. The model that `load` returns does it, too.
         classes: The K labels of the classes, where the model knows their numbers alone.
 
     Raises:
@@ -51,19 +51,7 @@ def save(path: str | os.PathLike[str], model: Any, scaler: Any = None, *, classe
     >>> model.predict([[0.5], [2.5]])
     array(['no', 'yes'], dtype='<U3')
     """
-    contents = _contents(model)
-    if classes is not None:
-        contents["classes"] = np.asarray(classes)
-    if scaler is not None:
-        found = Scaler.of(scaler)
-        contents["scale_offset"], contents["scale_factor"] = found.offset, found.factor
-    header: dict[str, Any] = {"format": FORMAT, "kind": None, "sfb": __version__}
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in contents.items():
-        if isinstance(value, np.ndarray) and value.ndim:
-            arrays[name] = _storable(name, value)
-        else:
-            header[name] = value.item() if isinstance(value, (np.ndarray, np.generic)) else value
+    header, arrays = _parts(model, scaler, classes)
     _make(header, arrays)  # what cannot be loaded is not written
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
@@ -95,6 +83,29 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     except (ModelError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         what = str(error) if isinstance(error, ModelError) else f"is a damaged model file: {error}"
         raise ModelError(f"{os.fspath(path)}: {what}") from error
+
+
+def predictor_of(model: Any, scaler: Any = None, *, classes: Any = None) -> Predictor:
+    """Return what `load` returns after `save`, without a file; see there."""
+    return _make(*_parts(model, scaler, classes))
+
+
+def _parts(model: Any, scaler: Any, classes: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the header and the arrays of the file of a model."""
+    contents = _contents(model)
+    if classes is not None:
+        contents["classes"] = np.asarray(classes)
+    if scaler is not None:
+        found = Scaler.of(scaler)
+        contents["scale_offset"], contents["scale_factor"] = found.offset, found.factor
+    header: dict[str, Any] = {"format": FORMAT, "kind": None, "sfb": __version__}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in contents.items():
+        if isinstance(value, np.ndarray) and value.ndim:
+            arrays[name] = _storable(name, value)
+        else:
+            header[name] = value.item() if isinstance(value, (np.ndarray, np.generic)) else value
+    return header, arrays
 
 
 def _contents(model: Any) -> dict[str, Any]:

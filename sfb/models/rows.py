@@ -56,11 +56,10 @@ class Scaler:
         Raises:
             TypeError: It is no scaler.
         """
-        if isinstance(scaler, cls):
-            return scaler
         if isinstance(scaler, (tuple, list)) and len(scaler) == 2:
-            offset, factor = (np.array(part, np.float64) for part in scaler)
-            return cls(offset, factor)
+            return cls(*(np.array(part, np.float64) for part in scaler))
+        if hasattr(scaler, "offset") and hasattr(scaler, "factor"):
+            return cls(scaler.offset, scaler.factor)
         if hasattr(scaler, "data_min_") and getattr(scaler, "clip", False) is False:  # MinMaxScaler: x·scale_ + min_
             return cls(-scaler.min_ / scaler.scale_, scaler.scale_)
         kind = type(scaler).__name__

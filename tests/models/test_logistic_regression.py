@@ -42,9 +42,17 @@ def reference(classes, C, l1_ratio):
     return model.fit(*digits(classes))
 
 
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.coo_array])
 @pytest.mark.parametrize("classes", [2, 10])
-@pytest.mark.parametrize(("C", "l1_ratio"), [(1.0, 0.0), (0.05, 0.0), (0.1, 1.0), (0.1, 0.3)])
+@pytest.mark.parametrize(
+    ("C", "l1_ratio", "form"),
+    [
+        (1.0, 0.0, np.asarray),
+        (1.0, 0.0, sparse.csr_matrix),
+        (0.05, 0.0, sparse.coo_array),
+        (0.1, 1.0, np.asarray),
+        (0.1, 0.3, sparse.csr_matrix),
+    ],
+)
 def test_the_objective_of_scikit_learn(world, form, classes, C, l1_ratio):
     x, y = digits(classes)
     mine = shard(world, x, y)
@@ -202,9 +210,9 @@ def test_no_samples(world):
         LogisticRegression().fit(np.ones((0, 2)), np.ones(0))
 
 
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("C", [0.05, 1.0])
+@pytest.mark.parametrize(
+    ("form", "classes", "C"), [(np.asarray, 2, 0.05), (sparse.csr_matrix, 5, 0.05), (np.asarray, 5, 1.0)]
+)
 def test_dual_coordinate_ascent(world, form, classes, C):
     """The gap that the solver states is not below the distance to the optimum of scikit-learn."""
     x, y = digits(classes)
@@ -242,9 +250,9 @@ def test_dual_coordinate_ascent_goes_on(world):
     assert model.dual_gap_ <= model.tol
 
 
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("form", "classes", "l1_ratio"), [(np.asarray, 2, 0.0), (sparse.csr_matrix, 5, 0.0), (np.asarray, 5, 1.0)]
+)
 def test_gradient_descent(world, form, classes, l1_ratio):
     x, y = digits(classes)
     mine = shard(world, x, y)
@@ -272,7 +280,7 @@ def test_gradient_descent(world, form, classes, l1_ratio):
 def test_a_stream_is_that_of_one_process(world, rng, dtype, options):
     """Each batch of all ranks is a step, and a step is that of one process with all samples of the batch."""
     x, y = digits(4)
-    everything, mine, batch = in_batches(world, 20, x.astype(dtype), y, rng.random(len(y)))
+    everything, mine, batch = in_batches(world, 20, x[:120].astype(dtype), y[:120], rng.random(120))  # six batches
     models = [LogisticRegression(batch_size=batch, comm=comm, **options) for comm in (None, alone())]
     for model, (xs, ys, weights) in zip(models, (mine, everything), strict=True):
         for part in range(2):
@@ -290,9 +298,9 @@ def test_a_stream_approaches_the_objective_of_all_samples(world, rng, classes):
     x, y = digits(classes)
     mine = shard(world, x, y)
     model = LogisticRegression(0.01, batch_size=10)
-    for _ in range(20):
-        order = rng.permutation(len(mine[1]))
-        model.partial_fit(mine[0][order], mine[1][order], np.unique(y))
+    order = np.concatenate([rng.permutation(len(mine[1])) for _ in range(20)])
+    for part in np.array_split(order, 3):
+        model.partial_fit(mine[0][part], mine[1][part], np.unique(y))
     # 20 times the samples are 20 times the weight of the loss.
     expected = LogisticRegression(0.2, comm=alone(), **TIGHT).fit(x, y)
     assert objective(model, x, y, C=0.2) <= objective(expected, x, y, C=0.2) * 1.05
@@ -334,7 +342,7 @@ def test_what_one_rank_passes_of_a_stream_is_wrong(world, what):
     right = {"classes": ["zero", "one", "two"]}
     if world.rank == world.size - 1:
         right = options if "sample_weight" not in options else right | options
-    with pytest.raises(kind, match=words if world.size == 1 or what != "one class" else "2 classes|none of"):
+    with pytest.raises(kind, match=f"{words}|others on other ranks"):
         LogisticRegression().partial_fit(*mine, **right)
 
 
