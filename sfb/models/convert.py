@@ -80,7 +80,7 @@ def from_sklearn(model: Any, *, comm: Any = None) -> Any:
         comm: Ranks of later calls of `fit`; see `LogisticRegression`.
 
     Raises:
-        TypeError: It is another object, or a classifier of several labels a sample.
+        TypeError: It is another object, a classifier of several labels a sample, or a Poisson regression.
         NotFittedError: It has not been fitted.
 
     >>> import numpy as np
@@ -97,6 +97,8 @@ def from_sklearn(model: Any, *, comm: Any = None) -> Any:
     check_is_fitted(model)
     if getattr(model, "out_activation_", None) == "logistic" and model.n_outputs_ > 1:
         raise TypeError("a classifier of several labels a sample has no counterpart in sfb.models")
+    if getattr(model, "loss", None) == "poisson":
+        raise TypeError("a regression with loss='poisson' has no counterpart in sfb.models")
     (kind,) = kinds
     params = _common(model, kind)
     if kind in (LogisticRegression, MLPClassifier, MLPRegressor) and params.get("solver") not in kind.choices["solver"]:

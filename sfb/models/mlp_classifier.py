@@ -177,7 +177,8 @@ class MLPClassifier(Classifier, Perceptron):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the labels of local samples, N×D features."""
-        return self.classes_[_decide(self._outputs(X))]
+        outputs = self._outputs(X)
+        return self.classes_[_decide(outputs)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class for local samples, N×K."""
