@@ -94,11 +94,11 @@ def _made(size: float) -> tuple[csr_array, np.ndarray]:
     samples, features, filled = int(_SPARSE[0] * size), int(_SPARSE[1] * size), _SPARSE[2] / size
     rng = np.random.default_rng(0)
     count = int(features * filled)
-    indices = (features * rng.random((samples, count)) ** 2).astype(np.int64)  # some words are frequent
-    rows = np.repeat(np.arange(samples), count)
+    indices = (features * rng.random((samples, count)) ** 2).astype(np.int32)  # some words are frequent
+    rows = np.repeat(np.arange(samples, dtype=np.int32), count)
     x = csr_array((rng.lognormal(size=samples * count), (rows, indices.ravel())), shape=(samples, features))
     lengths = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
-    x = csr_array(x.multiply(1 / lengths[:, np.newaxis]))
+    x.data /= np.repeat(lengths, np.diff(x.indptr))
     scores = x @ rng.standard_normal((features, _CLASSES))
     return x, (scores + 0.5 * scores.std() * rng.standard_normal(scores.shape)).argmax(axis=1)
 
