@@ -8,6 +8,8 @@ def test_a_file_is_written_as_a_whole(tmp_path):
     write(path, "one")
     write(path, "two ×")
     assert path.read_text(encoding="utf-8") == "two ×"
+    write(path, b"\xff\x00")
+    assert path.read_bytes() == b"\xff\x00"
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 
 

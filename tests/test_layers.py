@@ -35,6 +35,8 @@ WITHOUT_MPI = (
     "data",
     "factors",
     "kernels",
+    "models.files",
+    "models.predictors",
     "optim",
     "receiver",
     "runtime.errors",
@@ -96,6 +98,8 @@ def to_mpi(tree: Tree, roots: Iterable[str]) -> Iterator[str]:
 def private(tree: Tree) -> Iterator[str]:
     """Yield the imports of private names by packages that use public ones only."""
     for item in tree.imports:
+        if item.names == ("__version__",):  # public, though its module is not
+            continue
         if part(item.module) in OUTSIDERS and part(item.target) is not None:
             names = (*item.target.split("."), *item.names)
             if any(name.startswith("_") and not name.endswith("__") for name in names):

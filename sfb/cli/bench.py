@@ -335,3 +335,28 @@ def bench_models(
         raise Failure(f"--shapes must give one shape for each of {len(models)} models, got {len(shapes)}")
     config = benchmark.Config(models=models, shapes=shapes, comms=("mpi", *(comms or ("auto",))), **options)
     benchmark.run(world, config, **output)
+@bench.command("estimators")
+@click.option("--problems", type=Names(), default="digits,mnist,mnist-csr,sparse",
+              help="Any of digits; mnist, 5000 digits; mnist-csr, in CSR form; sparse, made like RCV1.")  # fmt: skip
+@click.option("--estimators", type=Names(), default="logistic,svc,mlp", help="Any of logistic, svc and mlp.")
+@click.option("-r", "--repeats", type=click.IntRange(1), default=3, help="Fits of each.")
+@click.option("-T", "--threads", type=click.IntRange(1), default=1, help="Threads of BLAS in each process.")
+@click.option("--tol", type=Finite(0, min_open=True), default=1e-6, help="Tolerance of logistic regression.")
+@click.option("--size", type=Finite(0, 1, min_open=True), default=1.0, help="Part of the samples, for a quick run.")
+@_output_options(plot=True)
+def bench_estimators(output: dict[str, Any], **options: Any) -> None:
+    """Time estimators to the objective that scikit-learn's reach; scikit-learn's run on rank 0, in turn with ours."""
+    world = start()
+    if find_spec("sklearn") is None:
+        raise Failure("scikit-learn is not installed; install it with pip install 'sfb-mpi[models]'")
+    from sfb.bench import estimators
+    from sfb.data import DataError
+
+    for key, known in (("problems", estimators.PROBLEMS), ("estimators", estimators.ESTIMATORS)):
+        unknown = [name for name in options[key] if name not in known]
+        if unknown:
+            raise Failure(f"expected {key} of {', '.join(known)}, got {', '.join(unknown)}")
+    try:
+        estimators.run(world, estimators.Config(**options), **output)
+    except DataError as error:
+        raise Failure(str(error)) from error

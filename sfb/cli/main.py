@@ -15,6 +15,7 @@ import click
 from sfb._version import __version__
 from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, json_option, load_mpi, start
+from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.cli.train import compare, train
 from sfb.files import write
@@ -179,4 +180,6 @@ def explain(**options: Any) -> None:
 cli.add_command(train)
 cli.add_command(compare)
 cli.add_command(bench)
+cli.add_command(export)
+cli.add_command(predict)
 cli.add_command(topology)

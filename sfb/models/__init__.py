@@ -1,11 +1,12 @@
 """Ready-made models, which ranks train data-parallel by sufficient factors.
 
-Estimators, which need scikit-learn, are imported when they are first used.
+Estimators, which need scikit-learn, and conversions are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sfb.models.files import ModelError, load, save
 from sfb.models.mlp import mlp
 from sfb.models.mlr import mlr
 from sfb.models.model import Model, Parameter
@@ -14,8 +15,12 @@ from sfb.models.registry import MODELS
 from sfb.models.svm import svm
 
 if TYPE_CHECKING:
-    from sfb.models.linear import LinearSVC, LogisticRegression
-    from sfb.models.perceptron import MLPClassifier, MLPRegressor
+    from sfb.models.convert import from_sklearn, to_sklearn
+    from sfb.models.linear_svc import LinearSVC
+    from sfb.models.logistic_regression import LogisticRegression
+    from sfb.models.mlp_classifier import MLPClassifier
+    from sfb.models.mlp_regressor import MLPRegressor
+    from sfb.models.onnx_file import to_onnx
 
 __all__ = [
     "MODELS",
@@ -25,22 +30,31 @@ __all__ = [
     "MLPClassifier",
     "MLPRegressor",
     "Model",
+    "ModelError",
     "Network",
     "Parameter",
+    "from_sklearn",
+    "load",
     "mlp",
     "mlr",
+    "save",
     "svm",
+    "to_onnx",
+    "to_sklearn",
 ]
 
-_ESTIMATORS = {
-    "LinearSVC": "sfb.models.linear",
-    "LogisticRegression": "sfb.models.linear",
-    "MLPClassifier": "sfb.models.perceptron",
-    "MLPRegressor": "sfb.models.perceptron",
+_LAZY = {
+    "LinearSVC": "sfb.models.linear_svc",
+    "LogisticRegression": "sfb.models.logistic_regression",
+    "MLPClassifier": "sfb.models.mlp_classifier",
+    "MLPRegressor": "sfb.models.mlp_regressor",
+    "from_sklearn": "sfb.models.convert",
+    "to_onnx": "sfb.models.onnx_file",
+    "to_sklearn": "sfb.models.convert",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ESTIMATORS:
-        return getattr(import_module(_ESTIMATORS[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'sfb.models' has no attribute {name!r}")

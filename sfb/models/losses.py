@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import expit, log_expit
 
 __all__ = ["LOSSES", "Loss", "cross_entropy", "hinge", "squared"]
 
@@ -24,6 +23,8 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
         N losses, and N×K derivatives of the type of ``scores``.
     """
     if scores.shape[1] == 1:
+        from scipy.special import expit, log_expit  # model files are used where there is no SciPy
+
         second = labels == 1
         z = scores[:, 0]
         return -log_expit(np.where(second, z, -z)), expit(scores) - second[:, np.newaxis].astype(scores.dtype)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
-from scipy.special import expit
 
 from sfb.factors import Factors
 from sfb.models.losses import LOSSES
@@ -19,12 +17,20 @@ __all__ = ["ACTIVATIONS", "Layer", "Network", "activate"]
 
 # Samples that are evaluated at a time.
 _PART = 1024
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    from scipy.special import expit  # model files are used where there is no SciPy
+
+    return expit(x, out=x)
+
+
 # Each activation, in place, and its derivative, which takes the result of the activation.
 _ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]] = {
     "identity": (lambda x: x, lambda a: 1),
     "relu": (lambda x: np.maximum(x, 0, out=x), lambda a: a > 0),
     "tanh": (lambda x: np.tanh(x, out=x), lambda a: 1 - a * a),
-    "logistic": (lambda x: expit(x, out=x), lambda a: a * (1 - a)),
+    "logistic": (_logistic, lambda a: a * (1 - a)),
 }
 ACTIVATIONS = tuple(_ACTIVATIONS)
 
@@ -70,6 +76,7 @@ class Network(Model):
     Attributes:
         layers: The layers, from the first to the last.
         loss: The loss.
+        sample_weights: N weights of the losses of the samples to learn from; None for 1 each.
 
     Raises:
         ValueError: A size is below 1, or there is no such activation or loss.
@@ -100,6 +107,7 @@ class Network(Model):
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.activation, self.loss = activation, loss
+        self.sample_weights: np.ndarray | None = None
         self.measure = "mean squared error" if loss == "squared" else "accuracy"
         self.layers = [
             Layer(
@@ -122,12 +130,15 @@ class Network(Model):
             layer.bias.array[:] = 0
 
     def gradients(
-        self, x: Any, y: np.ndarray, rows: np.ndarray, size: int
+        self, x: Any, y: np.ndarray, rows: np.ndarray, size: float
     ) -> tuple[float, Iterator[tuple[Parameter, Gradient]]]:
         """Return the loss of samples, and the gradient of each layer, the last first; see `Model.gradients`."""
         rows = rows[:, 0]
         inputs = self._forward(self._dense(x, rows))
         losses, error = LOSSES[self.loss](inputs.pop(), y[rows])
+        if self.sample_weights is not None:
+            losses = losses * self.sample_weights[rows]
+            error *= self.sample_weights[rows, np.newaxis]
         error /= size
         return float(losses.sum(dtype=np.float64)), self._backward(inputs, error)
 
@@ -181,7 +192,7 @@ class Network(Model):
         """Return samples as an array of the parameters' type."""
         chosen = x[rows]
         return np.ascontiguousarray(
-            chosen.toarray() if issparse(chosen) else chosen, self.layers[0].weights.array.dtype
+            chosen.toarray() if hasattr(chosen, "toarray") else chosen, self.layers[0].weights.array.dtype
         )
 
     def _forward(self, x: np.ndarray) -> list[np.ndarray]:
