@@ -114,7 +114,12 @@ def train(
         TrainingError: The loss is no longer finite.
     """
     dataset = load(
-        world, config.data, test_fraction=config.test_fraction, seed=config.seed, zero_based=config.zero_based
+        world,
+        config.data,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        zero_based=config.zero_based,
+        dense=True,
     )
     with sfb.Comm(world, reproducible=config.reproducible) as comm:
         trainer = _Trainer(comm, world, config, dataset)

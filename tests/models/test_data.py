@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sfb.models import data as module
+from sfb.models import memory
 from sfb.models.data import DataError, load
 
 pytestmark = pytest.mark.mpi
@@ -57,7 +57,8 @@ def test_libsvm(world, folder):
     world.Barrier()
     data = load(world, str(path))
     assert data.classes.tolist() == [-1, 1]
-    np.testing.assert_array_equal(data.x[5], [0.5, 0, 5])
+    np.testing.assert_array_equal(data.x[5].toarray(), [[0.5, 0, 5]])
+    np.testing.assert_array_equal(load(world, str(path), dense=True).x[5], [0.5, 0, 5])
     np.testing.assert_array_equal(data.y[:4], [1, 0, 1, 0])
 
 
@@ -123,17 +124,21 @@ def test_labels_of_any_kind(world, folder, labels):
     np.testing.assert_array_equal(data.classes[data.y], labels)
 
 
-def test_warns_of_classes_that_are_not_trained_and_of_regression(world, folder, caplog):
+def test_refuses_classes_that_are_not_trained_and_warns_of_regression(world, folder, caplog):
     x, y = good()
-    alone = load(world, save(world, folder / "plain.npz", x=x, y=y)).test[0]
+    plain = load(world, save(world, folder / "plain.npz", x=x, y=y))
     assert not caplog.records
-    y[alone] = 99
-    load(world, save(world, folder / "rare.npz", x=x, y=y))
-    load(world, save(world, folder / "regression.npz", x=x, y=np.arange(40)))
+    y[plain.test[0]] = 99
+    with pytest.raises(DataError, match="has the label 99; only samples held out have"):
+        load(world, save(world, folder / "rare.npz", x=x, y=y))
+    with pytest.raises(DataError, match="40 samples have 40 classes; are the labels regression targets"):
+        load(world, save(world, folder / "regression.npz", x=x, y=np.arange(40)))
+    y[plain.train] = np.arange(32) % 24
+    y[plain.test] = 0
+    load(world, save(world, folder / "many.npz", x=x, y=y))
     messages = [record.getMessage() for record in caplog.records]
     if world.rank == 0:
-        assert "has the label 99;" in messages[0]
-        assert "40 samples have 40 classes" in messages[-1]
+        assert "40 samples have 24 classes" in messages[-1]
     else:
         assert not messages
 
@@ -146,11 +151,12 @@ def test_refuses_what_no_rank_has_memory_for(world, folder, monkeypatch):
         path.write_text("".join(f"{i % 2} {1 + 49_999 * i}:1\n" for i in range(41)))
     world.Barrier()
     if world.rank == world.size - 1:
-        monkeypatch.setattr(module, "_available", lambda: 3e8)
+        monkeypatch.setattr(memory, "_available", lambda: 3e8)
     with pytest.raises(DataError, match=r"41 samples of 1999961 features, 5e-05 % of them not 0, take 0.3 GiB a rank"):
-        load(world, str(path))
+        load(world, str(path), dense=True)
+    assert load(world, str(path)).x.nnz == 41
     monkeypatch.undo()
-    assert module._available() > 1 << 20
+    assert memory._available() > 1 << 20
 
 
 def test_refuses_fewer_samples_than_ranks(world, folder):
