@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ SOURCES = (
 )
 
 
+@functools.lru_cache(1)  # read once to describe it, and once for its samples
 def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         return _BUILT_IN[name]()

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,8 @@ def _folder(cache: Path, source: Source, part: int, parts: int) -> Path:
 def _convert(source: Source, part: int, parts: int, folder: Path) -> None:
     """Write the arrays of a part into a folder, which appears when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    temporary.mkdir()
     try:
         found = _collect(source, part, parts, temporary)
         np.save(temporary / "distinct.npy", found.distinct, allow_pickle=False)

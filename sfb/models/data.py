@@ -179,10 +179,12 @@ def _check_shapes(found: list[File], held: list[Held]) -> None:
 def _classes(comm: MPI.Intracomm, found: list[File], held: list[Held]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the classes of all files and ranks, and the labels of this rank by them; numbers as they are."""
     if found[0].source.targets == "numbers":
-        shapes = [each.labels.shape[1:] for each in held]
-        if len({*comm.allgather(shapes[0]), *comm.allgather(shapes[-1])} - {()}) > 1:
+        own = {each.labels.shape[1:] for each in held if len(each.labels)}
+        shapes = {shape for shapes in comm.allgather(own) for shape in shapes}
+        if len(shapes) > 1:
             raise DataError(f"{found[-1].name}: has another number of targets than {found[0].name}")
-        return np.empty(0, np.int64), [each.labels for each in held]
+        (shape,) = shapes
+        return np.empty(0, np.int64), [each.labels.reshape(len(each.labels), *shape) for each in held]
     try:
         kinds = {kind for each in held for distinct in each.distinct if (kind := distinct.dtype.kind) and distinct.size}
         if len({"text" if kind in "US" else "numbers" for kind in kinds}) > 1 and not found[0].source.untyped:
@@ -191,8 +193,7 @@ def _classes(comm: MPI.Intracomm, found: list[File], held: list[Held]) -> tuple[
         classes, tables = unite(parts, untyped=any(file.source.untyped for file in found))
     except DataError as error:  # all ranks compute the same
         raise DataError(f"{found[0].name}: {error}") from error
-    own = [tables[i * comm.size + comm.rank] for i in range(len(held))]
-    return classes, [table[each.labels] for table, each in zip(own, held, strict=True)]
+    return classes, [tables[i * comm.size + comm.rank][each.labels] for i, each in enumerate(held)]
 
 
 def _draws(held: Held, seed: int) -> np.ndarray:
