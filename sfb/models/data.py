@@ -132,8 +132,8 @@ def load(
     _check_classes(comm, found, held, classes, y, mask, shard)
     scaler = None
     if scale is not None:
+        scaler = _scaler(comm, source, scale, learn.x, mask, shard)
         with together(comm, source):
-            scaler = _scaler(comm, scale, learn.x, mask, shard)
             for each in held:
                 each.x = scaler.apply(each.x, each.folder)
     if comm.rank == 0:
@@ -227,17 +227,22 @@ def _threshold(comm: MPI.Intracomm, draws: np.ndarray, count: int, shard: bool) 
     return np.uint64(low)
 
 
-def _scaler(comm: MPI.Intracomm, kind: str, x: Any, mask: np.ndarray, shard: bool) -> Scaler:
+def _scaler(comm: MPI.Intracomm, name: str, kind: str, x: Any, mask: np.ndarray, shard: bool) -> Scaler:
     """Return the scale of the samples to learn from, the same bits on all ranks; collective."""
+    scaler = None
     if not shard:
-        return comm.bcast(fit_scaler(kind, x, mask) if comm.rank == 0 else None)
+        with together(comm, name):
+            scaler = fit_scaler(kind, x, mask) if comm.rank == 0 else None
+        return comm.bcast(scaler)
 
     def combine(array: np.ndarray, operation: str) -> np.ndarray:
         array = np.ascontiguousarray(array)
         comm.Allreduce(MPI.IN_PLACE, array, _OPERATIONS[operation])
         return array
 
-    return comm.bcast(fit_scaler(kind, x, mask, combine))
+    with together(comm, name):  # what `fit_scaler` refuses, it refuses on all ranks before it combines anything
+        scaler = fit_scaler(kind, x, mask, combine)
+    return comm.bcast(scaler)
 
 
 def _check_classes(
