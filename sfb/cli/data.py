@@ -89,6 +89,7 @@ def reading(options: dict[str, Any]) -> dict[str, Any]:
 
     They fit `sfb.models.data.load`; those of a command that does not learn fit `sfb.data.read`.
 
+    >>> from sfb.cli.data import reading
     >>> options = {"data": "mnist", "labels": "y", "zero_based": False, "epochs": 5}
     >>> reading(options), options
     ({'labels': 'y', 'zero_based': False}, {'data': 'mnist', 'epochs': 5})

@@ -21,7 +21,7 @@ from sfb.data.text import Text
 __all__ = ["SOURCES", "describe"]
 
 # How files begin.
-_ZIP, _NPY, _PARQUET = b"PK", b"\x93NUMPY", b"PAR1"
+_ZIP, _NPY, _PARQUET = (b"PK\3\4", b"PK\5\6"), b"\x93NUMPY", b"PAR1"
 
 
 @dataclass(frozen=True)

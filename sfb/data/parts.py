@@ -144,7 +144,7 @@ def read_part(source: Source, part: int = 0, parts: int = 1, *, cache: Path | No
     >>> source = sfb.data.describe("digits")
     >>> part = sfb.data.read_part(source, 1, 3)
     >>> part.x().shape, part.distinct[part.labels[:4]]
-    ((599, 64), array([4, 0, 5, 3]))
+    ((599, 64), array([3, 2, 1, 7]))
     """
     direct = source.mapped(part, parts)
     if direct is not None:

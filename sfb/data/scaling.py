@@ -48,6 +48,7 @@ class Scaler:
             folder: Folder for the result, which is a memory map then; None for memory.
 
         >>> import numpy as np
+        >>> from sfb.data import Scaler
         >>> scaler = Scaler("minmax", np.array([10.0, 0.0]), np.array([0.1, 1.0]))
         >>> scaler.apply(np.array([[15, 1], [20, 2]], np.float32))
         array([[0.5, 1. ],
@@ -85,6 +86,7 @@ def fit_scaler(
         DataError: The kind is unknown, or would fill in the zeros of a CSR matrix.
 
     >>> import numpy as np
+    >>> from sfb.data import fit_scaler
     >>> x = np.array([[1, 5], [3, 5], [99, 5]], np.float32)
     >>> scaler = fit_scaler("standard", x, np.array([True, True, False]))
     >>> scaler.offset, scaler.factor

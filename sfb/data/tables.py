@@ -152,7 +152,7 @@ def open_csv(
     _, lines = next(text.chunks(block=_PROBE))
     blank = len(lines) - len(lines.lstrip(b"\r\n"))
     first = lines[blank:].split(b"\n", 1)[0]
-    line = first.decode("utf-8", "backslashreplace").rstrip("\r")
+    line = first.decode("utf-8", "backslashreplace").rstrip("\r").lstrip("#")  # with which numpy.savetxt begins
     delimiter = delimiter_of(line) or ","
     columns = tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter)))
     header = not any(_is_number(name) for name in columns)

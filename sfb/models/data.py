@@ -32,7 +32,8 @@ class Dataset:
         x: N×D features, float32: an array, or a CSR matrix if the file is sparse. Memory maps cannot be written.
         y: N indices of ``classes``, int64; for a regression the targets in float64, N or N×T.
         classes: The distinct labels of all ranks, in ascending order; empty for a regression.
-        train: Indices of the samples to learn from, among the N of this rank; there may be none.
+        train: Indices of the samples to learn from, among the N of this rank; there may be none. They are in the order
+            of the file in a shard, and shuffled where each rank holds all samples, which it may thus divide in slices.
         test: Indices of the samples held out, among the rows of ``test_x``.
         test_x: Features of the samples held out; ``x`` unless they come from a file of their own.
         test_y: Their labels, as in ``y``.
@@ -139,22 +140,23 @@ def load(
     if comm.rank == 0:
         _warn(found, held, classes, scale)
     other, out = (learn, ~mask) if test is None else (held[1], np.ones(held[1].x.shape[0], bool))
+    order = np.arange(len(mask)) if shard else np.argsort(_draws(learn, seed))
     return Dataset(
-        source,
-        learn.x,
-        y[0],
-        classes,
-        np.flatnonzero(mask),
-        np.flatnonzero(out),
-        other.x,
-        y[-1],
-        shard,
-        learn.low,
-        learn.total,
-        count,
-        learn.total - count if test is None else other.total,
-        scaler,
-        found[0].source.names,
+        name=source,
+        x=learn.x,
+        y=y[0],
+        classes=classes,
+        train=order[mask[order]],
+        test=np.flatnonzero(out),
+        test_x=other.x,
+        test_y=y[-1],
+        sharded=shard,
+        low=learn.low,
+        total=learn.total,
+        total_train=count,
+        total_test=learn.total - count if test is None else other.total,
+        scaler=scaler,
+        names=found[0].source.names,
     )
 
 

@@ -118,6 +118,7 @@ def test_fractions_are_no_classes(csv):
         '"a","b","y"\n1,2,"p"\n"3",4,"q"\n',
         "\ufeffa,b,y\n1,2,p\n3,4,q\n",
         " a , b , y \n1,2,p\n3,4,q\n",
+        "# a,b,y\n1,2,p\n3,4,q\n",
     ],
 )
 def test_dialects(csv, text):
@@ -137,6 +138,10 @@ def test_without_header(csv):
     assert read(path, labels="2", features=("1",))[0].shape == (2, 1)
     with pytest.raises(DataError, match="one of 0, 1, 2"):
         read(path)
+
+
+def test_a_header_that_begins_like_an_archive(csv):
+    assert describe(csv("PK,y\n1,2\n2,3\n")).names == ("PK",)
 
 
 def test_row_numbers_of_pandas_are_no_features(csv, caplog):
