@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # The modules and packages of sfb/, from the lowest layer up. Modules of one row do not import each other.
 LAYERS = (
-    ("_version", "data", "files", "kernels", "launch", "topology", "units"),
-    ("checks",),
+    ("_version", "files", "kernels", "launch", "topology", "units"),
+    ("checks", "data"),
     ("factors", "receiver"),
     ("optim",),
     ("runtime",),

@@ -93,7 +93,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
     Raises:
         DataError: The data cannot be trained on.
     """
-    data = load(world, config.data)
+    data = load(world, config.data, dense=True)
     heading(
         f"sfb bench consistency: multiclass logistic regression on {config.data}, plain SGD",
         f"stragglers: {config.stragglers}; a step computes {config.compute} ms (slept), {config.steps} a rank",

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, plot_option, start
+from sfb.cli.data import data_options, reading
 from sfb.files import write
 from sfb.models.config import COMMS, OPTIMIZERS
 from sfb.models.network import ACTIVATIONS
@@ -147,14 +148,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0",
 )
 @click.argument("model", type=click.Choice(list(MODELS)))
-@_group(
-    "Data",
-    click.option("--data", default="mnist",
-                 help="mnist, digits, or a file: .npz (arrays x and y) or LIBSVM, maybe .gz, .bz2 or .xz."),
-    click.option("--test-fraction", type=Finite(0, 1, min_open=True, max_open=True), default=0.2,
-                 help="Part of the data to hold out for testing."),
-    click.option("--zero-based", is_flag=True, help="Indices of the LIBSVM file count from 0."),
-)  # fmt: skip
+@_group("Data", data_options(learn=True))
 @_group("Model", *_model_options())
 @_group(
     "Optimization",
@@ -237,8 +231,7 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     names = {name for entry in MODELS.values() for name in entry.options}
     given = {name: options.pop(name) for name in names & {*options}}
     chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
-    reading = {name: options.pop(name) for name in ("test_fraction", "zero_based")}
-    config = Config(options=dict(sorted(chosen.items())), reading=reading, **options)
+    config = Config(options=dict(sorted(chosen.items())), reading=reading(options), **options)
     limit_process(world)
     try:
         with Progress(config, world) as progress:

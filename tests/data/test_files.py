@@ -71,10 +71,10 @@ def test_a_malformed_line_is_named_and_cut_short(write, line, message, pack):
         (b"", "2 samples"),
         (b"1 1:1\n2 1:1\n".decode().encode("utf-16"), "UTF-16"),
         (b"\x89HDF\0\0\0", "is binary"),
-        (b"\x93NUMPY\1\0", "numpy.savez"),
+        (b"\x93NUMPY\1\0", "name the .npy file of the labels"),
         (b"PK\x03\x04 no archive", "damaged .npz"),
-        (b"1 1:1e39\n2 3:1\n", r"sample 0 \(from 0\), feature 0: 1e\+39 is beyond float32"),
-        (b"1 1:1\n2 2:1 3:nan\n", r"sample 1 \(from 0\), feature 2: nan is not a finite number"),
+        (b"1 1:1e39\n2 3:1\n", r"line 1, feature 1: 1e\+39 is beyond float32"),
+        (b"1 1:1\n2 2:1 3:nan\n", r"line 2, feature 3: nan is not a finite number"),
         (b"1\n2\n", "a feature each"),
     ],
 )

@@ -32,9 +32,9 @@ def test_classes_are_the_distinct_labels(labels, classes):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.array([24.0, 21.6, 34.7]), "sample 1 has the label 21.6: labels must name classes.*regression"),
-        (np.array([0, np.nan]), "sample 1 has the label nan"),
-        (np.array([np.inf, 0]), "sample 0 has the label inf"),
+        (np.array([24.0, 21.6, 34.7]), r"sample 1 \(from 0\) has the label 21.6: labels must name classes.*regression"),
+        (np.array([0, np.nan]), r"sample 1 \(from 0\) has the label nan"),
+        (np.array([np.inf, 0]), r"sample 0 \(from 0\) has the label inf"),
         (np.array([1e300, 0]), "save them as integers"),
         (np.array([1j, 0]), "integers or strings, got complex128"),
         (np.array(["2020-01-01", "2021-01-01"], "M8[D]"), "integers or strings"),
