@@ -11,16 +11,21 @@ from sfb.models.mlr import mlr
 from sfb.models.network import Layer, Network
 
 if TYPE_CHECKING:
+    from sfb.models.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
     from sfb.models.linear import LinearSVC, LogisticRegression
+    from sfb.models.metric import MetricLearning
     from sfb.models.perceptron import MLPClassifier, MLPRegressor
 
 __all__ = [
     "MODELS",
+    "DictionaryLearning",
     "Layer",
     "LinearSVC",
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "MetricLearning",
+    "MiniBatchDictionaryLearning",
     "Network",
     "mlp",
     "mlr",
@@ -28,10 +33,13 @@ __all__ = [
 
 MODELS = {"mlp": mlp, "mlr": mlr}
 _ESTIMATORS = {
+    "DictionaryLearning": "sfb.models.dictionary",
     "LinearSVC": "sfb.models.linear",
     "LogisticRegression": "sfb.models.linear",
     "MLPClassifier": "sfb.models.perceptron",
     "MLPRegressor": "sfb.models.perceptron",
+    "MetricLearning": "sfb.models.metric",
+    "MiniBatchDictionaryLearning": "sfb.models.dictionary",
 }
 
 
