@@ -36,13 +36,14 @@ def encode(
         alpha: Weight of the penalty, ≥ 0.
         codes: N×K codes to start from, which are overwritten; None to start from 0.
         positive: Whether codes must not be negative.
-        tol: Duality gap at which the code of a sample is done, relative to ‖x‖².
+        tol: Duality gap at which the code of a sample is done, relative to ‖x‖²; no less than 100 units of rounding.
         max_iter: Most sweeps over the code of a sample.
         threads: The most threads that share the samples.
     """
     found = np.zeros((len(x), len(atoms)), x.dtype) if codes is None else codes
     gram, products = np.ascontiguousarray(atoms @ atoms.T), np.ascontiguousarray(x @ atoms.T)
     squares = np.einsum("ij,ij->i", x, x)
+    tol = max(tol, 100 * float(np.finfo(x.dtype).eps))
     undone = kernels.sparse_codes(
         gram, products, squares, found, alpha, positive=positive, tol=tol, max_iter=max_iter, threads=threads
     )

@@ -123,7 +123,7 @@ class DictionaryLearning(Coder):
     def _guess(self, ranks: Ranks, x: np.ndarray, count: int, seed: int) -> np.ndarray:
         """Return singular vectors; directions in which nothing lies are left to samples; collective."""
         found, spread = principal(ranks, x, min(count, x.shape[1]), seed, centred=False)
-        return found[spread > np.finfo(x.dtype).eps * x.shape[1] * spread.max(initial=0)]
+        return found[spread > np.sqrt(np.finfo(x.dtype).eps) * spread.max(initial=0)]
 
     def _alternate(self, ranks: Ranks, x: np.ndarray, atoms: np.ndarray, rng: Any) -> int:
         """Improve codes and atoms in turn, and return how many codes are not optimal in the end; collective."""

@@ -14,7 +14,7 @@ from sfb.models.model import Gradient, Model, Parameter
 __all__ = ["Metric", "dml", "pair_loss"]
 
 # Samples from which the first components are computed, and rows whose neighbours are looked for at once.
-_SAMPLES, _BLOCK = 5000, 512
+_SAMPLES, _BLOCK = 2000, 512
 
 
 def pair_loss(projected: np.ndarray, similar: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -45,11 +45,15 @@ class Metric(Model):
     Xie et al. (UAI 2016, section 2) state it without constraints. The factors of a pair are u, a multiple of Ld, and
     v = d = x − y.
 
+    An example is a sample with random candidates of its class, and as many of other classes. The nearest of either kind
+    under the present L are its partners, so that pairs are hard: like the "target neighbors" and "impostors" of
+    Weinberger and Saul ("Distance Metric Learning for Large Margin Nearest Neighbor Classification", JMLR 10, 2009).
+
     Args:
         features: The number of features D.
-        components: The number of components R.
+        components: The number of components R, at most D.
         dissimilar_weight: λ, > 0.
-        neighbours: Partners of a sample are drawn among so many of the nearest; 0 for any.
+        candidates: The number of candidates of either kind; 1 for random pairs.
         seed: Seed of what is drawn at the start.
         dtype: Type of the components.
     """
@@ -62,15 +66,18 @@ class Metric(Model):
         *,
         components: int = 64,
         dissimilar_weight: float = 8.0,
-        neighbours: int = 3,
+        candidates: int = 8,
         seed: int = 0,
         dtype: Any = np.float32,
     ) -> None:
-        if features < 1 or components < 1:
-            raise ValueError(f"a metric needs at least 1 feature and 1 component, got {features} and {components}")
+        for name, number in {"features": features, "components": components, "candidates": candidates}.items():
+            if number < 1:
+                raise ValueError(f"{name} must be ≥ 1, got {number!r}")
+        if not 0 < dissimilar_weight < np.inf:
+            raise ValueError(f"dissimilar_weight must be a finite number > 0, got {dissimilar_weight!r}")
         self.parameters = [Parameter("components", np.zeros((min(components, features), features), dtype))]
         self.dissimilar_weight = dissimilar_weight
-        self.neighbours = neighbours
+        self.candidates = candidates
         self._seed = seed
 
     @property
@@ -82,25 +89,25 @@ class Metric(Model):
         """Set L to principal components of some samples, of such length that dissimilar pairs are at 1 on average."""
         rng = np.random.default_rng(self._seed)
         chosen = np.sort(rng.choice(x.shape[0], min(_SAMPLES, x.shape[0]), replace=False))
-        some, labels = dense(x, chosen), y[chosen]
-        _, _, directions = np.linalg.svd(some - some.mean(axis=0), full_matrices=False)
-        directions = directions[: len(self.components)]
+        some, labels = dense(x, chosen).astype(np.float64), y[chosen]
+        centred = some - some.mean(axis=0)
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        order = np.argsort(-values)[: len(self.components)]
+        lengths = np.sqrt(np.maximum(values[order], 0))
+        directions = (vectors[:, order].T @ centred) / np.where(lengths > 0, lengths, 1)[:, np.newaxis]
         self.components[:] = 0
         self.components[: len(directions)] = directions
-        rows = self.examples(labels, rng, some)
-        self.components[:] *= scale_of(self.components, some, rows[labels[rows[:, 0]] != labels[rows[:, 1]]])
+        pairs, similar = self.pairs_of(some, self.examples(labels, rng))
+        self.components[:] *= scale_of(self.components, some, pairs[~similar])
 
-    def examples(self, y: np.ndarray, rng: np.random.Generator, x: Any = None) -> np.ndarray:
-        """Return pairs, M×2 samples: of each sample with one of its label, and with one of another.
+    def examples(self, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return each sample with its candidates, N×M; see `sfb.models.pairs.candidates`."""
+        return pairs.candidates(y, self.candidates, rng)
 
-        Args:
-            y: Labels of the samples.
-            rng: The generator that draws the partners.
-            x: The samples, N×D, from which neighbours are known; None to draw partners among all.
-        """
-        if x is None or not self.neighbours:
-            return pairs.random(y, rng)
-        return pairs.near(self.transform(x), y, self.neighbours, rng)
+    def pairs_of(self, x: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of examples under the present metric, M×2, and whether each is similar."""
+        z = self.transform(x[rows.ravel()]).reshape(*rows.shape, len(self.components))
+        return pairs.nearest(z, rows)
 
     def transform(self, x: Any) -> np.ndarray:
         """Return XLᵀ for samples, N×D dense or CSR."""
@@ -109,8 +116,8 @@ class Metric(Model):
     def gradients(
         self, x: Any, y: np.ndarray, rows: np.ndarray, size: int
     ) -> tuple[float, Iterator[tuple[Parameter, Gradient]]]:
-        """Return the loss of pairs, and the factors of its gradient; see `Model.gradients`."""
-        loss, factors = self.of_pairs(x, rows, y[rows[:, 0]] == y[rows[:, 1]], size)
+        """Return the loss of the pairs of examples, and the factors of its gradient; see `Model.gradients`."""
+        loss, factors = self.of_pairs(x, *self.pairs_of(x, rows), size)
         return loss, iter([(self.parameters[0], factors)])
 
     def of_pairs(self, x: Any, rows: np.ndarray, similar: np.ndarray, size: int) -> tuple[float, Factors]:
@@ -129,9 +136,9 @@ class Metric(Model):
         return float(losses.sum()), Factors(u, differences)
 
     def objective(self, x: Any, y: np.ndarray, rows: np.ndarray) -> float:
-        """Return the loss of pairs; see `Model.objective`."""
-        similar = y[rows[:, 0]] == y[rows[:, 1]]
-        projected = (dense(x, rows[:, 0]) - dense(x, rows[:, 1])) @ self.components.T
+        """Return the loss of the pairs of examples; see `Model.objective`."""
+        chosen, similar = self.pairs_of(x, rows)
+        projected = (dense(x, chosen[:, 0]) - dense(x, chosen[:, 1])) @ self.components.T
         return float(pair_loss(projected, similar, self.dissimilar_weight)[0].sum())
 
     def score(self, x: Any, y: np.ndarray) -> tuple[float, float]:
@@ -157,11 +164,11 @@ def dml(
     seed: int = 0,
     components: int = 64,
     dissimilar_weight: float = 8.0,
-    neighbours: int = 3,
+    candidates: int = 8,
 ) -> Metric:
     """Return a metric learned by pairs drawn from labels; factors of a pair (x, y): a multiple of L(x − y), x − y."""
     return Metric(
-        features, components=components, dissimilar_weight=dissimilar_weight, neighbours=neighbours, seed=seed
+        features, components=components, dissimilar_weight=dissimilar_weight, candidates=candidates, seed=seed
     )
 
 

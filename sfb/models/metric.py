@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, column_or_1d
 
 import sfb
 from sfb.models.descent import batches, place, seed_of, take
@@ -16,15 +14,13 @@ from sfb.models.estimator import Number
 from sfb.models.mahalanobis import Mahalanobis
 from sfb.models.ranks import Ranks
 from sfb.models.samples import check_samples
+from sfb.models.sources import Given, Labelled, given_pairs
 from sfb.models.spectrum import principal
 
 __all__ = ["MetricLearning"]
 
-# Components, unless the user says how many.
-_COMPONENTS = 64
-
-# Draws the pairs of an epoch from a generator: M×2 samples, and whether each pair is similar.
-Draw: TypeAlias = "Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]"
+# Components, unless the user says how many; and examples whose pairs are formed at once.
+_COMPONENTS, _BLOCK = 64, 1024
 
 
 class MetricLearning(Mahalanobis):
@@ -43,17 +39,17 @@ class MetricLearning(Mahalanobis):
         n_components: The number of components R; None for as many as features, at most 64.
         init: The first components: "pca" for principal components of all samples, "identity", "random", or an R×D
             array. All but an array are scaled so that dissimilar pairs are at distance 1 on average.
-        pairs: "near" to draw partners among the nearest samples under the present metric, "random" among all.
-        n_neighbors: The number of these nearest samples, ≥ 1, for "near".
+        n_candidates: Samples of either kind, drawn at random in each epoch, of which the nearest under the present
+            metric are the partners of a sample, ≥ 1; 1 for random pairs.
         dissimilar_weight: λ, > 0.
         solver: Update rule: "adam", "adagrad" or "sgd".
         learning_rate_init: Learning rate, > 0, for components whose root mean square is 1 at the start; so it does not
             depend on the scale of the features.
         momentum: Momentum of "sgd", 0 to 1.
-        batch_size: Pairs of a step, of all ranks together, ≥ 1.
-        max_iter: Most epochs, each of two pairs a sample, ≥ 1. Many epochs fit the pairs ever closer, and may lower the
+        batch_size: Samples of a step, each with two partners, or pairs of `fit_pairs`; of all ranks together, ≥ 1.
+        max_iter: Most epochs, ≥ 1. Many epochs fit the pairs ever closer, and may lower the
             score of other samples.
-        shuffle: Whether each epoch takes the pairs in another order.
+        shuffle: Whether each epoch takes the samples or pairs in another order.
         tol: Least improvement of the mean loss of an epoch that counts as one, ≥ 0.
         n_iter_no_change: Epochs without improvement, after which training ends, ≥ 1.
         warm_start: Whether `fit` starts from the components that there are.
@@ -64,7 +60,7 @@ class MetricLearning(Mahalanobis):
 
     Attributes:
         components_: L, R×D, the same bits on all ranks.
-        loss_: Mean loss of the pairs of the last epoch, each before its step.
+        loss_: Loss of the last epoch, each pair before its step, per sample, or per pair of `fit_pairs`.
         loss_curve_: Loss of each epoch.
         n_iter_: Number of epochs.
         n_features_in_: Number of features D.
@@ -88,7 +84,7 @@ class MetricLearning(Mahalanobis):
     _moments: tuple[int, list[np.ndarray | None]]
 
     numbers: ClassVar = {
-        "n_neighbors": Number(1, whole=True),
+        "n_candidates": Number(1, whole=True),
         "dissimilar_weight": Number(0, above=True),
         "learning_rate_init": Number(0, above=True),
         "momentum": Number(0, 1),
@@ -97,15 +93,14 @@ class MetricLearning(Mahalanobis):
         "tol": Number(0),
         "n_iter_no_change": Number(1, whole=True),
     }
-    choices: ClassVar = {"pairs": ("near", "random"), "solver": ("adam", "adagrad", "sgd")}
+    choices: ClassVar = {"solver": ("adam", "adagrad", "sgd")}
 
     def __init__(
         self,
         n_components: int | None = None,
         *,
         init: Any = "pca",
-        pairs: str = "near",
-        n_neighbors: int = 3,
+        n_candidates: int = 8,
         dissimilar_weight: float = 8.0,
         solver: str = "adam",
         learning_rate_init: float = 0.01,
@@ -122,8 +117,7 @@ class MetricLearning(Mahalanobis):
     ) -> None:
         self.n_components = n_components
         self.init = init
-        self.pairs = pairs
-        self.n_neighbors = n_neighbors
+        self.n_candidates = n_candidates
         self.dissimilar_weight = dissimilar_weight
         self.solver = solver
         self.learning_rate_init = learning_rate_init
@@ -188,12 +182,13 @@ class MetricLearning(Mahalanobis):
         with Ranks(self.comm) as ranks:
             self._agree(ranks)
             with ranks.together("fit_pairs"):
-                rows, similar, samples = _given(pairs, y, X)
+                rows, similar, samples = given_pairs(pairs, y, X)
             x = check_samples(self, ranks, samples, call="fit_pairs", sparse=True)
             with ranks.together("fit_pairs"):
                 if rows.size and not 0 <= rows.min() <= rows.max() < x.shape[0]:
                     raise ValueError(f"pairs must be indices of the {x.shape[0]} rows of X, got {rows.max()}")
-            self._descend(ranks, x, lambda metric: lambda rng: (rows, similar), self.max_iter, fresh=True)
+            metric = self._metric(ranks, x, fresh=True)
+            self._descend(ranks, x, metric, Given(rows, similar), self.max_iter, fresh=True)
             self.references_ = None
         return self
 
@@ -201,15 +196,8 @@ class MetricLearning(Mahalanobis):
         """Learn from pairs drawn from labels; collective."""
         x, y = self._arrays(ranks, x, y, reset=fresh)
         labels = self._labels(ranks, y)
-
-        def of(metric: Metric) -> Draw:
-            def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-                rows = metric.examples(labels, rng, x)
-                return rows, labels[rows[:, 0]] == labels[rows[:, 1]]
-
-            return draw
-
-        self._descend(ranks, x, of, epochs, fresh=fresh)
+        metric = self._metric(ranks, x, fresh=fresh)
+        self._descend(ranks, x, metric, Labelled(metric, x, labels), epochs, fresh=fresh)
         self.references_ = None
         if self.store_references:
             parts = ranks.gather((np.asarray(x @ self.components_.T), y))
@@ -237,30 +225,89 @@ class MetricLearning(Mahalanobis):
                 raise ValueError(f"a metric needs 2 classes, got one class: all samples are {every[0][0]!s}")
         return indices
 
-    def _descend(self, ranks: Ranks, x: Any, of: Callable[[Metric], Draw], epochs: int, *, fresh: bool) -> None:
+    def _metric(self, ranks: Ranks, x: Any, *, fresh: bool) -> Metric:
+        """Return a metric, its components those to start from if there are any, else 0; collective.
+
+        Raises:
+            ValueError: Components do not fit the features or each other; on every rank.
+        """
+        features, given = x.shape[1], self.init if isinstance(self.init, np.ndarray) else None
+        if self.warm_start or not fresh:
+            before = ranks.first(getattr(self, "components_", None))  # ranks may hold different models
+            given = given if before is None else before
+        with ranks.together("fit"):
+            rows = self.n_components or (min(features, _COMPONENTS) if given is None else len(given))
+            if rows > features:
+                raise ValueError(f"n_components must be at most the {features} features, got {rows}")
+            if given is not None and (given.shape != (rows, features) or not np.isfinite(given).all()):
+                raise ValueError(
+                    f"init and warm_start need finite components of shape {rows}×{features}, got {given.shape}"
+                )
+            if given is not None and not given.any():
+                raise ValueError("init and warm_start need components that are not all 0")
+        metric = Metric(
+            features,
+            components=rows,
+            dissimilar_weight=float(self.dissimilar_weight),
+            candidates=int(self.n_candidates),
+            dtype=x.dtype,
+        )
+        if given is not None:
+            metric.components[:] = ranks.first(given)
+        return metric
+
+    def _initialise(
+        self, ranks: Ranks, x: Any, metric: Metric, source: Labelled | Given, seed: int, rng: np.random.Generator
+    ) -> None:
+        """Set the components as ``init`` says, so that dissimilar pairs are at distance 1 on average; collective."""
+        first = metric.components
+        if self.init == "pca":
+            directions, _ = principal(ranks, x, len(first), seed, centred=True)
+            first[: len(directions)] = directions
+        elif self.init == "identity":
+            np.fill_diagonal(first, 1)
+        else:
+            first[:] = np.random.RandomState(seed).standard_normal(first.shape)
+        square, count = np.zeros(1), 0
+        for low in range(0, len(rows := source.examples(rng)), _BLOCK):
+            pairs, similar = source.pairs(rows[low : low + _BLOCK])
+            pairs = pairs[~similar]
+            projected = (dense(x, pairs[:, 0]) - dense(x, pairs[:, 1])) @ first.T
+            square += np.sum(np.square(projected, dtype=np.float64))
+            count += len(pairs)
+        square, count = ranks.sum(np.append(square, count))
+        if square > 0:
+            first *= np.sqrt(count / square)
+
+    def _descend(
+        self, ranks: Ranks, x: Any, metric: Metric, source: Labelled | Given, epochs: int, *, fresh: bool
+    ) -> None:
         """Train on the pairs of all ranks until their loss improves no more; collective.
 
         Args:
             ranks: The ranks.
             x: Samples of this rank.
-            of: Takes the metric, and returns what draws the pairs of an epoch.
+            metric: The metric, as `_metric` returns it.
+            source: Where pairs come from.
             epochs: Most epochs.
             fresh: Whether this is a new fit, not the next part of one.
         """
         seed = seed_of(ranks, self.random_state)
-        epoch = 0 if fresh else ranks.first(self.n_iter_)
-        rng = np.random.default_rng([seed, ranks.rank, epoch])
-        metric, unit = self._start(ranks, x, of, seed, rng, fresh=fresh)
+        rng = np.random.default_rng([seed, ranks.rank, 0 if fresh else ranks.first(self.n_iter_)])
+        if not ranks.first(bool(metric.components.any())):
+            self._initialise(ranks, x, metric, source, seed, rng)
+        unit = ranks.first(float(np.sqrt(np.mean(np.square(metric.components, dtype=np.float64)))) or 1.0)
+        if fresh:
+            metric.parameters[0].array = place(ranks, metric.components)
         rule = self._rule(unit).bind(metric.components)
         if not fresh:
             rule.steps, moments = ranks.first(self._moments)
             for name, moment in zip(rule.states, moments, strict=True):
                 setattr(rule, name, moment)
-        draw = of(metric)
         best, stale = np.inf, 0
         self.loss_curve_ = [] if fresh else self.loss_curve_
         for _ in range(epochs):
-            self.loss_ = self._epoch(ranks, x, metric, draw(rng), rule, rng)
+            self.loss_ = self._epoch(ranks, x, metric, source, rule, rng)
             self.loss_curve_.append(self.loss_)
             stale = stale + 1 if self.loss_ > best - self.tol else 0
             best = min(best, self.loss_)
@@ -268,85 +315,40 @@ class MetricLearning(Mahalanobis):
                 break
         self.n_iter_ = len(self.loss_curve_)
         self.components_ = np.array(metric.components)
-        self._moments = rule.steps, [None if moment is None else np.array(moment) for moment in _states(rule)]
+        moments = [getattr(rule, name) for name in rule.states]
+        self._moments = rule.steps, [None if moment is None else np.array(moment) for moment in moments]
 
     def _epoch(
         self,
         ranks: Ranks,
         x: Any,
         metric: Metric,
-        drawn: tuple[np.ndarray, np.ndarray],
+        source: Labelled | Given,
         rule: sfb.optim.Optimizer,
         rng: np.random.Generator,
     ) -> float:
-        """Train once on the pairs of all ranks, and return their mean loss; collective.
+        """Train once on the examples of all ranks, and return their mean loss; collective.
 
         Raises:
             ValueError: There is no dissimilar pair, or the loss is not finite; on every rank.
         """
-        rows, similar = drawn
-        sizes, alike = zip(*ranks.gather((len(rows), int(similar.sum()))), strict=True)
-        if sum(sizes) == sum(alike):
+        rows = source.examples(rng)
+        sizes, differ = zip(*ranks.gather((len(rows), source.differ(rows))), strict=True)
+        if not sum(differ):
             raise ValueError(
                 "all pairs are similar, so all samples would become one point: each rank draws pairs among its own "
                 "samples, which must be of several classes on some rank; fit_pairs needs dissimilar pairs, too"
             )
         loss = np.zeros(1)
         order = rng.permutation(len(rows)) if self.shuffle else np.arange(len(rows))
-        for mine, count in batches(order, sizes, self.batch_size):
-            value, factors = metric.of_pairs(x, rows[mine], similar[mine], count)
+        for mine, count in batches(order, sizes, int(self.batch_size)):
+            value, factors = metric.of_pairs(x, *source.pairs(rows[mine]), count)
             loss += value
             take(ranks, factors, rule)
         mean = float(ranks.sum(loss)[0]) / sum(sizes)
         if not np.isfinite(mean):  # the same on all ranks
             raise ValueError(f"the loss is {mean}: lower learning_rate_init, or scale the features")
         return mean
-
-    def _start(
-        self, ranks: Ranks, x: Any, of: Callable[[Metric], Draw], seed: int, rng: np.random.Generator, *, fresh: bool
-    ) -> tuple[Metric, float]:
-        """Return the metric to start from, and the root mean square of its components; collective."""
-        features = x.shape[1]
-        before = getattr(self, "components_", None) if self.warm_start or not fresh else None
-        if not fresh or self.warm_start:  # ranks may hold different models
-            before = ranks.first(before)
-        given = before if before is not None else self.init if isinstance(self.init, np.ndarray) else None
-        with ranks.together("fit"):
-            rows = self.n_components or (min(features, _COMPONENTS) if given is None else len(given))
-            if rows > features:
-                raise ValueError(f"n_components must be at most the {features} features, got {rows}")
-            if given is not None and (given.shape != (rows, features) or not np.isfinite(given).all()):
-                what = "init" if before is None else "warm_start"
-                raise ValueError(f"{what} needs {rows}×{features} finite components, got {given.shape}")
-        metric = Metric(
-            features,
-            components=rows,
-            dissimilar_weight=float(self.dissimilar_weight),
-            neighbours=self.n_neighbors if self.pairs == "near" else 0,
-            dtype=x.dtype,
-        )
-        first = np.zeros((rows, features), x.dtype)
-        if given is not None:
-            first[:] = ranks.first(given)
-        elif self.init == "pca":
-            directions, _ = principal(ranks, x, min(rows, features), seed, centred=True)
-            first[: len(directions)] = directions
-        elif self.init == "identity":
-            np.fill_diagonal(first, 1)
-        else:
-            first[:] = np.random.RandomState(seed).standard_normal(first.shape)
-        metric.parameters[0].array = first
-        if given is None:
-            pairs, similar = of(metric)(rng)
-            pairs = pairs[~similar]
-            projected = (dense(x, pairs[:, 0]) - dense(x, pairs[:, 1])) @ first.T
-            square, count = ranks.sum(np.array([np.vdot(projected, projected), len(pairs)], np.float64))
-            if square > 0:
-                first *= np.sqrt(count / square)
-        unit = ranks.first(float(np.sqrt(np.mean(np.square(first, dtype=np.float64)))) or 1.0)
-        if fresh:
-            metric.parameters[0].array = place(ranks, first)
-        return metric, unit
 
     def _rule(self, unit: float) -> sfb.optim.Optimizer:
         """Return the rule whose steps are those for components of root mean square 1, for another root mean square."""
@@ -365,27 +367,3 @@ class MetricLearning(Mahalanobis):
             raise ValueError(f"init must be pca, identity, random or an array, got {self.init!r}")
         if isinstance(self.init, np.ndarray) and self.init.ndim != 2:
             raise ValueError(f"init must have 2 dimensions, got {self.init.ndim}")
-
-
-def _given(pairs: Any, y: Any, x: Any) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Return the indices of pairs, whether each is similar, and the samples that the indices belong to."""
-    if x is None:
-        pairs = check_array(pairs, allow_nd=True, dtype=(np.float64, np.float32), ensure_min_samples=0)
-        if pairs.ndim != 3 or pairs.shape[1] != 2:
-            raise ValueError(f"pairs must be N×2×D, or N×2 indices with X, got {pairs.shape}")
-        rows, x = np.arange(2 * len(pairs)).reshape(-1, 2), pairs.reshape(-1, pairs.shape[2])
-    else:
-        rows = check_array(pairs, dtype=None, ensure_min_samples=0)
-        if rows.shape[1] != 2 or rows.dtype.kind not in "iu":
-            raise ValueError(f"pairs must be N×2 indices of rows of X, got {rows.shape} {rows.dtype}")
-    y = column_or_1d(y)
-    if len(y) != len(rows):
-        raise ValueError(f"y must have an element for each of {len(rows)} pairs, got {len(y)}")
-    if not np.isin(y, (-1, 1)).all():
-        raise ValueError(f"y must be 1 for a similar pair and −1 for a dissimilar one, got {np.unique(y)[:5]}")
-    return rows.astype(np.int64), y == 1, x
-
-
-def _states(rule: sfb.optim.Optimizer) -> list[np.ndarray | None]:
-    """Return the state of a rule, as named by `Optimizer.states`."""
-    return [getattr(rule, name) for name in rule.states]
