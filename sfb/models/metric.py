@@ -106,7 +106,7 @@ class MetricLearning(Mahalanobis):
         learning_rate_init: float = 0.01,
         momentum: float = 0.9,
         batch_size: int = 128,
-        max_iter: int = 10,
+        max_iter: int = 20,
         shuffle: bool = True,
         tol: float = 1e-4,
         n_iter_no_change: int = 5,

