@@ -154,11 +154,11 @@ def arrays_of(estimator: Coder) -> dict[str, Any]:
     return {
         "kind": "dictionary",
         "components": estimator.components_,
-        "algorithm": estimator.transform_algorithm,
         "alpha": float(estimator.alpha if estimator.transform_alpha is None else estimator.transform_alpha),
-        "n_nonzero_coefs": estimator.transform_n_nonzero_coefs,
-        "positive": bool(estimator.positive_code),
+        "positive_code": bool(estimator.positive_code),
         "split_sign": bool(estimator.split_sign),
+        "transform_algorithm": estimator.transform_algorithm,
+        "transform_n_nonzero_coefs": estimator.transform_n_nonzero_coefs,
     }
 
 

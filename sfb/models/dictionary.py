@@ -11,7 +11,7 @@ import numpy as np
 import sfb
 from sfb.models.coder import LOOSE, Coder, samples_of, warn_of
 from sfb.models.coding import coding_loss, encode
-from sfb.models.descent import batches, place, seed_of, take, threads_of, total
+from sfb.models.collective import batches, place, seed_of, take, threads_of, total
 from sfb.models.estimator import Number
 from sfb.models.ranks import Ranks
 from sfb.models.samples import check_samples

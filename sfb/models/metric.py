@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 
 import sfb
-from sfb.models.descent import batches, place, seed_of, take
+from sfb.models.collective import batches, place, seed_of, take
 from sfb.models.dml import Metric, dense
 from sfb.models.estimator import Number
 from sfb.models.mahalanobis import Mahalanobis

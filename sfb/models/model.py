@@ -53,7 +53,7 @@ class Model(ABC):
         """Draw the parameters from the model's seed, in place.
 
         Args:
-            x: Samples, N×D, dense or CSR: those of rank 0.
+            x: Samples to learn from, N×D, dense or CSR: up to 10 000 of rank 0, drawn at random.
             y: Their N targets.
         """
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 import sfb
-from sfb.models.descent import total
+from sfb.models.collective import total
 from sfb.models.ranks import Ranks
 
 __all__ = ["principal"]

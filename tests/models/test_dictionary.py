@@ -185,7 +185,7 @@ def test_codes_that_are_not_optimal(world):
 def test_what_a_model_file_holds(world):
     (mine,) = shard(world, digits())
     arrays = arrays_of(DictionaryLearning(5, alpha=0.2, max_iter=1).fit(mine))
-    assert (arrays["kind"], arrays["alpha"], arrays["algorithm"]) == ("dictionary", 0.2, "lasso_cd")
+    assert (arrays["kind"], arrays["alpha"], arrays["transform_algorithm"]) == ("dictionary", 0.2, "lasso_cd")
     assert arrays["components"].shape == (5, 64)
 
 
