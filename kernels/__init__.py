@@ -10,7 +10,18 @@ Numba is imported, and the kernels are compiled or loaded from its cache, on the
 from sfb.kernels._arguments import states_of
 from sfb.kernels._scratch import room_for, scratch, scratch_for
 from sfb.kernels._threads import partition
-from sfb.kernels.matrices import accumulate, norm, norm_dense, rebuild, reduce, shrink_rows, update, update_dense
+from sfb.kernels.codes import sparse_codes, update_atoms
+from sfb.kernels.matrices import (
+    accumulate,
+    norm,
+    norm_dense,
+    project_rows,
+    rebuild,
+    reduce,
+    shrink_rows,
+    update,
+    update_dense,
+)
 from sfb.kernels.rules import Rule, adagrad, adam, assign, proximal, sgd
 from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, STAGES, KernelError, load
 
@@ -28,6 +39,7 @@ __all__ = [
     "norm",
     "norm_dense",
     "partition",
+    "project_rows",
     "proximal",
     "rebuild",
     "reduce",
@@ -36,7 +48,9 @@ __all__ = [
     "scratch_for",
     "sgd",
     "shrink_rows",
+    "sparse_codes",
     "states_of",
     "update",
+    "update_atoms",
     "update_dense",
 ]

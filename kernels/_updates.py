@@ -14,7 +14,7 @@ from sfb.kernels._tiles import LINE, ROWS, Ending, Panels, Strip
 from sfb.kernels._vectors import AVX512, at, shift
 from sfb.kernels.status import DONE, UNFIT
 
-__all__ = ["TALL", "shrink_rows", "update", "update_dense"]
+__all__ = ["TALL", "project_rows", "shrink_rows", "update", "update_dense"]
 
 # Rows of sums that wait for further samples.
 TALL = 1024
@@ -138,17 +138,34 @@ def _scaled_length(row, length):
     return peak * math.sqrt(square)
 
 
+@inner
+def _length(row):
+    """Return ‖row‖."""
+    square = 0.0
+    for c in range(row.size):
+        square += np.float64(row[c]) * np.float64(row[c])
+    length = math.sqrt(square)
+    return length if _SHORT < length < 1 / _SHORT else _scaled_length(row, length)
+
+
+@kernel(signatures(lambda t: types.void(matrix(t), _I, _I, _F)))
+def project_rows(w, start, stop, radius):
+    """Scale each row r by min(1, radius/‖r‖); a row that holds NaN stays as it is."""
+    for k in range(start, stop):
+        row = w[k]
+        length = _length(row)
+        if length > radius:
+            scale = radius / length
+            for c in range(row.size):
+                row[c] *= scale
+
+
 @kernel(signatures(lambda t: types.void(matrix(t), _I, _I, _F)))
 def shrink_rows(w, start, stop, threshold):
     """Scale each row r by max(0, 1 − threshold/‖r‖); a row that holds NaN becomes NaN."""
     for k in range(start, stop):
         row = w[k]
-        square = 0.0
-        for c in range(row.size):
-            square += np.float64(row[c]) * np.float64(row[c])
-        length = math.sqrt(square)
-        if not _SHORT < length < 1 / _SHORT:
-            length = _scaled_length(row, length)
+        length = _length(row)
         scale = 1 - threshold / length if length > threshold else 0 * length
         for c in range(row.size):
             row[c] *= scale

@@ -16,7 +16,17 @@ from sfb.kernels.rules import ASSIGN, SGD, Rule
 from sfb.kernels.stages import compiled
 from sfb.kernels.status import DONE
 
-__all__ = ["accumulate", "norm", "norm_dense", "rebuild", "reduce", "shrink_rows", "update", "update_dense"]
+__all__ = [
+    "accumulate",
+    "norm",
+    "norm_dense",
+    "project_rows",
+    "rebuild",
+    "reduce",
+    "shrink_rows",
+    "update",
+    "update_dense",
+]
 
 # Stands for the end of the rows.
 _ALL = -1
@@ -174,6 +184,26 @@ def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | Non
         raise ValueError(f"threshold must be ≥ 0, got {threshold!r}")
     kernel = compiled("_updates").shrink_rows
     share(lambda low, high: kernel(w, low, high, threshold), start, stop, 8 * w.shape[1], threads)
+
+
+def project_rows(w: np.ndarray, radius: float, start: int = 0, stop: int | None = None, *, threads: int = 1) -> None:
+    """Scale each row r of w by min(1, radius/‖r‖): project the rows onto a ball; a row that holds NaN stays as it is.
+
+    Args:
+        w: K×D, C-contiguous and writeable float32 or float64.
+        radius: > 0.
+        start: First row.
+        stop: End of the rows; all by default.
+        threads: The most threads that share the rows.
+
+    Raises:
+        ValueError: Rows out of range, or a radius that is not above 0.
+    """
+    stop = check_rows(w, start, stop, 0, w.shape[0])
+    if not radius > 0:
+        raise ValueError(f"radius must be > 0, got {radius!r}")
+    kernel = compiled("_updates").project_rows
+    share(lambda low, high: kernel(w, low, high, radius), start, stop, 8 * w.shape[1], threads)
 
 
 def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -259,11 +260,12 @@ class Adagrad(Optimizer):
 
 
 class Proximal(Optimizer):
-    """Proximal gradient descent for a smooth loss plus l1·‖w‖₁ + l2/2·‖w‖² + rows·Σ‖row of w‖.
+    """Proximal gradient descent for a smooth loss plus l1·‖w‖₁ + l2/2·‖w‖² + rows·Σ‖row of w‖, rows within a ball.
 
     x = w − lr·g; w ← soft(x, lr·l1)/(1 + lr·l2), where soft(x, t) = sign(x)·max(|x| − t, 0); then each row r of w is
-    scaled by max(0, 1 − lr·rows/‖r‖). Parikh and Boyd, "Proximal Algorithms", 2014, sections 4.2 and 6.5; for l1 with
-    rows Simon et al., "A Sparse-Group Lasso", JCGS 2013, section 3.
+    scaled by max(0, 1 − lr·rows/‖r‖), and with ``radius`` by min(1, radius/‖r‖). Parikh and Boyd, "Proximal
+    Algorithms", 2014, sections 4.2 and 6.5; for l1 with rows Simon et al., "A Sparse-Group Lasso", JCGS 2013, section
+    3; for the ball after other penalties Yu, "On Decomposing the Proximal Map", NIPS 2013, section 3.
 
     Args:
         param: See `Optimizer`.
@@ -271,6 +273,7 @@ class Proximal(Optimizer):
         l1: Factor of the sum of magnitudes, ≥ 0: the lasso.
         l2: Factor of half the sum of squares, ≥ 0: the ridge.
         rows: Factor of the sum of the Euclidean norms of rows, ≥ 0: the group lasso.
+        radius: Largest Euclidean norm of a row, > 0: projected gradient descent; None for no limit.
         **clipping: ``max_norm``; see `Optimizer`.
 
     Raises:
@@ -282,15 +285,19 @@ class Proximal(Optimizer):
     >>> sfb.optim.Proximal(w, lr=0.5, l1=1.0).step(np.zeros((1, 2)))
     >>> w
     array([[0.5, 0. ]])
+    >>> sfb.optim.Proximal(w, lr=0.5, radius=1.0).step(np.array([[-5.0, -8.0]]))
+    >>> w
+    array([[0.6, 0.8]])
     """
 
-    hyperparameters = ("lr", "l1", "l2", "rows")
+    hyperparameters = ("lr", "l1", "l2", "rows", "radius")
     nonnegative = ("lr", "l1", "l2", "rows")
 
     lr: float
     l1: float
     l2: float
     rows: float
+    radius: float | None
 
     def __init__(
         self,
@@ -300,29 +307,38 @@ class Proximal(Optimizer):
         l1: float = 0.0,
         l2: float = 0.0,
         rows: float = 0.0,
+        radius: float | None = None,
         **clipping: Unpack[_Clipping],
     ) -> None:
-        super().__init__(param, lr=lr, l1=l1, l2=l2, rows=rows, **clipping)
+        super().__init__(param, lr=lr, l1=l1, l2=l2, rows=rows, radius=radius, **clipping)
 
     def rule(self) -> kernels.Rule:
         """Return the kernels' rule for proximal gradient descent with these settings."""
         return kernels.proximal(self.lr, self.l1, self.l2)
 
+    def convert(self, name: str, value: Any) -> Any:
+        """Return a setting as it is kept; see `Optimizer.convert`."""
+        if name != "radius":
+            return super().convert(name, value)
+        return None if value is None else number(name, value, "None or a number > 0", lambda x: 0 < x < math.inf)
+
     @property
     def plain(self) -> bool:  # type: ignore[override]
-        """Whether a step is the rule of the kernels and nothing more: without clipping and row groups."""
-        return super().plain and not self.rows
+        """Whether a step is the rule of the kernels and nothing more: without clipping, row groups and a ball."""
+        return super().plain and not self.rows and self.radius is None
 
     def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Apply the gradient uᵀv to rows ``start`` to ``stop``, and shrink these rows; see `Optimizer.update`."""
+        """Apply the gradient uᵀv to rows ``start`` to ``stop``, and scale these rows; see `Optimizer.update`."""
         super().update(u, v, start, stop, first, threads=threads)
-        self._shrink(start, stop, threads)
+        self._scale(start, stop, threads)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Apply the gradient g to rows ``start`` to ``stop``, and shrink these rows; see `Receiver.update_dense`."""
+        """Apply the gradient g to rows ``start`` to ``stop``, and scale these rows; see `Receiver.update_dense`."""
         super().update_dense(g, start, stop, first, threads=threads)
-        self._shrink(start, stop, threads)
+        self._scale(start, stop, threads)
 
-    def _shrink(self, start: int, stop: int, threads: int) -> None:
+    def _scale(self, start: int, stop: int, threads: int) -> None:
         if self.rows:
             kernels.shrink_rows(self.array, self.lr * self.rows, start, stop, threads=threads)
+        if self.radius is not None:
+            kernels.project_rows(self.array, self.radius, start, stop, threads=threads)

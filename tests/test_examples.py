@@ -32,6 +32,28 @@ def test_estimators(ranks):
 
 
 @needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_metric_learning(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "metric_learning.py")
+    assert code == 0, out
+    (margin,) = re.findall(r"32 components: accuracy \S+ better by (\S+)", out)
+    assert float(margin) > 0
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_dictionary_learning(ranks, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "atoms.png"
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "dictionary_learning.py", "--plot", plot)
+    assert code == 0, out
+    explained = dict(re.findall(r"(\w+): objective \S+ (\S+) explained", out))
+    assert set(explained) == {"DictionaryLearning", "MiniBatchDictionaryLearning"}
+    assert min(map(float, explained.values())) > 0.85
+    assert plot.stat().st_size > 10_000
+
+
+@needs_mpirun
 def test_digits_resume_bit_for_bit(tmp_path):
     torch = pytest.importorskip("torch")
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"

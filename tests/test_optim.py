@@ -79,6 +79,19 @@ def test_rows_shrink_as_groups():
     np.testing.assert_allclose(w, [[2.4, 3.2], [0.0, 0.0]])
 
 
+def test_rows_stay_in_a_ball():
+    w = np.array([[3.0, 4.0], [0.3, 0.4]])
+    Proximal(w, lr=0.5, radius=2.0).step(np.zeros((2, 2)))
+    np.testing.assert_allclose(w, [[1.2, 1.6], [0.3, 0.4]])
+    Proximal(w, lr=1.0, l1=0.2, rows=0.5, radius=0.5).step(np.zeros((2, 2)))  # thresholds first, then the ball
+    shrunk = np.array([[1.0, 1.4], [0.1, 0.2]])
+    lengths = np.linalg.norm(shrunk, axis=1, keepdims=True)
+    shrunk *= np.maximum(0, 1 - 0.5 / lengths)
+    np.testing.assert_allclose(
+        w, shrunk * np.minimum(1, 0.5 / np.maximum(np.linalg.norm(shrunk, axis=1), 1e-9))[:, None]
+    )
+
+
 def read_only():
     w = np.ones((2, 3))
     w.flags.writeable = False
@@ -116,6 +129,8 @@ def test_refuses(param, rule, error, message):
         (SGD, {"max_norm": 0}, "max_norm must be"),
         (Adam, {"max_norm": "1"}, "max_norm must be"),
         (Proximal, {"rows": "a"}, "rows must be"),
+        (Proximal, {"radius": 0.0}, "radius must be"),
+        (Proximal, {"radius": float("inf")}, "radius must be"),
     ],
 )
 def test_other_optimizers_refuse(optimizer, rule, message):

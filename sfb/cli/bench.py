@@ -335,6 +335,8 @@ def bench_models(
         raise Failure(f"--shapes must give one shape for each of {len(models)} models, got {len(shapes)}")
     config = benchmark.Config(models=models, shapes=shapes, comms=("mpi", *(comms or ("auto",))), **options)
     benchmark.run(world, config, **output)
+
+
 @bench.command("estimators")
 @click.option("--problems", type=Names(), default="digits,mnist,mnist-csr,sparse",
               help="Any of digits; mnist, 5000 digits; mnist-csr, in CSR form; sparse, made like RCV1.")  # fmt: skip

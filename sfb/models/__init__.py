@@ -16,19 +16,24 @@ from sfb.models.svm import svm
 
 if TYPE_CHECKING:
     from sfb.models.convert import from_sklearn, to_sklearn
+    from sfb.models.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
     from sfb.models.linear_svc import LinearSVC
     from sfb.models.logistic_regression import LogisticRegression
+    from sfb.models.metric import MetricLearning
     from sfb.models.mlp_classifier import MLPClassifier
     from sfb.models.mlp_regressor import MLPRegressor
     from sfb.models.onnx_file import to_onnx
 
 __all__ = [
     "MODELS",
+    "DictionaryLearning",
     "Layer",
     "LinearSVC",
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "MetricLearning",
+    "MiniBatchDictionaryLearning",
     "Model",
     "ModelError",
     "Network",
@@ -44,10 +49,13 @@ __all__ = [
 ]
 
 _LAZY = {
+    "DictionaryLearning": "sfb.models.dictionary",
     "LinearSVC": "sfb.models.linear_svc",
     "LogisticRegression": "sfb.models.logistic_regression",
     "MLPClassifier": "sfb.models.mlp_classifier",
     "MLPRegressor": "sfb.models.mlp_regressor",
+    "MetricLearning": "sfb.models.metric",
+    "MiniBatchDictionaryLearning": "sfb.models.dictionary",
     "from_sklearn": "sfb.models.convert",
     "to_onnx": "sfb.models.onnx_file",
     "to_sklearn": "sfb.models.convert",

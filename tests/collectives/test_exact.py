@@ -16,6 +16,7 @@ RULES = [
     (sfb.optim.Adam, oracle.adam, {"lr": 0.01, "betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.1}),
     (sfb.optim.Adagrad, oracle.adagrad, {"lr": 0.01, "eps": 0.1, "weight_decay": 0.1}),
     (sfb.optim.Proximal, oracle.proximal, {"lr": 0.1, "l1": 0.3, "l2": 0.2}),
+    (sfb.optim.Proximal, oracle.proximal, {"lr": 0.1, "radius": 2.0}),
 ]
 
 

@@ -267,8 +267,30 @@ def test_refuses_what_does_not_fit():
     g.flags.writeable = True
     with pytest.raises(ValueError, match="threshold"):
         kernels.shrink_rows(g, -1.0)
+    with pytest.raises(ValueError, match="radius"):
+        kernels.project_rows(g, 0.0)
     with pytest.raises(ValueError, match="elements"):
         kernels.reduce(g, 0, 31)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_project_rows(rng, dtype):
+    w = rng.standard_normal((9, 30)).astype(dtype)
+    w[3] *= 0.1
+    w[4] = 0
+    expected = w * np.minimum(1, 2 / np.maximum(np.linalg.norm(w, axis=1, keepdims=True), 1e-30))
+    expected[8] = w[8]
+    inside = w[3].copy()
+    kernels.project_rows(w, 2.0, 0, 8)
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+    assert (w[3] == inside).all()
+    large = 1e30 if dtype == np.float32 else 1e200  # whose square overflows
+    w[0], w[1, 0], w[2, 0] = large, np.nan, np.inf
+    before = w[1].copy()
+    kernels.project_rows(w, 1.0)
+    np.testing.assert_allclose(w[0], 1 / np.sqrt(30), rtol=1e-5)
+    np.testing.assert_array_equal(w[1], before)
+    assert np.isnan(w[2, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

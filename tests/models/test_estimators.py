@@ -9,9 +9,25 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sfb.models import LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
+from sfb.models import (
+    DictionaryLearning,
+    LinearSVC,
+    LogisticRegression,
+    MetricLearning,
+    MiniBatchDictionaryLearning,
+    MLPClassifier,
+    MLPRegressor,
+)
 
-ESTIMATORS = [LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
+ESTIMATORS = [
+    DictionaryLearning(),
+    LinearSVC(),
+    LogisticRegression(),
+    MLPClassifier(),
+    MLPRegressor(),
+    MetricLearning(),
+    MiniBatchDictionaryLearning(),
+]
 
 
 # What fails by design, and why.

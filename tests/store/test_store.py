@@ -198,7 +198,14 @@ def test_sends_no_more_than_its_budget(world):
 
 
 @pytest.mark.parametrize(
-    "rule", [sfb.optim.Adam(lr=0.1), sfb.optim.Proximal(lr=0.1, l1=0.1), sfb.optim.SGD(lr=0.1, max_norm=1.0)], ids=repr
+    "rule",
+    [
+        sfb.optim.Adam(lr=0.1),
+        sfb.optim.Proximal(lr=0.1, l1=0.1),
+        sfb.optim.Proximal(lr=0.1, radius=0.7),
+        sfb.optim.SGD(lr=0.1, max_norm=1.0),
+    ],
+    ids=repr,
 )
 def test_all_rules_and_shapes(world, rng, rule):
     shapes = [(4, 6), (5,), (), (2, 3, 4)]

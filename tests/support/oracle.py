@@ -57,12 +57,13 @@ def adagrad(w, gradients, lr, eps, weight_decay=0.0):
     return w
 
 
-def proximal(w, gradients, lr, l1=0.0, l2=0.0):
-    """Return w after steps of proximal gradient descent, by the monograph."""
+def proximal(w, gradients, lr, l1=0.0, l2=0.0, radius=np.inf):
+    """Return w after steps of proximal gradient descent, by the monograph; rows within a ball."""
     w = w.astype(np.float64)
     for g in gradients:
         x = w - lr * g
         w = np.sign(x) * np.maximum(abs(x) - lr * l1, 0) / (1 + lr * l2)
+        w *= np.minimum(1, radius / np.maximum(np.linalg.norm(w, axis=1, keepdims=True), 1e-300))
     return w
 
 
