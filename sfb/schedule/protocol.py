@@ -62,22 +62,28 @@ class Layout:
         error: Exception | None = None
         if shards < 1 or size % shards:
             error = ValueError(f"shards must divide the number of ranks, got {shards} shards of {size} ranks")
-        bounds, wrong = caught(cut, np.ones(variables) if costs is None else costs, size // max(shards, 1) or 1)
-        agree(comm, "Layout", f"Layout of {samples}, {variables}, {shards}, {bounds}", error or wrong)
-        blocks = size // shards
-        self.shard: int = rank // blocks
-        self.block: int = rank % blocks
-        edges = np.linspace(0, samples, shards + 1).astype(int)
+        agree(comm, "Layout", f"Layout of {shards} shards", error)
+        self._grid = shards, size // shards
         self.sharded = shards > 1
+        self.shard: int = rank // self._grid[1]
+        self.block: int = rank % self._grid[1]
+        self.comm = comm
+        self._owned: list[tuple[Any, Any]] = []
+        self._shards = self._blocks = None
+        self.divide(samples=samples, variables=variables, costs=costs)
+        if not is_alone(comm):
+            self._shards = self._among(self.block, self.shard, shards)
+            self._blocks = self._among(self.shard, self.block, size // shards)
+
+    def divide(self, *, samples: int, variables: int, costs: np.ndarray | None = None) -> None:
+        """Divide other samples and variables among the same ranks; collective. The arguments are those of the class."""
+        shards, blocks = self._grid
+        bounds, error = caught(cut, np.ones(variables) if costs is None else costs, blocks)
+        agree(self.comm, "Layout", f"Layout of {samples} samples, {variables} variables, cut at {bounds}", error)
+        edges = np.linspace(0, samples, shards + 1).astype(int)
         self.samples = slice(int(edges[self.shard]), int(edges[self.shard + 1]))
         self.variables = slice(int(bounds[self.block]), int(bounds[self.block + 1]))
         self.owners = np.repeat(np.arange(blocks), np.diff(bounds))
-        self.comm = comm
-        self._owned: list[Any] = []
-        self._shards = self._blocks = None
-        if not is_alone(comm):
-            self._shards = self._among(self.block, self.shard, shards)
-            self._blocks = self._among(self.shard, self.block, blocks)
 
     def _among(self, colour: int, key: int, size: int) -> Any:
         """Return a communicator of the ranks of one colour; None for a rank alone."""
@@ -85,12 +91,13 @@ class Layout:
 
         import sfb
 
-        split = MPI.Intracomm(MPI.Intracomm(self.comm).Split(colour, key))
         if size == 1:
-            split.Free()
             return None
-        self._owned.append(split)
-        return sfb.Comm(split)
+        if size == self.comm.size and isinstance(self.comm, sfb.Comm):
+            return self.comm
+        split = MPI.Intracomm(MPI.Intracomm(self.comm).Split(colour, key))
+        self._owned.append((sfb.Comm(split), split))
+        return self._owned[-1][0]
 
     def over_shards(self, array: np.ndarray) -> None:
         """Replace an array by its sum over the ranks with the same variables; collective."""
@@ -106,12 +113,11 @@ class Layout:
 
     def free(self) -> None:
         """Free the communicators; collective, and harmless when repeated."""
-        for comm in (self._shards, self._blocks):
-            if comm is not None:
-                comm.free()
         self._shards = self._blocks = None
         while self._owned:
-            self._owned.pop().Free()
+            made, split = self._owned.pop()
+            made.free()
+            split.Free()
 
     def __enter__(self) -> Layout:
         return self
