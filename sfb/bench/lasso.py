@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -134,10 +135,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
                     break
             support = world.bcast(None if model is None else int(np.count_nonzero(model.coef_)))
             tolerances[name], results[name] = tol, (objective, gap, support)
-        calls: dict[str, Callable[[], Any]] = {
-            name: lambda name=name: fit(name, alpha, tolerances[name])  # type: ignore[misc]
-            for name in names
-        }
+        calls: dict[str, Callable[[], Any]] = {name: partial(fit, name, alpha, tolerances[name]) for name in names}
         times = measure(world, calls, config)
         for name in names:
             objective, gap, support = results[name]
