@@ -42,7 +42,7 @@ class Columns:
         self.first, self.total = first, total
         self.means = np.zeros(self.count)
         if centred and self.samples:
-            self.means = np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() / self.samples
+            self.means = _sums(matrix) / self.samples
         if sparse.issparse(matrix):
             rows, starts = matrix.indices.astype(np.int32, copy=False), matrix.indptr.astype(np.int64, copy=False)
             self.form = kernels.Sparse(*map(_constant, (matrix.data, rows, starts, self.means)))
@@ -199,6 +199,14 @@ def _exchange_sparse(ranks: Ranks, x: Any, edges: np.ndarray) -> Any:
 def _slices(edges: np.ndarray, start: int, step: int) -> list[tuple[int, int]]:
     """Return the columns of each rank from its ``start``-th, at most ``step`` of them."""
     return [(min(a + start, b), min(a + start + step, b)) for a, b in pairwise(edges.tolist())]
+
+
+def _sums(matrix: Any) -> np.ndarray:
+    """Return the sums of columns, added in float64."""
+    if sparse.issparse(matrix):
+        columns = np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr))
+        return np.bincount(columns, matrix.data, matrix.shape[1])
+    return matrix.sum(axis=0, dtype=np.float64)
 
 
 def _constant(array: np.ndarray) -> np.ndarray:

@@ -120,27 +120,26 @@ class Solver:
         """
         squares = self._columns.squares
         active = self._usable
-        epochs, size, best = 0, 0, -np.inf
+        epochs, size = 0, 0
         for iteration in range(1, max_iter + 2):
             scores = self._correlate(active, self._r) - penalty.l2 * self.beta[active]
             scores = scores if penalty.positive else np.abs(scores)
             objective, dual, s, support = self._values(penalty, scores)
-            gap, best = objective - dual, max(best, dual)
-            left = max(objective - best, 0.0)
-            converged = left <= tol * objective
+            gap = max(objective - dual, 0.0)
+            converged = gap <= tol * objective
             scaled = s / penalty.l1 * scores
             lengths = np.sqrt(squares[active] + penalty.l2)
-            radius = np.sqrt(2 * max(gap, 0.0)) / penalty.l1
+            radius = np.sqrt(2 * gap) / penalty.l1
             kept = (scaled + radius * lengths >= 1) | (self.beta[active] != 0)
             if converged or iteration > max_iter or epochs >= max_epochs:
                 screened = sum(self._ranks.gather(self._columns.count - int(kept.sum())))
-                return Solution(iteration, epochs, objective, left, screened, converged)
+                return Solution(iteration, epochs, objective, gap, screened, converged)
             active, scaled, lengths = active[kept], scaled[kept], lengths[kept]
             distances = np.where(self.beta[active] != 0, -1.0, (1 - scaled) / lengths)
             if not size:
                 size = max(_LEAST, self._columns.total // _PART)
             size = max(size, 2 * support)
-            goal = Goal(_NEARER * left, tol / 2, max_epochs - epochs)
+            goal = Goal(_NEARER * gap, tol / 2, max_epochs - epochs)
             epochs += self._improve(penalty, active, distances, size, goal)
         raise AssertionError("the last iteration returns")
 
@@ -197,6 +196,9 @@ class Solver:
         small = WorkingSet(*self._copies.of(ids), squares[chosen], beta[chosen], self._r)
         solve = self._descend if self._layout is None else self._take_turns
         done = solve(penalty, small, goal)
+        # Rounding errors of updates and extrapolations have added up; all coefficients that are not 0 are here.
+        self._r[:-1], self._r[-1] = self._y, 0
+        self._kernels.residual(small.form, small.places, small.beta, self._r)
         mine = (ids >= first) & (ids < first + self._columns.count)
         self.beta[ids[mine] - first] = small.beta[mine]
         return done

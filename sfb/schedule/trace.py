@@ -134,7 +134,8 @@ class Trace:
         axes.set_xlabel("seconds")
         axes.set_xlim(0, until)
         axes.set_title(title)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        if spans:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path, dpi=120)
 
 

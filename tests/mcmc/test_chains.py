@@ -64,7 +64,7 @@ def test_hmc_on_50_correlated_elements(world, rng, mass):
     mean, covariance, logp, gradient = gaussian(50, 0.8, rng)
     path = 3.0 if mass == "diagonal" else np.pi / 2
     result = run_chains(
-        logp, np.zeros(50), gradient=gradient, chains=4, draws=600, warmup=500, mass=mass, path=path, seed=1
+        logp, np.zeros(50), gradient=gradient, chains=4, draws=1200, warmup=500, mass=mass, path=path, seed=1
     )
     found = diagnostics(result)
     assert found["rhat"] < 1.01

@@ -9,9 +9,9 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sfb.models import LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
+from sfb.models import ElasticNet, Lasso, LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
 
-ESTIMATORS = [LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
+ESTIMATORS = [ElasticNet(), Lasso(), LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
 
 
 # What fails by design, and why.
