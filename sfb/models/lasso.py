@@ -156,7 +156,7 @@ class ElasticNet(_Regression):
             for some features of all samples; or "features", some features of all samples, and y of all samples.
         schedule: How the ranks solve the problem of few features: "replicated", all in the same steps; or "priority",
             each updates other coefficients, which `sfb.schedule.Priority` chooses such that their features hardly
-            correlate. That pays where there are many samples (docs/models/lasso.md).
+            correlate, until that converges slowly. It pays where there are many samples (docs/models/lasso.md).
         random_state: Seed of that schedule, an integer; the same on all ranks.
         comm: The ranks; see `sfb.models`.
 

@@ -21,6 +21,7 @@ _PART = 50  # a first working set has this part of the columns
 _NEARER = 0.01
 _EACH = 8  # coordinates of a rank in a round of scheduled updates
 _ROUNDS_OF = 5  # updates of each coordinate between two gaps
+_SLOWER = 0.5  # ratio of two gaps above which all ranks go on in the same steps
 _INDEPENDENT = 0.1  # correlation below which ranks update two coordinates at the same time
 _FOLDED = 1024
 
@@ -214,13 +215,16 @@ class Solver:
         self._layout.divide(samples=len(self._y), variables=count)
         width = _EACH * self._ranks.size
         schedule = Priority(count, width, small.correlations(), threshold=_INDEPENDENT, seed=self._seed)
-        program, done = _Coordinates(penalty, small), 0
+        program, done, last = _Coordinates(penalty, small), 0, np.inf
         while done < goal.epochs:
             run(program, schedule, -(-_ROUNDS_OF * count // width), self._layout)
             done += _ROUNDS_OF
             _, objective, gap = small.descend(penalty, Goal(goal.gap, goal.part, 0))
             if gap <= max(goal.gap, goal.part * objective):
                 break
+            if gap > _SLOWER * last:  # what is left needs extrapolation
+                return done + self._descend(penalty, small, Goal(goal.gap, goal.part, max(0, goal.epochs - done)))
+            last = gap
         return done
 
 

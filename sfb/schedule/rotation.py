@@ -22,7 +22,7 @@ from sfb.schedule.trace import Trace
 
 __all__ = ["Block", "BlockProgram", "Rotation", "Sweep", "seats"]
 
-_TAG = 1
+_TAG, _ARRIVED = 1, 2
 # Seconds for which a waiting rank polls, and seconds that it then sleeps between two looks: ranks may share cores.
 _SOON, _PAUSE = 2e-4, 5e-5
 _SUMMED = ("float64", "float32", "int64")
@@ -290,13 +290,13 @@ class Rotation:
 
     def _improve(self, run: _Run, block: Block | None, step: int) -> None:
         """Work on a block again until all ranks are done with theirs, or the bound is reached."""
-        arrived = self._comm.Ibarrier()
+        arrived = _Arrivals(self._comm)
         made = 0
-        while block is not None and made < self._passes and run.error is None and not arrived.Test():
-            run.call("extra", block, run.program.improve, block, arrived.Test)
+        while block is not None and made < self._passes and run.error is None and not arrived.all():
+            run.call("extra", block, run.program.improve, block, arrived.all)
             made += 1
         run.extra += made
-        run.wait([arrived], f"step {step}")
+        run.wait(arrived.requests, f"step {step}")
 
     def _arrive(self, run: _Run, slot: int) -> None:
         """Wait for the block that comes into a slot, if any."""
@@ -361,6 +361,24 @@ class Rotation:
             else:
                 left.append((requests, packed))
         self._going = left
+
+
+class _Arrivals:
+    """A sync point at which the last rank knows at once that it is the last.
+
+    Every rank sends a word to each other one. A nonblocking barrier takes several rounds of messages, which ranks in
+    the midst of a pass do not forward, so a slow rank would begin a pass in vain.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        others = [rank for rank in range(comm.size) if rank != comm.rank]
+        self._words = np.zeros(len(others) + 1, np.int64)
+        self._receives = [comm.Irecv(self._words[i : i + 1], rank, _ARRIVED) for i, rank in enumerate(others)]
+        self.requests = self._receives + [comm.Isend(self._words[-1:], rank, _ARRIVED) for rank in others]
+
+    def all(self) -> bool:
+        """Return whether all ranks have arrived."""
+        return _completed(self._receives)
 
 
 class _Run:

@@ -132,7 +132,7 @@ class Trace:
         axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
-        axes.set_xlim(0, until)
+        axes.set_xlim(min((span.start for span in spans), default=0), until)
         axes.set_title(title)
         if spans:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -17,7 +17,8 @@ from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 
 from sfb import MismatchError
-from sfb.models import ElasticNet, Lasso, lasso_path
+from sfb.models import ElasticNet, Lasso, lasso_path, working_sets
+from sfb.schedule import run
 
 pytestmark = pytest.mark.mpi
 
@@ -118,14 +119,22 @@ def test_a_split_by_features(world, form):
 
 
 @pytest.mark.parametrize("form", ["dense", "CSC"])
-def test_parallel_updates(world, form):
+def test_parallel_updates(world, form, monkeypatch):
     """Ranks that update different coordinates at the same time find the same optimum."""
+    rounds = []
+
+    def counted(*arguments):
+        rounds.append(run(*arguments))
+        return rounds[-1]
+
+    monkeypatch.setattr(working_sets, "run", counted)
     x, y, expected = reference("correlated", 0.1, 0.8, True, False)
     mine = samples_of(world, x, y)
     options = {"l1_ratio": 0.8, "schedule": "priority", "tol": 1e-7}
     model = ElasticNet(0.1, **options).fit(FORMS[form](mine[0]), mine[1])
     theirs, _ = gap_of(expected, x, y, 0.1, 0.8)
     assert gap_of(model, x, y, 0.1, 0.8)[0] == pytest.approx(theirs, rel=1e-7)
+    assert (sum(done.updates for done in rounds) > 0) == (world.size > 1)
 
 
 @pytest.mark.parametrize("schedule", ["replicated", "priority"])
@@ -199,9 +208,9 @@ def test_float32(world):
 def test_sparse_duplicates_are_summed(world):
     x, y = correlated()
     mine = samples_of(world, x, y)
-    coo = sparse.coo_matrix(mine[0])
-    rows, columns = np.tile(coo.row, 2), np.tile(coo.col, 2)
-    twice = sparse.coo_matrix((np.tile(coo.data / 2, 2), (rows, columns)), coo.shape)
+    triplets = sparse.coo_matrix(mine[0])
+    rows, columns = np.tile(triplets.row, 2), np.tile(triplets.col, 2)
+    twice = sparse.coo_matrix((np.tile(triplets.data / 2, 2), (rows, columns)), triplets.shape)
     np.testing.assert_allclose(
         Lasso(0.3, **TIGHT).fit(twice, mine[1]).coef_, Lasso(0.3, **TIGHT).fit(*mine).coef_, atol=1e-6
     )
