@@ -228,7 +228,7 @@ def run(
             numbers of variables; on every rank.
         Exception: A method of the program raised on a rank; on every rank, at the end of the next round at the latest.
     """
-    agree(layout.comm, "run", f"run of {rounds} rounds, {program.effects} effects", _misfit(schedule, layout))
+    agree(layout.comm, "run", f"run of {rounds} rounds", _misfit(program, schedule, layout))
     loop = _Loop(program, layout, trace)
     updates = number = 0
     while number < rounds:
@@ -318,11 +318,17 @@ def _sized(method: str, array: Any, size: int) -> np.ndarray:
     return row
 
 
-def _misfit(schedule: Schedule, layout: Layout) -> Exception | None:
-    """Return what is wrong if schedule and layout do not fit together."""
-    if schedule.variables == len(layout.owners):
-        return None
-    return ValueError(f"the schedule has {schedule.variables} variables, the layout {len(layout.owners)}")
+def _misfit(program: Program, schedule: Schedule, layout: Layout) -> Exception | None:
+    """Return what is wrong if program, schedule and layout do not fit together; collective."""
+    own = (layout.block, program.width), (layout.shard, program.effects)
+    widths, effects = zip(*([own] if is_alone(layout.comm) else layout.comm.allgather(own)), strict=True)
+    if len(set(widths)) > len(dict(widths)):
+        return ValueError("programs of ranks with the same variables differ in their width")
+    if len(set(effects)) > len(dict(effects)):
+        return ValueError("programs of ranks with the same samples differ in the number of their effects")
+    if schedule.variables != len(layout.owners):
+        return ValueError(f"the schedule has {schedule.variables} variables, the layout {len(layout.owners)}")
+    return None
 
 
 def _sum(comm: Any, array: np.ndarray) -> None:

@@ -375,6 +375,10 @@ class _Arrivals:
         self._words = np.zeros(len(others) + 1, np.int64)
         self._receives = [comm.Irecv(self._words[i : i + 1], rank, _ARRIVED) for i, rank in enumerate(others)]
         self.requests = self._receives + [comm.Isend(self._words[-1:], rank, _ARRIVED) for rank in others]
+        # MPI takes in a message or so each time it is asked.
+        end = perf_counter() + _SOON
+        while not self.all() and perf_counter() < end:
+            pass
 
     def all(self) -> bool:
         """Return whether all ranks have arrived."""

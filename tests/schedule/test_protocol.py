@@ -184,6 +184,17 @@ def test_arrays_of_the_wrong_size(world):
             run(Lasso(x, y, layout), RoundRobin(18, 1), 3, layout)
 
 
+@pytest.mark.parametrize("name", ["width", "effects"])
+def test_programs_that_differ_between_ranks(world, name):
+    x, y = problem()
+    with Layout(world, samples=SAMPLES, variables=VARIABLES, shards=world.size if name == "width" else 1) as layout:
+        program = Lasso(x, y, layout)
+        setattr(program, name, getattr(program, name) + (world.rank > 0))
+        if world.size > 1:
+            with pytest.raises(ValueError, match="programs of ranks"):
+                run(program, RoundRobin(VARIABLES, 1), 1, layout)
+
+
 def test_what_layouts_refuse(world):
     with pytest.raises(ValueError, match="shards must divide"):
         Layout(world, samples=9, variables=9, shards=world.size + 1)
