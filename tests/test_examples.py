@@ -42,6 +42,15 @@ def test_metric_learning(ranks):
 
 @needs_mpirun
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_lasso(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "lasso.py")
+    assert code == 0, out
+    assert "the right ten are there: True" in out
+    assert float(re.search(r"gap (\S+);", out)[1]) <= 1e-8
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_dictionary_learning(ranks, tmp_path):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "atoms.png"
@@ -51,6 +60,38 @@ def test_dictionary_learning(ranks, tmp_path):
     assert set(explained) == {"DictionaryLearning", "MiniBatchDictionaryLearning"}
     assert min(map(float, explained.values())) > 0.85
     assert plot.stat().st_size > 10_000
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lasso_schedules(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "lasso_schedules.py", "--rounds", 30)
+    assert code == 0, out
+    objectives = dict(re.findall(r"(.+): objective (\S+)", out))
+    least = float(re.search(r"least objective: (\S+)", out)[1])
+    assert len(objectives) == 4
+    for objective in map(float, objectives.values()):
+        assert objective >= least * (1 - 1e-5)
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_rotation(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "rotation.py")
+    assert code == 0, out
+    counts = re.findall(r"up to (\d) extra passes: (\[.*\]) were", out)
+    assert [passes for passes, _ in counts] == ["0", "4"]
+    assert counts[0][1] == str([0] * ranks)
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_mcmc(ranks):
+    pytest.importorskip("arviz")
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "mcmc.py")
+    assert code == 0, out
+    assert float(re.search(r"R̂ (\S+),", out)[1]) < 1.02
+    assert "slopes: [ 1" in out
 
 
 @needs_mpirun

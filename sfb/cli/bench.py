@@ -362,3 +362,27 @@ def bench_estimators(output: dict[str, Any], **options: Any) -> None:
         estimators.run(world, estimators.Config(**options), **output)
     except DataError as error:
         raise Failure(str(error)) from error
+
+
+@bench.command("lasso")
+@click.option("-N", "samples", type=click.IntRange(2), default=2000, help="Samples.")
+@click.option("-D", "features", type=click.IntRange(1), default=20_000, help="Features.")
+@click.option("--correlation", type=Finite(0, 1, max_open=True), default=0.5, help="Of neighbouring features.")
+@click.option("--support", type=click.IntRange(1), default=100, help="Features that the targets depend on.")
+@click.option("--ratio", "ratios", type=Finite(0, 1, min_open=True), multiple=True, default=[0.1, 0.03],
+              help="Alpha, relative to the least for which all coefficients are 0; repeat it for several.")  # fmt: skip
+@click.option("--gap", type=Finite(0, min_open=True), default=1e-6, help="Duality gap, relative to the objective.")
+@click.option("-a", "--candidate", "candidates", multiple=True,
+              type=click.Choice(["sfb", "scikit-learn", "celer", "skglm"]),
+              help="Time only this beside sfb; repeat it for several.  [default: all]")  # fmt: skip
+@_timing_options(10, 1, 120.0, calls="fits")
+@_output_options(plot=False)
+def bench_lasso(output: dict[str, Any], **options: Any) -> None:
+    """Time the lasso, until it reaches a duality gap, beside scikit-learn, celer and skglm."""
+    world = start()
+    if find_spec("sklearn") is None:
+        raise Failure("scikit-learn is not installed; install it with pip install 'sfb-mpi[models]'")
+    from sfb.bench import lasso
+
+    options["candidates"] = options["candidates"] or lasso.CANDIDATES
+    lasso.run(world, lasso.Config(**options), **output)

@@ -17,6 +17,7 @@ from sfb.models.svm import svm
 if TYPE_CHECKING:
     from sfb.models.convert import from_sklearn, to_sklearn
     from sfb.models.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
+    from sfb.models.lasso import ElasticNet, Lasso, lasso_path
     from sfb.models.linear_svc import LinearSVC
     from sfb.models.logistic_regression import LogisticRegression
     from sfb.models.metric import MetricLearning
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "DictionaryLearning",
+    "ElasticNet",
+    "Lasso",
     "Layer",
     "LinearSVC",
     "LogisticRegression",
@@ -39,6 +42,7 @@ __all__ = [
     "Network",
     "Parameter",
     "from_sklearn",
+    "lasso_path",
     "load",
     "mlp",
     "mlr",
@@ -50,6 +54,9 @@ __all__ = [
 
 _LAZY = {
     "DictionaryLearning": "sfb.models.dictionary",
+    "ElasticNet": "sfb.models.lasso",
+    "Lasso": "sfb.models.lasso",
+    "lasso_path": "sfb.models.lasso",
     "LinearSVC": "sfb.models.linear_svc",
     "LogisticRegression": "sfb.models.logistic_regression",
     "MLPClassifier": "sfb.models.mlp_classifier",

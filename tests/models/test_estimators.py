@@ -11,6 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sfb.models import (
     DictionaryLearning,
+    ElasticNet,
+    Lasso,
     LinearSVC,
     LogisticRegression,
     MetricLearning,
@@ -21,6 +23,8 @@ from sfb.models import (
 
 ESTIMATORS = [
     DictionaryLearning(),
+    ElasticNet(),
+    Lasso(),
     LinearSVC(),
     LogisticRegression(),
     MLPClassifier(),
