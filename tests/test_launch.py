@@ -68,7 +68,7 @@ def test_one_rank_that_fails_ends_the_job():
         import sys
         from mpi4py import MPI
         from sfb import cli
-        from sfb.models import bulk
+        from sfb.training import bulk
         if MPI.COMM_WORLD.rank == 1:
             def fail(*args):
                 raise OSError("the disk of rank 1 is gone")
@@ -106,7 +106,7 @@ def test_an_array_on_one_rank_and_factors_on_another_do_not_hang():
 
 # Where to interrupt a command, once its ranks are at work.
 AT_WORK = {
-    "train": (("train", "mlr", "--data", "digits"), "sfb.models.bulk", "Bulk._step"),
+    "train": (("train", "mlr", "--data", "digits"), "sfb.training.bulk", "Bulk._step"),
     "tune": (("tune", "-t", "0.1"), "sfb.tuning.calibrate", "_products"),
     "bench": (("bench", "allreduce", "-K", "8", "-D", "8", "-S", "1"), "sfb.bench.engine", "_orders"),
     "store": (("bench", "store", "-K", "8", "-D", "8", "-S", "1"), "sfb.store.store", "Store.clock"),
@@ -145,7 +145,7 @@ def test_ctrl_c_reaches_a_rank_that_waits_in_mpi():
         import numpy as np
         from mpi4py import MPI
         from sfb import cli
-        from sfb.models import bulk
+        from sfb.training import bulk
         def wait(*args):
             if MPI.COMM_WORLD.rank == 1:
                 Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -24,7 +24,7 @@ LAYERS = (
     ("store",),
     ("schedule",),
     ("models",),
-    ("mcmc", "torch"),
+    ("mcmc", "torch", "training"),
     ("bench",),
     ("cli",),
     ("__main__",),
@@ -53,7 +53,7 @@ WITHOUT_MPI = (
 )
 
 # Packages that use only public names of other packages.
-OUTSIDERS = ("bench", "mcmc", "models", "schedule", "torch")
+OUTSIDERS = ("bench", "mcmc", "models", "schedule", "torch", "training")
 
 # The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12

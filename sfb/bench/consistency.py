@@ -13,7 +13,7 @@ from mpi4py import MPI
 import sfb
 from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
 from sfb.models import Network, mlr
-from sfb.models.data import Dataset, load
+from sfb.training.data import Dataset, load
 
 __all__ = ["COLUMNS", "Config", "consistency_of", "draw", "run"]
 

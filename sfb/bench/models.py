@@ -13,11 +13,11 @@ from mpi4py import MPI
 import sfb
 from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
 from sfb.models import MODELS
-from sfb.models.batches import Samples
-from sfb.models.config import Config as Training
-from sfb.models.saving import Saver
-from sfb.models.stopping import Watch
-from sfb.models.trainer import Trainer
+from sfb.training.batches import Samples
+from sfb.training.config import Config as Training
+from sfb.training.saving import Saver
+from sfb.training.stopping import Watch
+from sfb.training.trainer import Trainer
 from sfb.units import format_bytes, milliseconds
 
 __all__ = ["CASES", "COLUMNS", "Case", "Config", "draw", "run"]

@@ -296,7 +296,7 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
     world = start()
     from sfb import StoreError
     from sfb.bench import consistency
-    from sfb.models.data import DataError
+    from sfb.training.data import DataError
 
     try:
         for mode in options["modes"]:

@@ -64,7 +64,7 @@ _LEARN = (
     ),
 )
 
-# The arguments of sfb.models.data.load that options give, beside the communicator and the data.
+# The arguments of sfb.training.data.load that options give, beside the communicator and the data.
 _ARGUMENTS = ("test", "test_fraction", "features", "labels", "targets", "zero_based", "scale", "cache", "shard")
 
 
@@ -87,7 +87,7 @@ def data_options(*, learn: bool) -> Callable[[_Command], _Command]:
 def reading(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of reading, all but ``data``, out of a command's options, and return them as keyword arguments.
 
-    They fit `sfb.models.data.load`; those of a command that does not learn fit `sfb.data.read`.
+    They fit `sfb.training.data.load`; those of a command that does not learn fit `sfb.data.read`.
 
     >>> from sfb.cli.data import reading
     >>> options = {"data": "mnist", "labels": "y", "zero_based": False, "epochs": 5}

@@ -14,10 +14,10 @@ import click
 from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, plot_option, start
 from sfb.cli.data import data_options, reading
 from sfb.files import write
-from sfb.models.config import COMMS, OPTIMIZERS
 from sfb.models.network import ACTIVATIONS
-from sfb.models.rates import SCHEDULES
 from sfb.models.registry import MODELS
+from sfb.training.config import COMMS, OPTIMIZERS
+from sfb.training.rates import SCHEDULES
 from sfb.units import parse_duration
 
 __all__ = ["STOPPED", "compare", "train"]
@@ -78,8 +78,8 @@ def _model_options() -> Iterable[Any]:
         ),
         "components": click.option("--components", type=click.IntRange(1), help="Rows of the matrix to learn."),
         "alpha": click.option("--alpha", type=Finite(0), help="Penalty of the sparse codes."),
-        "neighbours": click.option(
-            "--neighbours", type=click.IntRange(0), help="Partners of a sample are among so many of the nearest."
+        "candidates": click.option(
+            "--candidates", type=click.IntRange(1), help="The partner of a sample is the nearest of so many."
         ),
         "dissimilar_weight": click.option(
             "--dissimilar-weight", type=Finite(0, min_open=True), help="Weight of pairs that are to be apart."
@@ -210,9 +210,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
 def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **options: Any) -> int:
     """Train a ready-made model, data-parallel.
 
-    mlp is a multilayer perceptron, mlr multiclass logistic regression, svm a linear support vector machine. The ranks
-    exchange each layer's gradient by the algorithm that suits its shape. A batch has the same samples on any number of
-    ranks.
+    mlp is a multilayer perceptron, mlr multiclass logistic regression, svm a linear support vector machine, dml metric
+    learning, dictionary sparse coding. The ranks exchange each gradient by the algorithm that suits its shape. A batch
+    has the same samples on any number of ranks.
 
     With --checkpoint, SIGTERM, SIGUSR1, Ctrl-C, --time-limit and the end of a Slurm job (SLURM_JOB_END_TIME) end a run
     after the step under way, with a checkpoint. Exit codes: 0, the run is complete; 75, it has stopped with a
@@ -220,13 +220,13 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     """
     world = start()
     from sfb import MismatchError, StoreError
-    from sfb.models.config import TrainingError
-    from sfb.models.data import DataError
-    from sfb.models.progress import Progress
-    from sfb.models.report import draw
-    from sfb.models.train import Config
-    from sfb.models.train import train as run_training
     from sfb.runtime.threads import limit_process
+    from sfb.training.config import TrainingError
+    from sfb.training.data import DataError
+    from sfb.training.progress import Progress
+    from sfb.training.report import draw
+    from sfb.training.train import Config
+    from sfb.training.train import train as run_training
 
     names = {name for entry in MODELS.values() for name in entry.options}
     given = {name: options.pop(name) for name in names & {*options}}
@@ -253,7 +253,7 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
 @plot_option
 def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -> None:
     """Compare training runs, the JSON files of sfb train -J; of two runs, show ratios to the first."""
-    from sfb.models.report import ReportError, compare_runs
+    from sfb.training.report import ReportError, compare_runs
 
     try:
         compare_runs(runs, json_file, plot)

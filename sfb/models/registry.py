@@ -74,5 +74,18 @@ MODELS = Registry(
         "mlp": Entry("sfb.models.mlp", "multilayer perceptron", ("hidden", "activation", "regression")),
         "mlr": Entry("sfb.models.mlr", "multiclass logistic regression"),
         "svm": Entry("sfb.models.svm", "linear support vector machine, hinge loss of Crammer and Singer"),
+        "dml": Entry(
+            "sfb.models.dml",
+            "distance metric learning by pairs of labelled samples",
+            ("components", "dissimilar_weight", "candidates"),
+            objective="loss of pairs",
+        ),
+        "dictionary": Entry(
+            "sfb.models.coding",
+            "sparse coding by a dictionary of atoms",
+            ("components", "alpha"),
+            supervised=False,
+            objective="½‖x − Aᵀc‖² + alpha·‖c‖₁",
+        ),
     }
 )

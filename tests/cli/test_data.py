@@ -26,7 +26,7 @@ def run(*arguments, learn=True):
 
 
 def test_options_fit_what_they_are_passed_to():
-    from sfb.models.data import load
+    from sfb.training.data import load
 
     options = run()
     assert options.pop("data") == "mnist"

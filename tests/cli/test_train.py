@@ -22,7 +22,7 @@ pytest.importorskip("sklearn")
 
 from sfb import cli
 from sfb.cli import train as module
-from sfb.models.checkpoint import Folder, read
+from sfb.training.checkpoint import Folder, read
 
 SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
 
@@ -188,7 +188,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(tmp_path, sync):
         "from threading import Timer\n"
         "from mpi4py import MPI\n"
         "from sfb import cli\n"
-        "from sfb.models.progress import Progress\n"
+        "from sfb.training.progress import Progress\n"
         "report = Progress.report\n"
         "def look(self, epoch):\n"
         "    report(self, epoch)\n"

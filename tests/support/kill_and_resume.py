@@ -22,7 +22,7 @@ from random import Random
 
 import numpy as np
 
-from sfb.models.checkpoint import Folder, read
+from sfb.training.checkpoint import Folder, read
 
 __all__ = ["Trials"]
 

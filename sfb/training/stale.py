@@ -9,11 +9,11 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.models.batches import Batches
-from sfb.models.config import Config, consistency_of
 from sfb.models.model import Model
-from sfb.models.stopping import REASONS, Watch
-from sfb.models.sync import Rate, Stretch, Synchronisation, Tick, Totals
+from sfb.training.batches import Batches
+from sfb.training.config import Config, consistency_of
+from sfb.training.stopping import REASONS, Watch
+from sfb.training.sync import Rate, Stretch, Synchronisation, Tick, Totals
 
 __all__ = ["Stale"]
 

@@ -9,8 +9,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from sfb.models import checkpoint
-from sfb.models.checkpoint import CheckpointError, DamagedError, Folder, read, write
+from sfb.training import checkpoint
+from sfb.training.checkpoint import CheckpointError, DamagedError, Folder, read, write
 
 ARRAYS = {
     "parameter/layer1": np.arange(12, dtype=np.float32).reshape(3, 4) / 7,

@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.data import SCALES, DataError, Scaler, fit_scaler, unite
-from sfb.models.reading import File, Held, files, hold, together
+from sfb.training.reading import File, Held, files, hold, together
 
 __all__ = ["DataError", "Dataset", "load"]
 

@@ -9,11 +9,11 @@ import pytest
 
 import sfb
 from sfb.models import MODELS
-from sfb.models.batches import Epochs, Samples
-from sfb.models.config import Config, TrainingError
-from sfb.models.saving import Saver
-from sfb.models.stopping import Watch
-from sfb.models.trainer import Trainer
+from sfb.training.batches import Epochs, Samples
+from sfb.training.config import Config, TrainingError
+from sfb.training.saving import Saver
+from sfb.training.stopping import Watch
+from sfb.training.trainer import Trainer
 
 pytestmark = pytest.mark.mpi
 
@@ -239,7 +239,7 @@ class Dense:
 
 
 def test_gradients_that_are_no_factors(world, monkeypatch):
-    from sfb.models import bulk
+    from sfb.training import bulk
 
     monkeypatch.setattr(bulk, "_SMALL", 100)
     x, y, _ = problem("mlp")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from data_files import example, write
 
-from sfb.models import data as module
-from sfb.models import memory, reading
-from sfb.models.data import DataError, load
+from sfb.training import data as module
+from sfb.training import memory, reading
+from sfb.training.data import DataError, load
 
 pytestmark = pytest.mark.mpi
 

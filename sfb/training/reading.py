@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.data import DataError, Part, Source, describe, read_part
-from sfb.models.memory import Room, room
+from sfb.training.memory import Room, room
 
 __all__ = ["File", "Held", "files", "hold", "together"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.models.batches import Batches
 from sfb.models.model import Model
-from sfb.models.stopping import REASONS, Watch
+from sfb.training.batches import Batches
+from sfb.training.stopping import REASONS, Watch
 
 __all__ = ["Rate", "Stretch", "Synchronisation", "Tick", "Totals", "no_tick"]
 

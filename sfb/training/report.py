@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfb.files import write
-from sfb.models.progress import show_measure
+from sfb.training.progress import show_measure
 from sfb.units import format_bytes, milliseconds
 
 __all__ = ["ReportError", "compare_runs", "draw", "summary"]

@@ -8,7 +8,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.sparse import issparse
 
-from sfb.models.batches import Samples
+from sfb.training.batches import Samples
 
 __all__ = ["fingerprint"]
 

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from sfb.environment import header
-from sfb.models.config import Config
-from sfb.models.sync import Tick
-from sfb.models.trainer import Epoch, Trainer
+from sfb.training.config import Config
+from sfb.training.sync import Tick
+from sfb.training.trainer import Epoch, Trainer
 from sfb.units import format_bytes, format_duration, format_rate
 
 __all__ = ["Progress", "show_measure"]
@@ -155,7 +155,7 @@ class _Rate:
 def show_measure(measure: str, value: float) -> str:
     """Return the text of a measure: an accuracy as a percentage.
 
-    >>> from sfb.models.progress import show_measure
+    >>> from sfb.training.progress import show_measure
     >>> show_measure("1-NN accuracy", 0.5), show_measure("mean squared error", 0.25)
     ('50.00%', '0.25')
     """

@@ -30,7 +30,7 @@ class Schedule:
         drop: Factor of each drop of "step".
         drop_every: Steps between two drops of "step".
 
-    >>> from sfb.models.rates import Schedule
+    >>> from sfb.training.rates import Schedule
     >>> rate = Schedule("linear", 1.0, steps=6, warmup=2)
     >>> [rate(step) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import sfb
-from sfb.models import checkpoint
-from sfb.models.checkpoint import CheckpointError, Folder
-from sfb.models.stopping import Watch
-from sfb.models.train import COMMS, Config, TrainingError, train
+from sfb.training import checkpoint
+from sfb.training.checkpoint import CheckpointError, Folder
+from sfb.training.stopping import Watch
+from sfb.training.train import COMMS, Config, TrainingError, train
 
 pytestmark = pytest.mark.mpi
 pytest.importorskip("sklearn")

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sfb.models.rates import SCHEDULES, Schedule
+from sfb.training.rates import SCHEDULES, Schedule
 
 FORMULAS = {
     "constant": lambda t: 0.5,

@@ -15,17 +15,17 @@ from mpi4py import MPI
 
 import sfb
 from sfb.environment import describe
-from sfb.models.batches import Samples
-from sfb.models.config import COMMS, Config, TrainingError
-from sfb.models.data import Dataset, load
-from sfb.models.fingerprint import fingerprint
 from sfb.models.model import Model
 from sfb.models.registry import MODELS
-from sfb.models.saving import Saver
-from sfb.models.stopping import Watch
-from sfb.models.sync import Tick, no_tick
-from sfb.models.trainer import REACHED, Epoch, Trainer
 from sfb.runtime.agreement import compare
+from sfb.training.batches import Samples
+from sfb.training.config import COMMS, Config, TrainingError
+from sfb.training.data import Dataset, load
+from sfb.training.fingerprint import fingerprint
+from sfb.training.saving import Saver
+from sfb.training.stopping import Watch
+from sfb.training.sync import Tick, no_tick
+from sfb.training.trainer import REACHED, Epoch, Trainer
 
 __all__ = ["COMMS", "Config", "Epoch", "TrainingError", "train"]
 
@@ -45,7 +45,7 @@ def train(
         config: What to train, and how; equal on all ranks.
         report: Function to call on every rank after every epoch.
         begin: Function to call on every rank before the first step; it returns one to call after every step
-            (`sfb.models.sync.Tick`).
+            (`sfb.training.sync.Tick`).
         model_file: File for the trained model, which rank 0 writes.
 
     Returns:

@@ -12,17 +12,17 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb.models.batches import Epochs, Samples
-from sfb.models.bulk import Bulk
-from sfb.models.config import Config, TrainingError, consistency_of
 from sfb.models.model import Model
-from sfb.models.rates import Schedule
-from sfb.models.saving import Saver
-from sfb.models.stale import Stale
-from sfb.models.stopping import Watch
-from sfb.models.sync import Synchronisation, Tick, Totals, no_tick
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
+from sfb.training.batches import Epochs, Samples
+from sfb.training.bulk import Bulk
+from sfb.training.config import Config, TrainingError, consistency_of
+from sfb.training.rates import Schedule
+from sfb.training.saving import Saver
+from sfb.training.stale import Stale
+from sfb.training.stopping import Watch
+from sfb.training.sync import Synchronisation, Tick, Totals, no_tick
 
 __all__ = ["REACHED", "Epoch", "Position", "Trainer"]
 

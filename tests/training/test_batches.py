@@ -5,8 +5,8 @@ import pytest
 from scipy import sparse
 
 from sfb.models import mlr
-from sfb.models.batches import Epochs, Samples
-from sfb.models.fingerprint import fingerprint
+from sfb.training.batches import Epochs, Samples
+from sfb.training.fingerprint import fingerprint
 
 pytestmark = pytest.mark.mpi
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sfb.models.stopping import REASONS, Watch
+from sfb.training.stopping import REASONS, Watch
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.models.checkpoint import CheckpointError, Folder
-from sfb.models.config import Config, TrainingError
+from sfb.training.checkpoint import CheckpointError, Folder
+from sfb.training.config import Config, TrainingError
 
 __all__ = ["Saver"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import sfb
 from sfb.models.model import Model, Parameter
-from sfb.models.rates import SCHEDULES
 from sfb.models.registry import MODELS
+from sfb.training.rates import SCHEDULES
 
 __all__ = ["COMMS", "OPTIMIZERS", "Config", "TrainingError", "consistency_of"]
 
@@ -36,7 +36,7 @@ class Config:
         model: Name of a model of `sfb.models.MODELS`.
         options: Options of the model, by name.
         data: What `sfb.data.read` takes.
-        reading: Further arguments of `sfb.models.data.load`.
+        reading: Further arguments of `sfb.training.data.load`.
         epochs: Passes over the training data.
         batch_size: Examples of one step, of all ranks together.
         lr: Learning rate.

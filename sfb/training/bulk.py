@@ -10,12 +10,12 @@ from mpi4py import MPI
 
 import sfb
 from sfb import Factors
-from sfb.models.batches import Batches
-from sfb.models.config import Config
-from sfb.models.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
 from sfb.models.model import Model, Parameter
-from sfb.models.stopping import Watch
-from sfb.models.sync import Rate, Stretch, Synchronisation, Tick, Totals
+from sfb.training.batches import Batches
+from sfb.training.config import Config
+from sfb.training.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
+from sfb.training.stopping import Watch
+from sfb.training.sync import Rate, Stretch, Synchronisation, Tick, Totals
 
 __all__ = ["Bulk"]
 
