@@ -8,8 +8,8 @@ from sfb.models.train import COMMS, Config, TrainingError, train
 pytestmark = pytest.mark.mpi
 pytest.importorskip("sklearn")
 
-MLP = Config(model="mlp", data="digits", epochs=3, hidden=(48, 40), batch_size=50, lr=0.1)
-MLR = dataclasses.replace(MLP, model="mlr", epochs=4)
+MLP = Config(model="mlp", data="digits", epochs=4, hidden=(48, 40), batch_size=50, lr=0.1)
+MLR = dataclasses.replace(MLP, model="mlr")
 
 
 def run(world, config):
