@@ -71,14 +71,14 @@ def together(comm: MPI.Intracomm, name: str) -> Iterator[None]:
         comm: The ranks.
         name: The file, for the message.
     """
-    problem = ""
+    problem, cause = "", None
     try:
         yield
     except Exception as error:  # the other ranks wait for a result, whatever happened
-        problem = f"{name}: {str(error)[:_LONG] or type(error).__name__}"
+        problem, cause = f"{name}: {str(error)[:_LONG] or type(error).__name__}", error
     problem = next(filter(None, comm.allgather(problem)), "")
     if problem:
-        raise DataError(problem)
+        raise DataError(problem) from cause
 
 
 def files(comm: MPI.Intracomm, names: list[str], options: dict[str, Any]) -> list[File]:

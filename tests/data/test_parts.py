@@ -2,13 +2,14 @@
 
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
 from data_files import FORMATS, example, write
 from make_libsvm import write as make
 
-from sfb.data import DataError, describe, read, read_part, unite
+from sfb.data import DataError, describe, fit_scaler, read, read_part, unite
 
 X, Y = example()
 formats = pytest.mark.parametrize("kind", FORMATS)
@@ -147,6 +148,25 @@ def test_notes_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "sfb"):
         read(str(tmp_path / "ranked"))
     assert "ranked: the fields qid of the file are ignored" in caplog.text
+
+
+def test_a_cache_takes_the_memory_of_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("sfb.data.text.Text.chunks.__defaults__", (0, 1, 1 << 18))
+    monkeypatch.setattr("sfb.data.libsvm._ODD", 100)
+    monkeypatch.setattr("sfb.data.scaling._VALUES", 1 << 14)
+    make(tmp_path / "made.svm", 6 << 20)
+    path, _ = write(tmp_path, "svm", X, Y)
+    read_part(describe(path)).x()  # imports what is needed
+    source = describe(str(tmp_path / "made.svm"))
+    peaks = []
+    for cache in (tmp_path / "cache", None):
+        tracemalloc.start()
+        part = read_part(source, cache=cache)
+        mask = np.ones(part.rows, bool)
+        fit_scaler("maxabs", part.x(), mask).apply(part.x(), part.folder)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 3 << 20 < 4 << 20 < part.arrays["values"].nbytes + part.arrays["columns"].nbytes < peaks[1]
 
 
 def test_a_made_file(tmp_path):

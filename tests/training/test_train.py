@@ -18,8 +18,8 @@ from sfb.training.train import COMMS, Config, TrainingError, train
 pytestmark = pytest.mark.mpi
 pytest.importorskip("sklearn")
 
-MLP = Config(model="mlp", data="digits", epochs=3, options={"hidden": (48, 40)}, batch_size=50, lr=0.1)
-MLR = dataclasses.replace(MLP, model="mlr", options={}, epochs=4)
+MLP = Config(model="mlp", data="digits", epochs=4, options={"hidden": (48, 40)}, batch_size=50, lr=0.1)
+MLR = dataclasses.replace(MLP, model="mlr", options={})
 # 29 steps an epoch.
 SAVED = dataclasses.replace(MLP, epochs=2, options={"hidden": (12, 10)}, checkpoint_every=10, lr=0.05)
 
