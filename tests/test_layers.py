@@ -35,6 +35,13 @@ WITHOUT_MPI = (
     "data",
     "factors",
     "kernels",
+    "models.checkpoint",
+    "models.config",
+    "models.losses",
+    "models.model",
+    "models.network",
+    "models.rates",
+    "models.registry",
     "optim",
     "receiver",
     "runtime.errors",
@@ -96,7 +103,8 @@ def to_mpi(tree: Tree, roots: Iterable[str]) -> Iterator[str]:
 def private(tree: Tree) -> Iterator[str]:
     """Yield the imports of private names by packages that use public ones only."""
     for item in tree.imports:
-        if part(item.module) in OUTSIDERS and part(item.target) is not None:
+        # sfb.__version__ is public, wherever it comes from.
+        if part(item.module) in OUTSIDERS and part(item.target) is not None and item.target != "sfb._version":
             names = (*item.target.split("."), *item.names)
             if any(name.startswith("_") and not name.endswith("__") for name in names):
                 yield str(item)

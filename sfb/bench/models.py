@@ -73,10 +73,10 @@ class Config:
     models: Sequence[str] = tuple(CASES)
     shapes: Sequence[tuple[int, int]] | None = None
     comms: Sequence[str] = ("mpi", "auto")
-    samples: int = 4096
+    samples: int = 2048
     batch: int = 64
-    epochs: int = 3
-    repeats: int = 3
+    epochs: int = 2
+    repeats: int = 1
     seed: int = 0
 
 
