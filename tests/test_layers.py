@@ -103,8 +103,9 @@ def to_mpi(tree: Tree, roots: Iterable[str]) -> Iterator[str]:
 def private(tree: Tree) -> Iterator[str]:
     """Yield the imports of private names by packages that use public ones only."""
     for item in tree.imports:
-        # sfb.__version__ is public, wherever it comes from.
-        if part(item.module) in OUTSIDERS and part(item.target) is not None and item.target != "sfb._version":
+        if item.names == ("__version__",):  # public, though its module is not
+            continue
+        if part(item.module) in OUTSIDERS and part(item.target) is not None:
             names = (*item.target.split("."), *item.names)
             if any(name.startswith("_") and not name.endswith("__") for name in names):
                 yield str(item)
