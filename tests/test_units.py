@@ -85,3 +85,23 @@ def test_traffic(nbytes, text):
 def test_times():
     assert units.milliseconds(1) == "1000.000"
     assert units.microseconds(0) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("90s", 90), ("20m", 1200), ("20 min", 1200), ("1h30m", 5400), ("2d", 172800),
+     ("1h 5m 3s", 3903), ("01:30:00", 5400), ("1-00:00:01", 86401), ("0.5H", 1800)],
+)  # fmt: skip
+def test_durations(text, seconds):
+    assert units.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "soon", "5x", "1.2.3s", "1:30", "nan", "inf", "h"])
+def test_texts_that_are_no_durations(text):
+    with pytest.raises(ValueError, match="01:30:00"):
+        units.parse_duration(text)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.6, "1 min"), (3600, "1 h"), (3661, "1 h 1 min")])
+def test_shown_durations(seconds, text):
+    assert units.format_duration(seconds) == text

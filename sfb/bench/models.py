@@ -73,10 +73,10 @@ class Config:
     models: Sequence[str] = tuple(CASES)
     shapes: Sequence[tuple[int, int]] | None = None
     comms: Sequence[str] = ("mpi", "auto")
-    samples: int = 4096
+    samples: int = 2048
     batch: int = 64
-    epochs: int = 3
-    repeats: int = 3
+    epochs: int = 2
+    repeats: int = 1
     seed: int = 0
 
 
@@ -86,7 +86,7 @@ COLUMNS = [
     Column("D", "D", width=7),
     Column("comm", "comm", width=11),
     Column("steps", "steps", width=7),
-    *columns(milliseconds, 12, step="step(ms)", exchange="exchange(ms)"),
+    *columns(milliseconds, 14, step="step(ms)", exchange="exchange(ms)"),
     Column("wire_bytes", "received", format_bytes, 11),
     Column("loss", "loss", "{:.4f}".format, 11),
     Column("seconds", "reached(s)", lambda seconds: "-" if seconds is None else f"{seconds:.2f}", 12),

@@ -43,7 +43,6 @@ class Bulk(Synchronisation):
         super().__init__(model)
         self._world, self._config = world, config
         self._first_of_node = comm.node.rank == 0
-        self._leaders = world.Split(0 if self._first_of_node else MPI.UNDEFINED, world.rank)
         self._node = comm.node
         self._rules: dict[str, sfb.optim.Optimizer] = {}
         self._shared: set[str] = set()
@@ -67,11 +66,6 @@ class Bulk(Synchronisation):
         self._array_seconds = 0.0
         self._steps = 0
 
-    def free(self) -> None:
-        """Free the communicator of the leaders; collective."""
-        if self._leaders != MPI.COMM_NULL:
-            self._leaders.Free()
-
     @property
     def rules(self) -> dict[str, sfb.optim.Optimizer]:
         """The update rule of each parameter, with its state."""
@@ -88,11 +82,14 @@ class Bulk(Synchronisation):
     def spread(self) -> None:
         """Set the parameters, and the state of the rules, to those of rank 0; collective."""
         arrays, steps = self.state()
+        leaders = self._world.Split(0 if self._first_of_node else MPI.UNDEFINED, self._world.rank)
         for name, array in arrays.items():
             if name.partition("/")[2] not in self._shared:
                 self._world.Bcast(array)
             elif self._first_of_node:
-                self._leaders.Bcast(array)
+                leaders.Bcast(array)
+        if self._first_of_node:
+            leaders.Free()
         for name, count in self._world.bcast(steps).items():
             self._rules[name].steps = count
         self._world.Barrier()

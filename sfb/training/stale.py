@@ -18,7 +18,7 @@ from sfb.training.sync import Rate, Stretch, Synchronisation, Tick, Totals
 __all__ = ["Stale"]
 
 # The table by which a rank tells the others that it stops.
-_STOP = "stop"
+_STOP = "/stop"
 
 
 class Stale(Synchronisation):

@@ -1,0 +1,68 @@
+"""What a run shows, on a terminal and elsewhere."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sfb.models.config import Config
+from sfb.models.progress import Progress, show_measure
+from sfb.models.trainer import Epoch
+
+EPOCH = Epoch(epoch=2, loss=0.5, score=0.875, seconds=2.0, exchange_seconds=0.5, overlap=0.25, wire_bytes=4_000_000,
+              examples=1000)  # fmt: skip
+
+
+def trainer(taken=0):
+    model = SimpleNamespace(measure="accuracy")
+    return SimpleNamespace(
+        model=model, position=SimpleNamespace(taken=taken, epoch=1 + taken // 10), total=40, steps=10
+    )
+
+
+@pytest.fixture
+def world():
+    return SimpleNamespace(rank=0)
+
+
+def test_a_line_for_each_epoch(world, capsys):
+    with Progress(Config(epochs=4, overlap=True), world) as progress:
+        tick = progress.begin(trainer(taken=10))
+        tick(0.5, 100, 1000)
+        progress.report(EPOCH)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "training mlp on mnist, --comm auto, 4 epochs"
+    assert out[1] == "going on from the checkpoint of step 10, in epoch 2"
+    for word in ("epoch 2/4", "loss 0.5000", "test accuracy 87.50%", "exchange 0.50 s", "4 MB", "overlap 25%",
+                 "500 samples/s", "2 MB/s", "left"):  # fmt: skip
+        assert word in out[2]
+    assert len(out) == 3
+
+
+def test_a_bar_on_a_terminal(world, capsys, monkeypatch):
+    for stream in (sys.stdout, sys.stdin):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with Progress(Config(epochs=4, sync="ssp:2"), world) as progress:
+        tick = progress.begin(trainer())
+        for _ in range(3):
+            tick(0.25, 100, 1000)
+        task = progress._bar.tasks[0]
+        assert (task.completed, task.total) == (3, 40)
+        for word in ("loss 0.2500", "samples/s", "B/s", "left"):
+            assert word in task.fields["text"]
+        progress.report(EPOCH)
+    out = capsys.readouterr().out
+    assert "--sync ssp:2" in out
+    assert "epoch 2/4  loss 0.5000" in out
+
+
+def test_other_ranks_show_nothing(capsys):
+    with Progress(Config(), SimpleNamespace(rank=1)) as progress:
+        progress.begin(trainer())(0.5, 1, 1)
+        progress.report(EPOCH)
+    assert not capsys.readouterr().out
+
+
+def test_measures():
+    assert show_measure("accuracy", 0.5) == "50.00%"
+    assert show_measure("mean squared error", 123.456) == "123.5"
