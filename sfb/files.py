@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write"]
+__all__ = ["replacing", "write"]
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -22,13 +25,46 @@ def write(path: Path, content: str | bytes) -> None:
     if path.exists() and not path.is_file():  # a device or a pipe
         path.write_bytes(data)
         return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Return a file to write, which takes the place of ``path`` as a whole at the end of a ``with`` statement.
+
+    Args:
+        path: The file to replace, or a link to it.
+        durable: Whether the content is on the disk before the file takes its place, so that a machine that loses power
+            keeps the old file or the new.
+
+    Raises:
+        OSError: The file cannot be written; ``path`` then holds what it held before.
+    """
     path = path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if path.exists():
             temporary.chmod(path.stat().st_mode)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the file system does that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

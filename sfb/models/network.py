@@ -84,8 +84,8 @@ class Network(Model):
     >>> import numpy as np
     >>> from sfb.models import Network
     >>> network = Network([2, 3])
-    >>> x, y = np.ones((4, 2), np.float32), np.array([0, 1, 2, 0])
-    >>> loss, gradients = network.gradients(x, y, np.arange(4)[:, None], 4)
+    >>> x, y, rows = np.ones((4, 2), np.float32), np.array([0, 1, 2, 0]), np.arange(4)[:, np.newaxis]
+    >>> loss, gradients = network.gradients(x, y, rows, size=4)
     >>> [(parameter.name, gradient.shape) for parameter, gradient in gradients]
     [('layer1', (3, 2)), ('bias1', (1, 3))]
     """
