@@ -106,8 +106,8 @@ def _made(size: float) -> tuple[csr_array, np.ndarray]:
 def _read(name: str, size: float) -> tuple[Any, np.ndarray]:
     x, labels = read(name)
     _, y = encode(np.asarray(labels))
-    count = max(100, int(size * len(y)))
-    return np.ascontiguousarray(x[:count], np.float64), y[:count]
+    chosen = np.random.default_rng(0).permutation(len(y))[: max(100, int(size * len(y)))]  # files may be sorted
+    return np.ascontiguousarray(x[chosen], np.float64), y[chosen]
 
 
 def _sparse_mnist(size: float) -> tuple[Any, np.ndarray]:
@@ -177,8 +177,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
         for problem in config.problems:
             x, y = PROBLEMS[problem](config.size)
             count = int(len(y) * (1 - _HELD_OUT))
-            order = np.random.default_rng(0).permutation(len(y))
-            train, test = np.sort(order[:count]), np.sort(order[count:])
+            train, test = slice(count), slice(count, None)
             for estimator in config.estimators:
                 if estimator == "mlp" and issparse(x):
                     continue  # batches become dense: the time is that of copies

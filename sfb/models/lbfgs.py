@@ -75,7 +75,7 @@ def fit(
 
 
 def _mean_loss(ranks: Ranks, shard: Shard, shape: tuple[int, int], intercept: bool) -> Function:
-    """Return a function that gives the mean loss of all ranks and its gradient, which the next call overwrites."""
+    """Return a function that gives the mean loss of all ranks and its gradient."""
     sums = np.empty(1 + shape[0] * shape[1])
     features = shard.x.shape[1]
     dtype = shard.x.dtype
@@ -99,7 +99,7 @@ def _mean_loss(ranks: Ranks, shard: Shard, shape: tuple[int, int], intercept: bo
                 gradient[:, -1] += error.sum(axis=0)
         total = ranks.sum(sums)
         total /= shard.total
-        return float(total[0]), total[1:]
+        return float(total[0]), total[1:].copy()  # SciPy may keep it while the next is computed
 
     return loss
 

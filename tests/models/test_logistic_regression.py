@@ -68,6 +68,12 @@ def test_the_objective_of_scikit_learn(world, form, classes, C, l1_ratio):
         np.testing.assert_allclose(model.predict_proba(x), expected.predict_proba(x), atol=1e-3)
 
 
+def test_dense_and_sparse_samples_give_the_same_model(world):
+    mine = shard(world, *digits(10))
+    models = [LogisticRegression(**TIGHT).fit(form(mine[0]), mine[1]) for form in (np.asarray, sparse.csr_array)]
+    np.testing.assert_allclose(models[0].coef_, models[1].coef_, atol=1e-5)
+
+
 def test_no_penalty(world):
     x, y = digits(3)
     x = x[:, 3:8]
