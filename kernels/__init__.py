@@ -12,11 +12,12 @@ from sfb.kernels._scratch import room_for, scratch, scratch_for
 from sfb.kernels._threads import partition
 from sfb.kernels.matrices import accumulate, norm, norm_dense, rebuild, reduce, shrink_rows, update, update_dense
 from sfb.kernels.rules import Rule, adagrad, adam, assign, proximal, sgd
-from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, STAGES, KernelError, load
+from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, SPARSE_STAGES, STAGES, KernelError, load
 
 __all__ = [
     "ARRAY_STAGES",
     "HALF_STAGES",
+    "SPARSE_STAGES",
     "STAGES",
     "KernelError",
     "Rule",

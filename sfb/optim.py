@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 import sfb.kernels as kernels
+from sfb.kernels.sparse import Product
 from sfb.receiver import Optimizer, number
 
 if TYPE_CHECKING:
@@ -313,9 +314,19 @@ class Proximal(Optimizer):
         """Whether a step is the rule of the kernels and nothing more: without clipping and row groups."""
         return super().plain and not self.rows
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+    @property
+    def skips_zeros(self) -> bool:
+        """Whether a step leaves elements as they are whose gradient is 0: without penalties."""
+        return super().skips_zeros and not self.rows
+
+    def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply the gradient uᵀv to rows ``start`` to ``stop``, and shrink these rows; see `Optimizer.update`."""
         super().update(u, v, start, stop, first, threads=threads)
+        self._shrink(start, stop, threads)
+
+    def update_sparse(self, product: Product, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply a gradient of sparse factors, and shrink these rows; see `Optimizer.update_sparse`."""
+        super().update_sparse(product, start, stop, first, threads=threads)
         self._shrink(start, stop, threads)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:

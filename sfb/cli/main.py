@@ -106,7 +106,7 @@ def warmup() -> None:
     from sfb.runtime.compile import warmup as compile_kernels
 
     with Comm(world) as comm:
-        compile_kernels(comm.node, half=True)
+        compile_kernels(comm.node, half=True, sparse=True)
     if world.rank == 0:
         click.echo("kernels are compiled and cached")
 
