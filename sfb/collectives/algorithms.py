@@ -85,7 +85,7 @@ def what_if(
     >>> what_if(rows=4096, columns=4096, samples=1, ranks=4, nodes=4, memory="private").algorithm
     'broadcast'
     >>> what_if(rows=50, columns=47000, samples=64, ranks=4, nodes=4, filled=0.002).estimates[0].wire_bytes
-    184920
+    184344
 
     Args:
         rows: K.
