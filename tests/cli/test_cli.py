@@ -67,9 +67,8 @@ def test_bench(tmp_path):
 
 
 def test_bench_of_csr(tmp_path):
-    out, _ = sfb(
-        "bench", "allreduce", "-K", 20, "-D", 300, "-S", 3, "-n", 2, "--filled", 0.05, "-a", "node", "-r", "sgd"
-    )
+    small = "bench", "allreduce", "-K", 20, "-D", 300, "-S", 3, "-n", 2, "--filled", 0.05
+    out, _ = sfb(*small, "-a", "node", "-r", "sgd")
     rows = [line.split() for line in out.splitlines() if not line.startswith("#")]
     assert [row[3] for row in rows] == ["mpi", "densified", "node"]
     _, err = sfb(*small, "-a", "sharded", code=1)
