@@ -29,7 +29,7 @@ def balanced(u: np.ndarray, v: Any) -> tuple[np.ndarray, Any, np.ndarray, int]:
     """
     peaks = [_peaks(factor) for factor in (u, v)]
     rows = (peaks[0] * 0 != peaks[1]) & (peaks[1] * 0 != peaks[0])  # those that add anything; NaN equals nothing
-    if type(v) is not np.ndarray:
+    if not isinstance(v, np.ndarray):
         rows &= np.diff(v.indptr) > 0
     shifts = [np.frexp(peak[rows])[1] for peak in peaks]
     u, v = (_shifted_rows(factor[rows], -shift) for factor, shift in zip((u, v), shifts, strict=True))
@@ -40,7 +40,7 @@ def balanced(u: np.ndarray, v: Any) -> tuple[np.ndarray, Any, np.ndarray, int]:
 
 def _peaks(factor: Any) -> np.ndarray:
     """Return the largest magnitude of each row, NaN if the row holds one."""
-    if type(factor) is np.ndarray:
+    if isinstance(factor, np.ndarray):
         return np.abs(factor).max(axis=1, initial=0)
     lengths = np.diff(factor.indptr)
     result = np.zeros(len(lengths), factor.data.dtype)
@@ -50,7 +50,7 @@ def _peaks(factor: Any) -> np.ndarray:
 
 def _shifted_rows(factor: Any, exponents: np.ndarray) -> Any:
     """Return each row of a factor times 2ᵉ; of CSR in float64, in which SciPy multiplies without losses."""
-    if type(factor) is np.ndarray:
+    if isinstance(factor, np.ndarray):
         return np.ldexp(factor, exponents[:, None])
     factor = factor.astype(np.float64)
     factor.data = np.ldexp(factor.data, np.repeat(exponents, np.diff(factor.indptr)))
@@ -63,7 +63,7 @@ def inner(u: np.ndarray, v: Any, x: np.ndarray, y: Any) -> tuple[float, int]:
     u, v, first, exponent = balanced(u, v)
     x, y, second, other = balanced(x, y)
     overlaps = v @ y.T
-    if type(overlaps) is not np.ndarray:
+    if not isinstance(overlaps, np.ndarray):
         overlaps = overlaps.toarray()
     products = (u @ x.T).astype(np.float64) * overlaps
     return float(first @ products @ second), exponent + other

@@ -91,7 +91,7 @@ class Factors:
     @property
     def sparse(self) -> bool:
         """Whether v is CSR."""
-        return type(self.v) is not np.ndarray
+        return not isinstance(self.v, np.ndarray)
 
     @property
     def nonzeros(self) -> int:

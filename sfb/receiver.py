@@ -111,7 +111,7 @@ class Receiver:
 
     def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Take uᵀv in rows ``start`` to ``stop``; row 0 of uᵀv belongs to row ``first`` of the array. v may be CSR."""
-        if type(v) is not np.ndarray:
+        if not isinstance(v, np.ndarray):
             Receiver.update_sparse(self, sparse.order(sparse.parts_of(u, v)), start, stop, first, threads=threads)
             return
         kernels.update(self.rule(), u, v, self.array, self.state, start, stop, first, threads=threads)
@@ -266,7 +266,7 @@ class Optimizer(Receiver):
 
     def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply the gradient uᵀv to rows ``start`` to ``stop``, clipped, without forming it; see `Receiver.update`."""
-        if type(v) is not np.ndarray:
+        if not isinstance(v, np.ndarray):
             Optimizer.update_sparse(self, sparse.order(sparse.parts_of(u, v)), start, stop, first, threads=threads)
             return
         alpha = 1.0

@@ -273,3 +273,11 @@ def test_scipy_is_imported_by_those_who_use_it():
     code = "import sys, numpy, sfb; sfb.Factors(numpy.ones((1, 2)), numpy.ones((1, 3))); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "scipy" not in done.stdout.split()
+
+
+def test_arrays_in_files_are_dense(tmp_path):
+    v = np.memmap(tmp_path / "v", np.float64, "w+", shape=(2, 4))
+    v[:] = 1
+    g = Factors(np.ones((2, 3)), v)
+    assert not g.sparse
+    assert (g.nbytes, g.norm()) == (112, pytest.approx(48**0.5))

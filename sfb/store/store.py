@@ -407,7 +407,7 @@ class Store(StoreBase):
 
 def _payload(u: np.ndarray, v: Any) -> tuple[int, np.ndarray]:
     """Return the size and the payload of an entry with these factors."""
-    if type(v) is np.ndarray:
+    if isinstance(v, np.ndarray):
         return len(u), np.concatenate([factor.reshape(-1).view(np.uint8) for factor in (u, v)])
     words = np.zeros(sparse.message_words(len(u), int(v.indptr[-1]), u.shape[1], u.itemsize), np.int64)
     sparse.pack(u, v, words)
@@ -416,7 +416,7 @@ def _payload(u: np.ndarray, v: Any) -> tuple[int, np.ndarray]:
 
 def _lengths(rows: Any) -> np.ndarray:
     """Return the norms of rows, of an array or CSR, in float64."""
-    if type(rows) is not np.ndarray:
+    if not isinstance(rows, np.ndarray):
         starts, values = rows.indptr, rows.data[: rows.indptr[-1]].astype(np.float64)
         of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         return np.sqrt(np.bincount(of, values * values, len(starts) - 1))

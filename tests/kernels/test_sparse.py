@@ -105,6 +105,20 @@ def test_deep_products(rng, samples):
     assert g.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("name", ["assign", "sgd", "momentum", "adagrad"])
+def test_threads_share_the_rows(rng, name):
+    shape, rule = (70, 3000), RULES[name]
+    u, v = draw(rng, 100, shape, np.float32, 0.2)
+    product = sparse.order(sparse.parts_of(u, v))
+    results = []
+    start, its = arrays(rng, rule, shape, np.float32)
+    for threads in (1, 3):  # there is work for as many
+        w, states = start.copy(), [state.copy() for state in its]
+        sparse.update(rule, product, w, states, threads=threads)
+        results.append(w.tobytes() + b"".join(state.tobytes() for state in states))
+    assert results[0] == results[1]
+
+
 def test_rows_of_a_part(rng):
     """Row ``first`` of the result belongs to column 0 of u."""
     u, v = draw(rng, 5, (30, 40), np.float64)
