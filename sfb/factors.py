@@ -55,7 +55,7 @@ class Factors:
     v: Any
 
     def __init__(self, u: np.ndarray, v: Any, *, copy: bool = False) -> None:
-        if is_sparse(v):
+        if type(v) is not np.ndarray and is_sparse(v):
             v = _canonical(v, copy=copy)
         elif copy:
             check_matrix("v", v, contiguous=False)
