@@ -23,11 +23,12 @@ from sfb.kernels.matrices import (
     update_dense,
 )
 from sfb.kernels.rules import Rule, adagrad, adam, assign, proximal, sgd
-from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, STAGES, KernelError, load
+from sfb.kernels.stages import ARRAY_STAGES, HALF_STAGES, SPARSE_STAGES, STAGES, KernelError, load
 
 __all__ = [
     "ARRAY_STAGES",
     "HALF_STAGES",
+    "SPARSE_STAGES",
     "STAGES",
     "KernelError",
     "Rule",

@@ -36,20 +36,30 @@ class Rule:
 
     Attributes:
         linear: α and β if the rule is w ← β·w + α·g without state; (1, 0) for others.
+        skips_zeros: Whether the rule leaves w and its states as they are where a gradient is 0.
     """
 
-    __slots__ = ("_double", "_single", "kind", "linear", "states")
+    __slots__ = ("_double", "_single", "kind", "linear", "skips_zeros", "states")
 
     def __init__(self, kind: int, values: tuple[float, ...], states: int) -> None:
         self.kind = kind
         self.states = states
         self.linear = (-values[0], 1 - values[0] * values[1]) if kind == SGD else (1.0, 0.0)
+        self.skips_zeros = _skips_zeros(kind, values)
         self._single = np.array(values, np.float32)
         self._double = np.array(values, np.float64)
 
     def numbers(self, dtype: np.dtype[Any]) -> np.ndarray:
         """Return its numbers as elements of a type."""
         return self._single if dtype.itemsize == 4 else self._double
+
+
+def _skips_zeros(kind: int, values: tuple[float, ...]) -> bool:
+    if kind == SGD:
+        return values[1] == 0
+    if kind == ADAGRAD:
+        return values[1] == 0 and values[2] > 0
+    return kind == PROXIMAL and values[1:] == (0.0, 1.0)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import functools
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["ARRAY_STAGES", "HALF_STAGES", "STAGES", "KernelError", "compiled", "load"]
+__all__ = ["ARRAY_STAGES", "HALF_STAGES", "SPARSE_STAGES", "STAGES", "KernelError", "compiled", "load"]
 
 # Modules of a stage do not need each other; they take about as long from both ends.
 STAGES = (("sync",), ("_blocks", "rounds"), ("_updates", "arrays", "_reductions", "ops"), ("fused", "eager"))
@@ -14,6 +14,8 @@ STAGES = (("sync",), ("_blocks", "rounds"), ("_updates", "arrays", "_reductions"
 ARRAY_STAGES = (("sync",), ("arrays", "rounds"))
 # What 16 bits on the wire need beside `STAGES`.
 HALF_STAGES = (("_half",),)
+# What sparse factors need beside `STAGES`.
+SPARSE_STAGES = (("_sparse",),)
 
 
 class KernelError(ImportError):

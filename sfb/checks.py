@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from operator import index
 from typing import Any
 
 import numpy as np
 
-__all__ = ["FLOATS", "check_matrix", "check_receiver", "is_matrix", "is_receiver", "shareable"]
+__all__ = [
+    "FLOATS",
+    "check_csr",
+    "check_matrix",
+    "check_receiver",
+    "is_canonical",
+    "is_csr",
+    "is_matrix",
+    "is_receiver",
+    "is_sparse",
+    "shareable",
+]
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _BEHAVED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
 _WRITEABLE = _BEHAVED | 0x0400
+# Columns of a CSR matrix are numbered by int32.
+_MOST_COLUMNS = (1 << 31) - 1
 
 
 def is_matrix(array: Any) -> bool:
@@ -30,6 +44,52 @@ def is_receiver(array: Any) -> bool:
     return is_matrix(array) and array.flags.num & _WRITEABLE == _WRITEABLE
 
 
+def is_sparse(value: Any) -> bool:
+    """Return whether ``value`` is a SciPy sparse matrix or array; does not import SciPy."""
+    module = sys.modules.get("scipy.sparse")
+    return module is not None and module.issparse(value)
+
+
+def is_csr(value: Any) -> bool:
+    """Return whether ``value`` is a SciPy CSR matrix or array; does not import SciPy."""
+    return is_sparse(value) and value.format == "csr"
+
+
+def check_csr(name: str, v: Any) -> None:
+    """Check that ``v`` is a CSR matrix of native float32 or float64 whose parts fit each other.
+
+    Raises:
+        TypeError: ``v`` is not CSR, or not of float32 or float64.
+        ValueError: ``v`` is not two-dimensional, its parts do not fit, or it has 2³¹ columns or more.
+    """
+    if not is_csr(v):
+        raise TypeError(f"{name} must be a NumPy array or a SciPy CSR matrix, got {v.format}; convert it with .tocsr()")
+    if len(v.shape) != 2:
+        raise ValueError(f"{name} must have 2 dimensions, got shape {v.shape}")
+    if v.data.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32 or float64, got {v.data.dtype.str} ({v.data.dtype}); use .astype")
+    rows, columns = v.shape
+    starts, indices = v.indptr, v.indices
+    if columns > _MOST_COLUMNS:
+        raise ValueError(f"{name} must have fewer than 2³¹ columns, got {columns}")
+    if {starts.dtype.kind, indices.dtype.kind} != {"i"} or len(starts) != rows + 1:
+        raise ValueError(f"{name} is no CSR matrix: indptr must have {rows + 1} integers, got {starts!r}")
+    nonzeros = int(starts[-1])
+    if starts[0] != 0 or (starts[1:] < starts[:-1]).any() or nonzeros > min(len(indices), len(v.data)):
+        raise ValueError(f"{name} is no CSR matrix: indptr must rise from 0 to the number of non-zeros")
+    used = indices[:nonzeros]
+    if nonzeros and not (used.min() >= 0 and used.max() < columns):
+        raise ValueError(f"{name} is no CSR matrix: its indices must lie in 0 to {columns - 1}")
+
+
+def is_canonical(v: Any) -> bool:
+    """Return whether the columns of each row of a CSR matrix rise, so that none occurs twice."""
+    starts, indices = v.indptr, v.indices[: v.indptr[-1]]
+    rises = indices[1:] > indices[:-1]
+    rises[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # from one row to the next
+    return bool(rises.all())
+
+
 def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
     """Check that ``array`` is a matrix of native float32 or float64.
 
@@ -45,6 +105,8 @@ def check_matrix(name: str, array: Any, *, contiguous: bool = True) -> None:
     if not isinstance(array, np.ndarray):
         if hasattr(array, "__cuda_array_interface__"):
             raise TypeError(f"{name} lies in GPU memory; copy it to a NumPy array on the host first")
+        if is_sparse(array):
+            raise TypeError(f"{name} must be a NumPy array, got a sparse {array.format} one; use .toarray()")
         raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}; convert it with numpy.asarray")
     if isinstance(array, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(f"{name} must be a plain NumPy array, got {type(array).__name__}; convert it first")

@@ -142,8 +142,8 @@ class Comm(MPI.Intracomm):
         same bits on every rank.
 
         Args:
-            sendbuf: `Factors` of a K×D matrix; S may differ between ranks and calls and be 0. Or any
-                buffer that mpi4py takes.
+            sendbuf: `Factors` of a K×D matrix; S may differ between ranks and calls and be 0. Their v is dense on all
+                ranks, or CSR on all. Or any buffer that mpi4py takes.
             recvbuf: With factors, a K×D array of the same dtype, which is set to G, or an optimizer
                 of `sfb.optim`, which applies G without forming it. An array, or an optimizer's
                 parameter, from `Comm.shared` is worked by the ranks of a node together. Without factors
@@ -153,11 +153,12 @@ class Comm(MPI.Intracomm):
                 in NumPy, here and in `Iallreduce`, `Allreduce_init` and `Reduce_scatter_block`; in other methods, which
                 are mpi4py's, that depends on MPI.
             algorithm: "auto" takes the cheapest by the cost model; "node", "broadcast", "pipelined",
-                "dense" or "sharded" forces one (docs/algorithms.md). For factors only.
+                "dense" or "sharded" forces one (docs/algorithms.md). For factors only; "pipelined" and
+                "sharded" do not take CSR v.
 
         Raises:
-            MismatchError: Ranks disagree on shape, dtype, receiver or algorithm, or on whether they
-                pass factors; raised on every rank.
+            MismatchError: Ranks disagree on shape, dtype, receiver or algorithm, on whether they pass
+                factors, or on whether v is CSR; raised on every rank.
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.

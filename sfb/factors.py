@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.checks import check_matrix, is_matrix
+from sfb.checks import check_csr, check_matrix, is_canonical, is_matrix, is_receiver, is_sparse
 from sfb.kernels.norms import inner, norm_from, shifted
 
 __all__ = ["Factors"]
@@ -22,7 +22,8 @@ class Factors:
 
     Args:
         u: S×K, float32 or float64, C-contiguous; for a dense layer the error at its output.
-        v: S×D, of the same dtype; for a dense layer its input. S may be 0.
+        v: S×D, of the same dtype; for a dense layer its input. S may be 0. Or a SciPy CSR matrix or array, of which
+            only the non-zeros travel; a copy of it in canonical form if its columns do not rise within each row.
         copy: Copy the arrays, which then need not be C-contiguous. By default the object keeps the arrays
             themselves; they must not change while an exchange uses them.
 
@@ -31,8 +32,9 @@ class Factors:
         v: S×D.
 
     Raises:
-        TypeError: u or v is not a NumPy array of native float32 or float64.
-        ValueError: u and v are not two matrices with equal S and dtype, or not contiguous and ``copy`` is false.
+        TypeError: u is not a NumPy array of native float32 or float64, or v neither that nor CSR of such elements.
+        ValueError: u and v are not two matrices with equal S and dtype, or not contiguous and ``copy`` is false; or
+            v has 2³¹ columns and is CSR, or its parts do not fit each other.
 
     >>> import numpy as np
     >>> import sfb
@@ -41,26 +43,34 @@ class Factors:
     Factors(S=2, K=3, D=4, dtype=float64)
     >>> g.shape, len(g), g.nbytes
     ((3, 4), 2, 112)
+    >>> from scipy.sparse import csr_array
+    >>> sfb.Factors(np.ones((2, 3)), csr_array([[0.0, 0.0, 5.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    Factors(S=2, K=3, D=4, dtype=float64, CSR with 1 non-zeros)
     """
 
     __slots__ = ("u", "v")
     __array_ufunc__ = None  # so that NumPy leaves `array @ factors` and `scalar * factors` to this class
 
     u: np.ndarray
-    v: np.ndarray
+    v: Any
 
-    def __init__(self, u: np.ndarray, v: np.ndarray, *, copy: bool = False) -> None:
+    def __init__(self, u: np.ndarray, v: Any, *, copy: bool = False) -> None:
+        if type(v) is not np.ndarray and is_sparse(v):
+            v = _canonical(v, copy=copy)
+        elif copy:
+            check_matrix("v", v, contiguous=False)
+            v = np.array(v, order="C")
         if copy:
-            for name, array in (("u", u), ("v", v)):
-                check_matrix(name, array, contiguous=False)
-            u, v = np.array(u, order="C"), np.array(v, order="C")
+            check_matrix("u", u, contiguous=False)
+            u = np.array(u, order="C")
         self.u = u
         self.v = v
         self.check()
 
     def __repr__(self) -> str:
         rows, columns = self.shape
-        return f"Factors(S={len(self)}, K={rows}, D={columns}, dtype={self.dtype})"
+        filled = f", CSR with {self.nonzeros} non-zeros" if self.sparse else ""
+        return f"Factors(S={len(self)}, K={rows}, D={columns}, dtype={self.dtype}{filled})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Factors, (self.u, self.v)
@@ -79,21 +89,47 @@ class Factors:
         return self.u.dtype
 
     @property
+    def sparse(self) -> bool:
+        """Whether v is CSR."""
+        return not isinstance(self.v, np.ndarray)
+
+    @property
+    def nonzeros(self) -> int:
+        """The stored elements of v, S·D unless it is CSR."""
+        return int(self.v.indptr[-1]) if self.sparse else self.v.size
+
+    @property
     def nbytes(self) -> int:
-        """The size of the factors in bytes: S·(K+D) elements."""
+        """The size of the factors in bytes: S·(K+D) elements.
+
+        With CSR v S·K elements, an element and its column for each non-zero, and S+1 starts of samples.
+        """
+        if self.sparse:
+            return self.u.nbytes + self.v.data.nbytes + self.v.indices.nbytes + self.v.indptr.nbytes
         return self.u.nbytes + self.v.nbytes
 
     @property
     def T(self) -> Factors:
-        """The D×K transpose, which shares the arrays."""
+        """The D×K transpose, which shares the arrays.
+
+        Raises:
+            TypeError: v is CSR; only v may be.
+        """
+        if self.sparse:
+            raise TypeError("factors with CSR v have no transpose: u must be dense")
         return Factors(self.v, self.u)
 
     def check(self) -> None:
         """Raise the error of the constructor if u and v are no longer factors of a matrix."""
         u, v = self.u, self.v
         if not (is_matrix(u) and is_matrix(v)):
-            for name, array in (("u", u), ("v", v)):
-                check_matrix(name, array)
+            check_matrix("u", u)
+            if is_sparse(v):
+                check_csr("v", v)
+                if not is_canonical(v):
+                    raise ValueError("v must have columns that rise within each row; call v.sum_duplicates()")
+            else:
+                check_matrix("v", v)
         if u.shape[0] != v.shape[0]:
             raise ValueError(f"u and v must have one row per sample each, got {u.shape[0]} and {v.shape[0]} rows")
         if u.dtype != v.dtype:
@@ -114,11 +150,21 @@ class Factors:
         array([[3., 4.],
                [6., 8.]])
         """
-        return np.dot(self.u.T, self.v, out=out)  # matmul is slow where S is 1
+        if not self.sparse:
+            return np.dot(self.u.T, self.v, out=out)  # matmul is slow where S is 1
+        product = (self.v.T @ self.u).T
+        if out is None:
+            return np.ascontiguousarray(product)
+        if not is_receiver(out) or (out.shape, out.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"out must be a C-contiguous {self.shape} {self.dtype} array")
+        out[...] = product
+        return out
 
     @staticmethod
     def concatenate(parts: Iterable[Factors]) -> Factors:
         """Return the factors of the sum of ``parts``: the samples of all, in order; ``g + h`` does the same.
+
+        v is CSR if that of all parts is.
 
         Raises:
             TypeError: A part is not `Factors`.
@@ -135,7 +181,12 @@ class Factors:
             raise ValueError("expected at least one Factors to concatenate, got none")
         for part in parts:
             parts[0]._check_like(part)
-        return Factors(np.concatenate([p.u for p in parts]), np.concatenate([p.v for p in parts]))
+        u = np.concatenate([p.u for p in parts])
+        if all(p.sparse for p in parts):
+            from scipy.sparse import vstack
+
+            return Factors(u, vstack([p.v for p in parts], format="csr", dtype=u.dtype))
+        return Factors(u, np.concatenate([p.v.toarray() if p.sparse else p.v for p in parts]))
 
     def inner(self, other: Factors) -> float:
         """Return the Frobenius inner product ⟨G, H⟩ = Σ (U_G U_Hᵀ ∘ V_G V_Hᵀ), without forming K×D.
@@ -173,7 +224,7 @@ class Factors:
         if np.ndim(scale) != 0:
             return NotImplemented
         factor = self.dtype.type(scale)
-        if self.u.shape[1] <= self.v.shape[1]:
+        if self.sparse or self.u.shape[1] <= self.v.shape[1]:
             return Factors(self.u * factor, self.v)
         return Factors(self.u, self.v * factor)
 
@@ -207,3 +258,15 @@ class Factors:
             raise ValueError(
                 f"expected factors of a {self.shape} matrix of {self.dtype}, got {other.shape} of {other.dtype}"
             )
+
+
+def _canonical(v: Any, *, copy: bool) -> Any:
+    """Return a sparse v if it is in canonical form, else a copy that is."""
+    check_csr("v", v)
+    canonical = is_canonical(v)
+    if copy or not canonical:
+        v = v.copy()
+    if not canonical:
+        v.has_canonical_format = v.has_sorted_indices = False  # what SciPy noted earlier may no longer hold
+        v.sum_duplicates()
+    return v

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 import sfb.kernels as kernels
+from sfb.kernels.sparse import Product
 from sfb.receiver import Optimizer, number
 
 if TYPE_CHECKING:
@@ -327,9 +328,19 @@ class Proximal(Optimizer):
         """Whether a step is the rule of the kernels and nothing more: without clipping, row groups and a ball."""
         return super().plain and not self.rows and self.radius is None
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+    @property
+    def skips_zeros(self) -> bool:
+        """Whether a step leaves elements as they are whose gradient is 0: without penalties and a ball."""
+        return super().skips_zeros and not self.rows and self.radius is None
+
+    def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply the gradient uᵀv to rows ``start`` to ``stop``, and scale these rows; see `Optimizer.update`."""
         super().update(u, v, start, stop, first, threads=threads)
+        self._scale(start, stop, threads)
+
+    def update_sparse(self, product: Product, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply a gradient of sparse factors, and scale these rows; see `Optimizer.update_sparse`."""
+        super().update_sparse(product, start, stop, first, threads=threads)
         self._scale(start, stop, threads)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 import sfb.kernels as kernels
 from sfb.checks import check_matrix, check_receiver
+from sfb.kernels import sparse
+from sfb.kernels.sparse import Product
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +74,11 @@ class Receiver:
         return type(self).__name__, self.passes, self.whole, self.plain
 
     @property
+    def skips_zeros(self) -> bool:
+        """Whether a step leaves elements as they are whose sum is 0, so that sparse factors change few columns."""
+        return self.rule().skips_zeros
+
+    @property
     def state(self) -> tuple[np.ndarray | None, ...]:
         """K×D arrays that belong to the receiver; None for each that `prepare` has yet to create."""
         return ()
@@ -102,9 +109,16 @@ class Receiver:
         """Return what the kernels do with the array and the state."""
         raise NotImplementedError
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
-        """Take uᵀv in rows ``start`` to ``stop``; row 0 of uᵀv belongs to row ``first`` of the array."""
+    def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Take uᵀv in rows ``start`` to ``stop``; row 0 of uᵀv belongs to row ``first`` of the array. v may be CSR."""
+        if not isinstance(v, np.ndarray):
+            Receiver.update_sparse(self, sparse.order(sparse.parts_of(u, v)), start, stop, first, threads=threads)
+            return
         kernels.update(self.rule(), u, v, self.array, self.state, start, stop, first, threads=threads)
+
+    def update_sparse(self, product: Product, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Take a product of sparse factors, as `update` does."""
+        sparse.update(self.rule(), product, self.array, self.state, start, stop, first, threads=threads)
 
     def update_dense(self, g: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Take g in rows ``start`` to ``stop``; row 0 of g belongs to row ``first`` of the array."""
@@ -250,29 +264,47 @@ class Optimizer(Receiver):
             if array is None:
                 setattr(self, name, allocate(self.shape, self.dtype))
 
-    def update(self, u: np.ndarray, v: np.ndarray, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+    def update(self, u: np.ndarray, v: Any, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
         """Apply the gradient uᵀv to rows ``start`` to ``stop``, clipped, without forming it; see `Receiver.update`."""
+        if not isinstance(v, np.ndarray):
+            Optimizer.update_sparse(self, sparse.order(sparse.parts_of(u, v)), start, stop, first, threads=threads)
+            return
         alpha = 1.0
         if self.max_norm is not None:
             u, alpha = self._clip(u, kernels.norm(u, v, threads=threads))
         rule = self.rule()
         kernels.update(rule, u, v, self.array, self.state, start, stop, first, alpha=alpha, threads=threads)
 
+    def update_sparse(self, product: Product, start: int, stop: int, first: int = 0, *, threads: int = 1) -> None:
+        """Apply a gradient of sparse factors, clipped; see `Receiver.update_sparse`."""
+        alpha = 1.0
+        if self.max_norm is not None:
+            exponent, alpha = self._clipping(sparse.norm(product))
+            if exponent:
+                product = sparse.scaled(product, exponent)
+        rule = self.rule()
+        sparse.update(rule, product, self.array, self.state, start, stop, first, alpha=alpha, threads=threads)
+
     def _clip(self, a: np.ndarray, norm: float) -> tuple[np.ndarray, float]:
-        """Return what takes the place of a, of which a gradient is a multiple, and the factor that clips the gradient.
+        """Return what takes the place of a, of which a gradient is a multiple, and the factor that clips it."""
+        exponent, factor = self._clipping(norm)
+        return np.ldexp(a, exponent) if exponent else a, factor
+
+    def _clipping(self, norm: float) -> tuple[int, float]:
+        """Return an exponent e and a factor; 2ᵉ times the factor clips a gradient of this norm.
 
         The factor is NaN for a norm that is not finite, so that it shows in every element of the parameter.
         """
         assert self.max_norm is not None
         if not math.isfinite(norm):
-            return a, math.nan
+            return 0, math.nan
         scale = self.max_norm / (norm + 1e-6)
         if scale >= 1:
-            return a, 1.0
-        if norm > _HUGE[a.itemsize]:  # the product may overflow, and the factor underflow
+            return 0, 1.0
+        if norm > _HUGE[self.dtype.itemsize]:  # the product may overflow, and the factor underflow
             exponent = math.frexp(norm)[1]
-            return np.ldexp(a, -exponent), self.max_norm / math.ldexp(norm, -exponent)
-        return a, scale
+            return -exponent, self.max_norm / math.ldexp(norm, -exponent)
+        return 0, scale
 
     def step(self, gradient: np.ndarray) -> None:
         """Apply a dense gradient to an array of this rank's own, without communication.

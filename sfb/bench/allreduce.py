@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from scipy.sparse import csr_array
 
 import sfb
 from sfb.bench.engine import Benchmark, Column, Exchanges, Heading, Row, Times, columns, measure, settle
-from sfb.collectives import ALGORITHMS
+from sfb.collectives import ALGORITHMS, SPARSE_ALGORITHMS
 from sfb.tuning.plan import AUTO
 from sfb.units import microseconds
 
-__all__ = ["CANDIDATES", "COLUMNS", "Config", "draw", "run"]
+__all__ = ["CANDIDATES", "COLUMNS", "SPARSE_CANDIDATES", "Config", "draw", "run"]
 
-MPI_OWN = "mpi"
+MPI_OWN, DENSIFIED = "mpi", "densified"
 CANDIDATES = (MPI_OWN, *ALGORITHMS, AUTO)
+SPARSE_CANDIDATES = (MPI_OWN, DENSIFIED, *SPARSE_ALGORITHMS, AUTO)
 _LR = 0.1
 
 
@@ -36,8 +38,10 @@ class Config(Exchanges):
         receiver: "array", set to the sum; "sgd", W ← W − lr·G; or "momentum", SGD with momentum 0.9.
         memory: "shared" for receivers with one copy per node, "private" for one per rank. MPI's own
             Allreduce always works on one per rank.
-        algorithms: Names of `CANDIDATES`; MPI's own is always measured.
+        algorithms: Names of `CANDIDATES`, or of `SPARSE_CANDIDATES` with ``filled``; MPI's own is always measured, and
+            so is "densified".
         check: Compare with an oracle.
+        filled: The part of v's elements that are not 0, for CSR v; None for dense v.
     """
 
     dtype: str = "float32"
@@ -45,6 +49,13 @@ class Config(Exchanges):
     memory: str = "shared"
     algorithms: Sequence[str] = CANDIDATES
     check: bool = True
+    filled: float | None = None
+
+    @property
+    def candidates(self) -> list[str]:
+        """Names of what is measured."""
+        names = CANDIDATES if self.filled is None else SPARSE_CANDIDATES
+        return [name for name in names if name in (MPI_OWN, DENSIFIED) or name in self.algorithms]
 
 
 COLUMNS = [
@@ -66,6 +77,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
         "Allreduce of a dense gradient and update in NumPy, per rank",
         "time: median over iterations of the slowest rank; pred: estimate of the cost model; "
         "algbw = K·D·bytes/time, busbw = algbw·2(P−1)/P",
+        *([] if config.filled is None else [_filled_note(config.filled)]),
     )
     with sfb.Comm(world) as comm:
         _ = comm.profile  # before the first estimate, so that all rest on the same measurements
@@ -73,6 +85,13 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
             case = _Case(comm, world, config, shape)
             for samples in config.samples:
                 yield from case.measure(samples)
+
+
+def _filled_note(filled: float) -> str:
+    return (
+        f"v: CSR, {100 * filled:g} % filled; mpi: SciPy forms the dense gradient; densified: Factors(u, v.toarray()), "
+        "auto, with the seconds of toarray"
+    )
 
 
 class _Case:
@@ -100,7 +119,7 @@ class _Case:
     def measure(self, samples: int) -> list[Row]:
         """Return a row for each candidate; collective."""
         factors = self._factors(samples)
-        names = [name for name in CANDIDATES if name == MPI_OWN or name in self._config.algorithms]
+        names = self._config.candidates
         calls = {name: self._candidate(name, factors) for name in names}
         predicted = self._predict(factors, calls)
         times = measure(self._world, calls, self._config, parts=self._parts)
@@ -123,21 +142,27 @@ class _Case:
         estimates: dict[str, float | None] = {}
         others = [call for name, call in calls.items() if name != AUTO]
         drawn = Random(0)  # the same on all ranks
+        dense = sfb.Factors(factors.u, factors.v.toarray()) if factors.sparse else factors
         for name in calls:
             if name != MPI_OWN:
-                plan = settle(self._comm, factors, receiver, name, before=lambda: drawn.choice(others)())
+                its, algorithm = (dense, AUTO) if name == DENSIFIED else (factors, name)
+                plan = settle(self._comm, its, receiver, algorithm, before=lambda: drawn.choice(others)())
                 estimates[name] = next((e.total for e in plan.estimates if e.algorithm == plan.algorithm), None)
         return estimates
 
     def _factors(self, samples: int) -> sfb.Factors:
         rng = np.random.default_rng((samples, self._world.rank))
         u, v = (rng.standard_normal((samples, n)).astype(self._config.dtype) for n in self._shape)
-        return sfb.Factors(u, v)
+        if self._config.filled is None:
+            return sfb.Factors(u, v)
+        return sfb.Factors(u, csr_array(np.where(rng.random(v.shape) < self._config.filled, v, 0)))
 
     def _candidate(self, name: str, factors: sfb.Factors) -> Callable[[], None]:
         receiver = self._receivers[name == MPI_OWN]
         if name == MPI_OWN:
             return partial(self._dense_step, factors, receiver)
+        if name == DENSIFIED:
+            return partial(self._densified_step, factors, receiver)
         return partial(self._comm.Allreduce, factors, receiver, algorithm=name)
 
     def _dense_step(self, factors: sfb.Factors, receiver: Any) -> None:
@@ -150,6 +175,10 @@ class _Case:
         if receiver is not self._gradient:
             receiver.step(self._gradient)
         self._dense_parts = reduced - formed, formed - began + perf_counter() - reduced
+
+    def _densified_step(self, factors: sfb.Factors, receiver: Any) -> None:
+        """Do what users did before factors took CSR v."""
+        self._comm.Allreduce(sfb.Factors(factors.u, factors.v.toarray()), receiver)
 
     def _parts(self, name: str) -> tuple[float, float]:
         """Return the seconds of exchange and of rebuild of the last call, and note its algorithm and wire bytes."""
@@ -239,7 +268,7 @@ class _Oracle:
 
     def __init__(self, world: MPI.Intracomm, factors: sfb.Factors) -> None:
         self._world = world
-        parts = world.allgather((factors.u, factors.v))
+        parts = world.allgather((factors.u, factors.v.toarray() if factors.sparse else factors.v))
         u = np.concatenate([part[0] for part in parts]).astype(np.float64)
         v = np.concatenate([part[1] for part in parts]).astype(np.float64)
         rows = u.shape[1]

@@ -82,6 +82,8 @@ _columns_option = click.option("-D", "columns", type=Sizes(1), default="4096", h
 @click.option("-a", "--algorithm", "algorithms", multiple=True,
               type=click.Choice(["dense", "broadcast", "node", "pipelined", "sharded", "auto"]),
               help="Time only this beside mpi; repeat it for several.  [default: all]")  # fmt: skip
+@click.option("--filled", type=Finite(0, 1, min_open=True),
+              help="Part of v's elements that are not 0: time CSR v, beside v.toarray() and mpi.")  # fmt: skip
 @click.option("-b", "--begin", type=Bytes(), help="Smallest plain array, in bytes: 8, 64K, 128M.")
 @click.option("-e", "--end", type=Bytes(), help="Largest plain array, in bytes.")
 @click.option("-f", "--factor", type=click.IntRange(2), default=2, help="Ratio of two sizes of plain arrays.")
@@ -101,6 +103,7 @@ def bench_allreduce(
     samples: Sequence[int],
     receiver: str,
     algorithms: Sequence[str],
+    filled: float | None,
     begin: int | None,
     end: int | None,
     factor: int,
@@ -138,12 +141,16 @@ def bench_allreduce(
             raise Failure(f"factors are float32 or float64, not {common['dtype']}; -b and -e measure plain arrays")
         from sfb.bench import allreduce
 
+        refused = set(algorithms) - set(allreduce.SPARSE_CANDIDATES)
+        if filled is not None and refused:
+            raise Failure(f"{', '.join(sorted(refused))} do not take CSR v, which --filled asks for")
         exchanges = allreduce.Config(
             shapes=shapes or tuple(product(rows, columns)),
             samples=samples,
             receiver=receiver,
             memory=memory or "shared",
-            algorithms=algorithms or allreduce.CANDIDATES,
+            algorithms=algorithms or (allreduce.CANDIDATES if filled is None else allreduce.SPARSE_CANDIDATES),
+            filled=filled,
             **common,
         )
         results = allreduce.run(world, exchanges, **output)

@@ -108,7 +108,7 @@ def warmup() -> None:
     from sfb.runtime.compile import warmup as compile_kernels
 
     with Comm(world) as comm:
-        compile_kernels(comm.node, half=True)
+        compile_kernels(comm.node, half=True, sparse=True)
     if world.rank == 0:
         click.echo("kernels are compiled and cached")
 
@@ -160,6 +160,7 @@ def tune(output: Path | None, seconds: float) -> None:
               help="What takes the sum.")  # fmt: skip
 @click.option("-m", "--memory", type=click.Choice(["shared", "private"]), default="shared",
               help="Receivers with one copy per node or per rank.")  # fmt: skip
+@click.option("--filled", type=Finite(0, 1), help="Part of v's elements that are not 0, for CSR v.  [dense v]")
 @click.option("--profile", type=click.Path(exists=True, dir_okay=False), envvar="SFB_PROFILE",
               help="File that sfb tune wrote; stated rates without one.")  # fmt: skip
 def explain(**options: Any) -> None:

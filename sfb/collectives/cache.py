@@ -108,22 +108,31 @@ class CachedReceiver:
         return all(is_receiver(array) and array.shape == self.shape for array in arrays)
 
     def known(self, algorithm: str, receiver: Receiver) -> Signature | None:
-        """Return the signature of a call if it is cached, else None."""
+        """Return the signature of a call with dense v if it is cached, else None."""
         return self._signatures.get((algorithm, receiver.settings))
 
-    def signature(self, algorithm: str, receiver: Receiver) -> Signature:
-        """Return the signature of a call, after checking the algorithm's name and the receiver's settings."""
-        found = self.known(algorithm, receiver)
+    def signature(self, algorithm: str, receiver: Receiver, *, sparse: bool = False) -> Signature:
+        """Return the signature of a call, after checking the algorithm's name and the receiver's settings.
+
+        Args:
+            algorithm: The algorithm's name.
+            receiver: The receiver.
+            sparse: Whether v is CSR.
+        """
+        settings = receiver.settings
+        slot = (algorithm, settings, sparse) if sparse else (algorithm, settings)
+        found = self._signatures.get(slot)
         if found is None:
-            settings = receiver.settings
-            check_algorithm(algorithm)
+            check_algorithm(algorithm, sparse=sparse)
             receiver.check()
             name = None if self.block is None else self.block.name
             key = (receiver.shape, receiver.dtype.str, *receiver.kind, name, algorithm)
+            if sparse:
+                key = (*key, "csr", receiver.skips_zeros)
             if len(self._signatures) >= MOST:
                 self._signatures.clear()
             rest = normal(settings), self._addresses, self.options.compared
-            found = self._signatures[algorithm, settings] = Signature(key, rest)
+            found = self._signatures[slot] = Signature(key, rest)
         return found
 
 
@@ -185,6 +194,10 @@ def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: 
         raise ValueError(f"the receiver must have the dtype {u.dtype} of the factors, got {cached.dtype}")
     if wire is not None and u.dtype != np.float32:
         raise TypeError(f"wire={wire!r} takes float32 factors, got {u.dtype}")
+    if factors.sparse:
+        if wire is not None:
+            raise TypeError(f"wire={wire!r} takes dense v only; pass v.toarray(), or a Comm without wire")
+        v = v.data
     for array in (receiver.array, *receiver.state):
         if array is not None:
             for name, factor in (("u", u), ("v", v)):
@@ -221,4 +234,5 @@ def describe_call(factors: Any, receiver: Any, algorithm: str, options: Options)
             target += ", state not yet created"
         elif isinstance(address, tuple):
             target += f", in shared memory {address[0][:8]}+{address[1]}"
-    return f"{factors.shape} {factors.dtype} Factors into {target}, algorithm {algorithm!r}{options.described}"
+    form = " with CSR v" if factors.sparse else ""
+    return f"{factors.shape} {factors.dtype} Factors{form} into {target}, algorithm {algorithm!r}{options.described}"

@@ -14,8 +14,9 @@ import numpy as np
 import sfb.kernels as kernels
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import own_rows, posted
+from sfb.collectives.update import former, own_rows, posted
 from sfb.factors import Factors
+from sfb.kernels.sparse import order_bytes
 from sfb.receiver import Assign, Receiver
 from sfb.runtime.limits import HALVING_LIMIT
 from sfb.runtime.steps import POSTED
@@ -74,15 +75,17 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
 
 
 def prepare(problem: Problem, team: Team) -> None:
-    """Allocate the slabs, or the local product and the messages."""
+    """Allocate the slabs, or the local product and the messages; and for CSR v room for the order of its non-zeros."""
+    sizes = [] if problem.nonzeros is None else [order_bytes(problem.room, problem.itemsize)]
     if team.nodes == 1 and team.size > 1:
         team.staging.grow(staging_bytes(problem))
     elif _summed(problem):
-        team.pool.reserve(problem.dense_bytes, *[_message(problem, team)] * 2)
+        sizes += [problem.dense_bytes, *[_message(problem, team)] * 2]
     elif _gathered(problem):
-        team.pool.reserve(problem.ranks * problem.dense_bytes)
+        sizes += [problem.ranks * problem.dense_bytes]
     elif not (problem.assigns and not problem.shared):
-        team.pool.reserve(_network_rows(problem) * problem.shape[1] * problem.itemsize)
+        sizes += [_network_rows(problem) * problem.shape[1] * problem.itemsize]
+    team.pool.reserve(*sizes)
 
 
 def payload(problem: Problem) -> tuple[int, int] | None:
@@ -127,12 +130,13 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
     in_place = isinstance(receiver, Assign) and not problem.shared
     rows, columns = problem.shape
     high = _network_rows(problem)
+    form = former(call, factors)
     product = None if in_place else call.buffer((min(high, rows), columns), problem.dtype)
     for low in range(0, rows, high):
         end = min(low + high, rows)
         piece = receiver.array[low:end] if product is None else product[: end - low]
         with call:
-            kernels.rebuild(factors.u, factors.v, piece, 0, end - low, -low, threads=call.team.threads)
+            form(piece, low, end)
         if problem.ranks > 1:
             yield from posted(call.allreduce(call.team.world, piece), end == rows)
         if not in_place:
@@ -145,10 +149,11 @@ def _between_nodes(problem: Problem, call: Call, factors: Factors, receiver: Rec
 def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:
     """Sum the products of all ranks in their order."""
     rows, threads = problem.shape[0], call.team.threads
+    form = former(call, factors)
     gathered = call.buffer((problem.ranks, *problem.shape), problem.dtype)
     products = list(gathered)
     with call:
-        kernels.rebuild(factors.u, factors.v, products[call.team.rank], 0, rows, threads=threads)
+        form(products[call.team.rank], 0, rows)
     yield from posted(call.allgather_in_place(call.team.world, gathered), True)
     with call:
         total = products[0]
@@ -162,9 +167,10 @@ def _sum(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> 
     team = call.team
     agree, rows = team.agree, problem.shape[0]
     yield POSTED  # the tag of its messages is that of this call
+    form = former(call, factors)
     total = call.buffer(problem.shape, problem.dtype)
     with call:
-        kernels.rebuild(factors.u, factors.v, total, 0, rows, threads=team.threads)
+        form(total, 0, rows)
     words, received = (call.buffer((_message(problem, team) // 8,), np.dtype(np.int64)) for _ in range(2))
     words[: agree.head] = 0
     yield from agree.rounds.sum(call.name, call.number, words, received, total)
@@ -210,6 +216,7 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
     """Sum in the order of ranks, each rank its share of a piece's rows; pieces use two sets of slabs alternately."""
     team = call.team
     block, steps = call.staging(staging_bytes(problem))
+    form = former(call, factors)
     yield from steps
     memo = problem.memo.get("pieces")
     if memo is None or memo[0] is not block:
@@ -219,7 +226,7 @@ def _on_node(problem: Problem, call: Call, factors: Factors, receiver: Receiver)
         )
     for low, high, slabs, mine, total, (start, stop) in memo[1]:
         with call:
-            kernels.rebuild(factors.u, factors.v, mine, 0, high - low, -low, threads=team.threads)
+            form(mine, low, high)
         yield from call.meet()
         with call:
             kernels.reduce(slabs, start * problem.shape[1], stop * problem.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -12,16 +13,17 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb.kernels as kernels
-from sfb.collectives.algorithms import ALGORITHMS
+from sfb.collectives.algorithms import algorithms_for
 from sfb.collectives.cache import MOST, CachedReceiver, Receivers, Signature, check_factors, normal
 from sfb.collectives.eager import EagerBuffers, EagerExchange
 from sfb.collectives.fused import FusedExchange
 from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall, PersistentExchange, Prepared
 from sfb.collectives.problem import Problem
+from sfb.collectives.sparse import joined_size, room_for, split_sizes
 from sfb.collectives.stepwise import StepwiseExchange
 from sfb.factors import Factors
-from sfb.kernels import half, status
+from sfb.kernels import half, sparse, status
 from sfb.receiver import Assign
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.errors import report
@@ -167,7 +169,7 @@ class Engine:
         self._propose(pending, op)
         run(self._team.agree.steps(pending))
         pending.prepared = run(self._prepare(pending))
-        pending.kind = pending.receiver.kind
+        pending.kind, pending.planned = pending.receiver.kind, pending.signature
         return pending
 
     def start(self, planned: PendingCall, samples: int, *, alone: bool, brief: bool = False) -> PendingCall:
@@ -195,12 +197,18 @@ class Engine:
                     raise ValueError(f"the settings changed what the plan rests on, make another one: {receiver!r}")
                 planned.signature = Signature(settings, (planned.number, normal(settings)))
             pending.digest = planned.signature.digest("Start") + receiver.steps
-            if factors.shape != problem.shape or len(factors) != samples:
-                raise ValueError(f"factors were {problem.shape} with S={samples} when the plan was made")
+            if factors.shape != problem.shape or len(factors) != samples or factors.sparse != planned.sparse:
+                form = "CSR" if planned.sparse else "dense"
+                raise ValueError(f"factors were {problem.shape} with {form} v and S={samples} when the plan was made")
             pending.after = not alone and _target(pending) in self._targets
-            if not pending.after and self._start(pending, prepared, alone):
+            if planned.sparse:  # each start looks for the plan of its non-zeros
+                pending.sparse, pending.signature = True, planned.planned
+                self._check(pending)
+                pending.size = joined_size(samples, factors.nonzeros)
+            elif not pending.after and self._start(pending, prepared, alone):
                 return pending
-            self._check(pending)
+            else:
+                self._check(pending)
         except Exception as caught:  # the other ranks wait to hear of it
             pending.error = caught
         self._team.agree.propose(pending)
@@ -212,6 +220,8 @@ class Engine:
         cached = self._receivers.find(recvbuf)
         try:
             if cached is None or op is not MPI.SUM or type(factors) is not Factors or not cached.same(recvbuf):
+                return False
+            if type(factors.v) is not np.ndarray:  # CSR: the ranks agree on non-zeros first
                 return False
             receiver = pending.receiver = cached.receiver(recvbuf)
             signature = cached.known(pending.algorithm, receiver) or cached.signature(pending.algorithm, receiver)
@@ -242,9 +252,12 @@ class Engine:
             cached = pending.cached = self._receivers.checked(pending.recvbuf)
             receiver = pending.receiver = cached.receiver(pending.recvbuf)
             check_factors(pending.factors, cached, receiver, op, self._options.wire)
-            pending.signature = cached.signature(pending.algorithm, receiver)
+            pending.sparse = pending.factors.sparse
+            pending.signature = cached.signature(pending.algorithm, receiver, sparse=pending.sparse)
             pending.digest = pending.signature.digest(pending.call) + receiver.steps
             pending.size = len(pending.factors)
+            if pending.sparse:
+                pending.size = joined_size(pending.size, pending.factors.nonzeros)
         except Exception as caught:  # the other ranks wait to hear of it
             pending.error = caught
         self._team.agree.propose(pending)
@@ -254,7 +267,9 @@ class Engine:
         cached, signature = pending.cached, pending.signature
         assert cached is not None
         assert signature is not None
-        size = pending.size if pending.counts is None else pending.counts.tobytes()
+        size: object = pending.size if pending.counts is None else pending.counts.tobytes()
+        if pending.sparse:
+            size = self._sizes(pending)
         plans = self._plans.of(signature)
         prepared = plans.get(size)
         if prepared is None:
@@ -265,7 +280,15 @@ class Engine:
             yield ALONE
             with on_all_ranks(self._team.world, pending.call):
                 pending.receiver.prepare(np.zeros if cached.block is None else self._team.share)
+        if pending.sparse:
+            pending.problem = replace(prepared.plan.problem, nonzeros=pending.nonzeros)
         return prepared
+
+    def _sizes(self, pending: PendingCall) -> tuple[bytes, int]:
+        """Tell samples and non-zeros of all ranks apart, and return by what a plan for them is kept."""
+        sizes = np.full(self._team.size, pending.size, np.int64) if pending.counts is None else pending.counts
+        pending.counts, pending.nonzeros = split_sizes(sizes)
+        return pending.counts.tobytes(), room_for(int(pending.nonzeros.sum()))
 
     def _new_plan(self, pending: PendingCall, cached: CachedReceiver) -> Prepared:
         """Choose an algorithm and prepare it; all ranks pass the same arguments, except for S."""
@@ -282,6 +305,9 @@ class Engine:
             max_bytes=self._options.max_bytes,
             whole=receiver.whole,
             wire=self._options.wire,
+            nonzeros=pending.nonzeros,
+            room=0 if pending.nonzeros is None else room_for(int(pending.nonzeros.sum())),
+            skips_zeros=pending.sparse and receiver.skips_zeros,
         )
         algorithm = pending.algorithm
         # All ranks raise this, as their arguments are equal.
@@ -290,25 +316,35 @@ class Engine:
                 f'max_norm needs the factors of all ranks at once: algorithm {algorithm!r} must be "auto", '
                 f'"broadcast" or "node", and their bytes within max_bytes, {problem.max_bytes}'
             )
+        if pending.sparse and algorithm in ("broadcast", "node") and not problem.fits:
+            raise ValueError(
+                f"with CSR v algorithm {algorithm!r} takes factors of all ranks within max_bytes, {problem.max_bytes}; "
+                f'they need {problem.most_bytes} bytes: name "auto" or "dense"'
+            )
         with on_all_ranks(team.world, call):
-            team.load_kernels(half=self._options.wire is not None)
+            team.load_kernels(half=self._options.wire is not None, sparse=pending.sparse)
+        algorithms = algorithms_for(problem)
         if algorithm == AUTO:
             profile = self._profiles.require(team)
-            plan = choose(problem, ALGORITHMS, AUTO, profile, trials=not self._options.reproducible)
+            plan = choose(problem, algorithms, AUTO, profile, trials=not self._options.reproducible)
         else:
-            plan = choose(problem, ALGORITHMS, algorithm, self._profiles.at_hand)
+            plan = choose(problem, algorithms, algorithm, self._profiles.at_hand)
         # Each step is collective and may fail on one rank: the ranks agree on its success before the next.
         for name in plan.trial.algorithms if plan.trial is not None else [plan.algorithm]:
             with on_all_ranks(team.world, call):
-                ALGORITHMS[name].prepare(problem, team)
+                algorithms[name].prepare(problem, team)
         # The scratch of kernels, too: a rank without it could not tell the others during the exchange.
         with on_all_ranks(team.world, call):
-            kernels.scratch_for(problem.depth, receiver.array)
+            if pending.sparse:
+                sparse.reserve(problem.depth, problem.dtype)
+            else:
+                kernels.scratch_for(problem.depth, receiver.array)
         return Prepared(plan, team, partial(self._persistent, problem, receiver.plain))
 
     def _persistent(self, problem: Problem, plain: bool, algorithm: str) -> PersistentExchange:
         """Make a persistent exchange by an algorithm, for receivers that are ``plain`` or not."""
         team = self._team
+        plain = plain and problem.nonzeros is None
         if plain and FusedExchange.serves(algorithm, problem, team):
             return FusedExchange(algorithm, problem, team)
         if plain and EagerExchange.serves(algorithm, problem, team):
@@ -362,7 +398,8 @@ class Engine:
         prepared.release(exchange)
         if pending.blocking and prepared.plan.trial is not None:
             prepared.time(exchange.algorithm, seconds - exchange.waited, exchange.waited)
-        return Exchange(exchange.algorithm, prepared.wire_bytes(exchange.algorithm), seconds - rebuild, rebuild)
+        wire_bytes = prepared.wire_bytes(exchange.algorithm, pending.problem)
+        return Exchange(exchange.algorithm, wire_bytes, seconds - rebuild, rebuild)
 
 
 def _target(pending: PendingCall) -> int:

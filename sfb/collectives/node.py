@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["bind", "cost", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
+__all__ = ["bind", "cost", "prepare", "received", "run", "staging_bytes", "suits", "wire_bytes"]
 
 _ALIGN = 64  # v begins on a cache line
 
@@ -47,6 +47,18 @@ def cost(problem: Problem) -> list[Use]:
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:
     """Return the bytes that this rank reads from its node's other ranks and receives from other nodes."""
+    near, far = received(problem, rank, problem.counts)
+    return sum(problem.shape) * (near * problem.itemsize + far * problem.sent_itemsize)
+
+
+def received(problem: Problem, rank: int, amounts: np.ndarray) -> tuple[int, int]:
+    """Return how much a rank reads from its node's other ranks, and receives from other nodes.
+
+    Args:
+        problem: The exchange.
+        rank: The rank.
+        amounts: What each rank sends.
+    """
     node_of = problem.node_of
     home = node_of[rank]
     slots = np.zeros(len(node_of), np.int64)
@@ -55,13 +67,11 @@ def wire_bytes(problem: Problem, rank: int = 0) -> int:
         slots[other] = sizes.get(node, 0)
         sizes[node] = int(slots[other]) + 1
     served = {slot for slot in range(max(sizes.values())) if slot % sizes[home] == slots[rank]}
-    near = sum(int(count) for other, count in enumerate(problem.counts) if other != rank and node_of[other] == home)
+    near = sum(int(amount) for other, amount in enumerate(amounts) if other != rank and node_of[other] == home)
     far = sum(
-        int(count)
-        for other, count in enumerate(problem.counts)
-        if node_of[other] != home and int(slots[other]) in served
+        int(amount) for other, amount in enumerate(amounts) if node_of[other] != home and int(slots[other]) in served
     )
-    return sum(problem.shape) * (near * problem.itemsize + far * problem.sent_itemsize)
+    return near, far
 
 
 def prepare(problem: Problem, team: Team) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.collectives.algorithms import ALGORITHMS
+from sfb.collectives.algorithms import algorithms_for
 from sfb.collectives.cache import CachedReceiver, Signature, describe_call
 from sfb.collectives.call import Call
 from sfb.collectives.options import Options
@@ -40,9 +40,16 @@ class PendingCall(Proposal):
         prepared: The plan, once it is known.
         exchange: The persistent exchange that has started; None if this rank has posted a header alone.
         kind: What the plan of a persistent request rests on, `sfb.receiver.Receiver.kind`.
+        sparse: Whether v is CSR; ``size`` then stands for non-zeros, too (`sfb.collectives.sparse.joined_size`).
+        nonzeros: The non-zeros of all ranks, once they agree, if v is CSR.
+        problem: The exchange of this call, if v is CSR: that of the plan, with the non-zeros of this call.
+        planned: The signature by which a persistent request with CSR v looks for the plan of each start.
     """
 
-    after = brief = False
+    after = brief = sparse = False
+    nonzeros: np.ndarray | None = None
+    problem: Problem | None = None
+    planned: Signature | None = None
     kind: tuple[object, ...] = ()
     cached: CachedReceiver | None = None
     receiver: Any = None
@@ -130,9 +137,9 @@ class PersistentExchange(ABC):
 
     def run(self, pending: PendingCall) -> Generator[Any, None, None]:
         """Do the exchange of a call on which the ranks agree already, in steps."""
-        problem = self.problem
+        problem = pending.problem or self.problem
         call = Call(self._team, pending.number, pending.call, blocking=pending.blocking, wire=problem.wire)
-        yield from ALGORITHMS[self.algorithm].run(problem, call, pending.factors, pending.receiver)
+        yield from algorithms_for(problem)[self.algorithm].run(problem, call, pending.factors, pending.receiver)
         call.finish()
         self.rebuild_seconds = call.rebuild_seconds
 
@@ -189,11 +196,13 @@ class Prepared:
         exchange.forget()
         self._idle[exchange.algorithm].append(exchange)
 
-    def wire_bytes(self, algorithm: str) -> int:
-        """Return the bytes that this rank receives from others in an exchange."""
+    def wire_bytes(self, algorithm: str, problem: Problem | None = None) -> int:
+        """Return the bytes that this rank receives from others in an exchange; with CSR v in that of ``problem``."""
+        if problem is not None:
+            return algorithms_for(problem)[algorithm].wire_bytes(problem, self._team.rank)
         known = self._wire_bytes.get(algorithm)
         if known is None:
-            module = ALGORITHMS[algorithm]
+            module = algorithms_for(self.plan.problem)[algorithm]
             known = self._wire_bytes[algorithm] = module.wire_bytes(self.plan.problem, self._team.rank)
         return known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sfb.kernels import sparse
 from sfb.runtime.limits import EAGER_LIMIT, MAX_BYTES
 from sfb.tuning.profile import Place, Use
 
@@ -16,6 +18,9 @@ __all__ = ["Problem", "fill_nodes"]
 
 # Bytes of a rank's factors up to which u and v travel as one message.
 _PACKED = 1 << 15
+# The cost of sparse products, in bytes that a core passes over in the same time: of ordering a non-zero by column; and
+# in elements, of a non-zero and of a column that has some, in each row of the product.
+_ORDERED, _ADDED, _TOUCHED = 120, 0.6, 3.0
 
 
 def fill_nodes(ranks: int, nodes: int) -> list[int]:
@@ -44,6 +49,9 @@ class Problem:
         max_bytes: The ceiling of a rank's buffers, in bytes.
         whole: Whether the receiver must see the factors of all ranks at once.
         wire: The 16-bit format in which factors travel; None for their own dtype.
+        nonzeros: The non-zeros of each rank's v, int64, where v is CSR; else None.
+        room: The non-zeros of all ranks for which there are buffers.
+        skips_zeros: Whether the receiver leaves elements as they are whose sum is 0.
         memo: Values that algorithms compute once and reuse in later calls.
     """
 
@@ -58,6 +66,9 @@ class Problem:
     max_bytes: int = MAX_BYTES
     whole: bool = False
     wire: str | None = None
+    nonzeros: np.ndarray | None = field(default=None, repr=False)
+    room: int = 0
+    skips_zeros: bool = False
     memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -183,7 +194,30 @@ class Problem:
     @cached_property
     def fits(self) -> bool:
         """Whether the factors of all ranks stay within `max_bytes`; a rank on its own copies none."""
-        return self.ranks == 1 or self.depth * self.sample_bytes <= self.max_bytes
+        nbytes = self.depth * self.sample_bytes if self.nonzeros is None else self.most_bytes
+        return self.ranks == 1 or nbytes <= self.max_bytes
+
+    @cached_property
+    def stored(self) -> int:
+        """The elements of v of all ranks that are stored, S·D each unless v is CSR."""
+        return self.depth * self.shape[1] if self.nonzeros is None else int(self.nonzeros.sum())
+
+    @cached_property
+    def words(self) -> tuple[np.ndarray, np.ndarray]:
+        """The words of each rank's message, where v is CSR, and the word at which it begins among those of all."""
+        sizes = sparse.message_words(self.counts, self.nonzeros, self.shape[0], self.itemsize)
+        return sizes, np.concatenate(([0], np.cumsum(sizes)[:-1]))
+
+    @cached_property
+    def message_bytes(self) -> int:
+        """The bytes of all messages, where v is CSR."""
+        return 8 * int(self.words[0].sum())
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """The bytes of all messages, where v is CSR, with as many non-zeros as there is room for."""
+        empty = 8 * int(sparse.message_words(self.counts, 0, self.shape[0], self.itemsize).sum())
+        return empty + 16 * self.ranks + -(-self.room * (4 + self.itemsize) // 8) * 8
 
     @property
     def _panel_rows(self) -> int:
@@ -192,12 +226,25 @@ class Problem:
 
     def product_cost(self, depth: float, rows: float = 1.0, columns: float = 1.0, times: float = 1.0) -> list[Use]:
         """Return the cost of forming parts of the rows and columns of a product, which reads both factors once."""
+        if self.nonzeros is not None:
+            return [*self._sparse_cost(depth, rows, times), Use("pass", self.dense_bytes * rows, times=times)]
         elements = self.shape[0] * self.shape[1] * rows * columns * self.itemsize / 4
         read = depth * (self.shape[0] * rows + self.shape[1] * columns) * self.itemsize
         return [Use("rebuild", elements, depth, times), Use("pass", read, times=times)]
 
     def rebuild_cost(self, depth: float, part: float = 1.0) -> list[Use]:
         """Return the cost of rebuilding ``part`` of the receiver's rows from ``depth`` samples, and updating them."""
+        if self.nonzeros is not None:
+            passes = 0 if self.skips_zeros else self.passes
+            return [*self._sparse_cost(depth, part, 1.0), Use("pass", passes * self.dense_bytes * part)]
         # The product counts two passes: caches fetch memory before they write it.
         more = max(0, self.passes - 2)
         return [*self.product_cost(depth, part), Use("pass", more * self.dense_bytes * part)]
+
+    def _sparse_cost(self, depth: float, rows: float, times: float) -> list[Use]:
+        """Return the cost of the sums of a product with CSR v, in ``rows`` of all rows."""
+        entries, columns = self.stored * depth / max(1, self.depth), max(1, self.shape[1])
+        touched = columns * -math.expm1(-entries / columns)  # of non-zeros at random
+        elements = self.shape[0] * rows * (_ADDED * entries + _TOUCHED * touched)
+        # Every rank orders all non-zeros, once, whatever its rows.
+        return [Use("pass", _ORDERED * entries), Use("pass", elements * self.itemsize, times=times)]

@@ -10,13 +10,15 @@ import numpy as np
 import sfb.kernels as kernels
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
+from sfb.factors import Factors
+from sfb.kernels import sparse
 from sfb.receiver import Receiver
 from sfb.runtime.steps import POSTED
 
 if TYPE_CHECKING:
     from sfb.runtime.team import Team
 
-__all__ = ["Gathering", "blocks", "own_rows", "posted", "update"]
+__all__ = ["Gathering", "blocks", "former", "own_rows", "posted", "update"]
 
 Gathering = Generator[Any, None, tuple[np.ndarray, np.ndarray]]
 Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Gathering]
@@ -39,6 +41,18 @@ def update(problem: Problem, call: Call, receiver: Receiver, u: np.ndarray, v: n
     start, stop = own_rows(problem, call.team, low, high)
     with call:
         receiver.update(u, v, start, stop, low, threads=call.team.threads)
+
+
+def former(call: Call, factors: Factors) -> Callable[[np.ndarray, int, int], None]:
+    """Return a function that sets an array to rows of the local product, from the second to the third argument."""
+    threads = call.team.threads
+    if not factors.sparse:
+        u, v = factors.u, factors.v
+        return lambda out, low, high: kernels.rebuild(u, v, out, 0, high - low, -low, threads=threads)
+    memory = call.buffer((sparse.order_bytes(factors.nonzeros, factors.dtype.itemsize),), np.dtype(np.uint8))
+    with call:
+        product = sparse.order(sparse.parts_of(factors.u, factors.v), memory)
+    return lambda out, low, high: sparse.rebuild(product, out, 0, high - low, -low, threads=threads)
 
 
 def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> Iterator[Any]:

@@ -16,17 +16,18 @@ __all__ = ["load", "warmup"]
 _SOON, _PAUSE = 5e-3, 1e-3
 
 
-def warmup(node: MPI.Intracomm, *, half: bool = False) -> None:
+def warmup(node: MPI.Intracomm, *, half: bool = False, sparse: bool = False) -> None:
     """Compile the kernels, or load them from Numba's cache; collective over the ranks of ``node``.
 
     Args:
         node: Ranks that share Numba's cache.
         half: Whether to load those for 16 bits on the wire, too.
+        sparse: Whether to load those for sparse factors, too.
 
     Raises:
         Exception: This rank could not compile or load one; raised after the collective part.
     """
-    load(node, kernels.STAGES + (kernels.HALF_STAGES if half else ()))
+    load(node, kernels.STAGES + half * kernels.HALF_STAGES + sparse * kernels.SPARSE_STAGES)
 
 
 def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ import sfb.kernels as kernels
 from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
-from sfb.runtime.compile import load, warmup
+from sfb.runtime.compile import load
 from sfb.runtime.limits import STALL
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.windows import Block, fence, reap
@@ -60,7 +60,7 @@ class Team:
         self.node = self._split(host, node)
         self.pool = Pool()
         self.staging = Staging(self.node)
-        self._loaded = False
+        self._loaded: set[str] = set()
         self._blocks: list[Block] = []
         self._owned: WeakKeyDictionary[Block, bool] = WeakKeyDictionary()
         self._across: list[tuple[int, MPI.Intracomm]] | None = None
@@ -123,18 +123,21 @@ class Team:
                     self._across.append((slot, comm))
         return self._across
 
-    def load_kernels(self, *, half: bool = False) -> None:
+    def load_kernels(self, *, half: bool = False, sparse: bool = False) -> None:
         """Compile the kernels, or load them if they are cached; collective over the node.
 
         Args:
-            half: Whether to load those for 16 bits on the wire, too; the same in every call.
+            half: Whether to load those for 16 bits on the wire, too; equal on all ranks, like ``sparse``.
+            sparse: Whether to load those for sparse factors, too.
 
         Raises:
             Exception: This rank could not compile or load one; raised after the collective part.
         """
-        if not self._loaded:
-            warmup(self.node, half=half)
-            self._loaded = True
+        wanted = kernels.STAGES + half * kernels.HALF_STAGES + sparse * kernels.SPARSE_STAGES
+        stages = [stage for stage in wanted if not self._loaded.issuperset(stage)]
+        if stages:
+            load(self.node, stages)
+            self._loaded.update(module for stage in stages for module in stage)
 
     @staticmethod
     def datatype(dtype: np.dtype[Any]) -> MPI.Datatype:

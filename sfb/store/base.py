@@ -121,7 +121,8 @@ class StoreBase:
 
         Args:
             name: The name of the table.
-            update: `Factors` of the table's shape and dtype, S may be 0; or an array of that shape. It is copied.
+            update: `Factors` of the table's shape and dtype, S may be 0, v may be CSR; or an array of that shape. It is
+                copied.
 
         Raises:
             KeyError, TypeError, ValueError: There is no such table, or the update does not fit; nothing was sent.

@@ -7,9 +7,12 @@ from struct import Struct
 
 import numpy as np
 
-__all__ = ["ABORT", "CLOCK", "END", "UPDATE", "Entry", "pack", "padded", "unpack"]
+__all__ = ["ABORT", "CLOCK", "DENSE", "END", "UPDATE", "Entry", "csr_samples", "csr_size", "pack", "padded", "unpack"]
 
 UPDATE, CLOCK, END, ABORT = range(4)
+
+# The size of a dense update. Below it lie the sizes of updates by factors with CSR v.
+DENSE = -1
 
 _HEADER = Struct("=iiqiiqqqd")
 _COUNT = Struct("=q")
@@ -25,10 +28,11 @@ class Entry:
         table: The number of the table of an UPDATE.
         hop: The number of edges that the entry has travelled.
         number: The number of an UPDATE among those of its origin and clock.
-        size: Samples of an UPDATE by factors, −1 for a dense one; for CLOCK the number of updates of the clock.
+        size: Samples of an UPDATE by factors, `csr_size` of these if v is CSR, `DENSE` for a dense one; for CLOCK the
+            number of updates of the clock.
         magnitude: The size of the change, for priorities.
-        payload: Bytes: u and then v, the dense update, or the text of an ABORT; for CLOCK the settings of the
-            origin's rules, if it has changed them.
+        payload: Bytes: u and then v, with CSR v what `sfb.kernels.sparse.pack` writes, the dense update, or the text
+            of an ABORT; for CLOCK the settings of the origin's rules, if it has changed them.
         source: The rank from which this rank received the entry; −1 for its own.
         sending: The number of neighbours to which this rank has yet to send the entry.
     """
@@ -69,6 +73,16 @@ class Entry:
 
 
 _EMPTY = np.empty(0, np.uint8)
+
+
+def csr_size(samples: int) -> int:
+    """Return the size of an entry with so many samples of factors with CSR v."""
+    return DENSE - 1 - samples
+
+
+def csr_samples(size: int) -> int:
+    """Return the samples of an entry with CSR v, given its size; below 0 for other entries."""
+    return DENSE - 1 - size
 
 
 def padded(nbytes: int) -> int:

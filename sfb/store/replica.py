@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 
 import sfb.kernels as kernels
+from sfb.kernels import sparse
 from sfb.optim import SGD, Optimizer
-from sfb.store.entry import CLOCK, END, Entry
+from sfb.store.entry import CLOCK, DENSE, END, Entry, csr_samples
 
 __all__ = ["Replica", "Table"]
 
@@ -56,11 +57,13 @@ class Table:
         """Apply the sum of the updates, added in their order, as one step of the rule."""
         rows, columns = self.matrix.shape
         self.taken += 1
-        factors = []
+        factors, filled = [], []
         dense: np.ndarray | None = None
         for entry in entries:
             values = entry.payload.view(self.matrix.dtype)
-            if entry.size < 0:
+            if entry.size < DENSE:
+                filled.append(entry)
+            elif entry.size == DENSE:
                 gradient = values.reshape(rows, columns)
                 dense = gradient if dense is None else dense + gradient
             else:
@@ -70,14 +73,29 @@ class Table:
             u, v = factors[0]
         elif factors:
             u, v = (np.concatenate(parts) for parts in zip(*factors, strict=True))
-        if dense is None:
-            self.optimizer.update(u, v, 0, rows, threads=threads)
+        if dense is None and not (factors and filled):
+            if filled:
+                self.optimizer.update_sparse(self._product(filled), 0, rows, threads=threads)
+            else:
+                self.optimizer.update(u, v, 0, rows, threads=threads)
             self.optimizer.end()
-        else:
-            if factors:
-                dense = dense.copy()
-                kernels.accumulate(u, v, dense, threads=threads)
-            self.optimizer.step(dense)
+            return
+        dense = np.zeros_like(self.matrix) if dense is None else dense.copy()
+        if factors:
+            kernels.accumulate(u, v, dense, threads=threads)
+        if filled:
+            sparse.accumulate(self._product(filled), dense, threads=threads)
+        self.optimizer.step(dense)
+
+    def _product(self, entries: Sequence[Entry]) -> sparse.Product:
+        """Return the sum of updates by factors with CSR v."""
+        messages = [entry.payload.view(np.int64) for entry in entries]
+        words = messages[0] if len(messages) == 1 else np.concatenate(messages)
+        samples = np.array([csr_samples(entry.size) for entry in entries])
+        nonzeros = np.array([message[count] for message, count in zip(messages, samples, strict=True)])
+        offsets = np.cumsum([0, *(len(message) for message in messages[:-1])])
+        shape = self.matrix.shape
+        return sparse.order(sparse.unpack(words, samples, nonzeros, offsets, (shape[0], shape[1]), self.matrix.dtype))
 
 
 class Replica:

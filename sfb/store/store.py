@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.factors import Factors
+from sfb.kernels import sparse
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
 from sfb.runtime.limits import STALL
@@ -20,7 +21,7 @@ from sfb.runtime.progress import Ticker
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency
-from sfb.store.entry import ABORT, CLOCK, END, UPDATE, Entry
+from sfb.store.entry import ABORT, CLOCK, DENSE, END, UPDATE, Entry, csr_size
 from sfb.store.relay import Relay
 from sfb.store.replica import Replica
 from sfb.store.settings import Settings
@@ -303,7 +304,7 @@ class Store(StoreBase):
             dense = np.ascontiguousarray(update).reshape(table.matrix.shape)
             payload = dense.reshape(-1).view(np.uint8)
             payload = payload.copy() if np.may_share_memory(payload, update) else payload
-            return [(-1, payload, _magnitude(scale * kernels.norm_dense(dense)) if measure else 0.0)]
+            return [(DENSE, payload, _magnitude(scale * kernels.norm_dense(dense)) if measure else 0.0)]
         u, v = update.u, update.v
         step = samples = len(update)
         if samples > 1 and table.additive:
@@ -315,8 +316,8 @@ class Store(StoreBase):
         parts = []
         for first in range(0, max(1, samples), max(1, step)):
             piece = u[first : first + step], v[first : first + step]
-            payload = np.concatenate([factor.reshape(-1).view(np.uint8) for factor in piece])
-            parts.append((len(piece[0]), payload, _magnitude(magnitudes[first : first + step].sum())))
+            size, payload = _payload(*piece)
+            parts.append((size, payload, _magnitude(magnitudes[first : first + step].sum())))
         return parts
 
     def _send(self, entry: Entry) -> None:
@@ -404,8 +405,21 @@ class Store(StoreBase):
                 pause()
 
 
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    """Return the norms of rows, in float64."""
+def _payload(u: np.ndarray, v: Any) -> tuple[int, np.ndarray]:
+    """Return the size and the payload of an entry with these factors."""
+    if isinstance(v, np.ndarray):
+        return len(u), np.concatenate([factor.reshape(-1).view(np.uint8) for factor in (u, v)])
+    words = np.zeros(sparse.message_words(len(u), int(v.indptr[-1]), u.shape[1], u.itemsize), np.int64)
+    sparse.pack(u, v, words)
+    return csr_size(len(u)), words.view(np.uint8)
+
+
+def _lengths(rows: Any) -> np.ndarray:
+    """Return the norms of rows, of an array or CSR, in float64."""
+    if not isinstance(rows, np.ndarray):
+        starts, values = rows.indptr, rows.data[: rows.indptr[-1]].astype(np.float64)
+        of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        return np.sqrt(np.bincount(of, values * values, len(starts) - 1))
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 

@@ -150,8 +150,9 @@ class Plan(Generic[_P]):
         else:
             source = "stated rates, not measured (sfb tune measures them)"
         lines = [
-            f"K={rows} D={columns} {p.dtype}, {p.depth} samples of {p.place.ranks} ranks on {p.place.nodes} "
-            f"node{'s' if p.place.nodes > 1 else ''}, receiver {'shared by a node' if p.shared else 'per rank'}",
+            f"K={rows} D={columns} {p.dtype}, {p.depth} samples{self._filled} of {p.place.ranks} ranks on "
+            f"{p.place.nodes} node{'s' if p.place.nodes > 1 else ''}, "
+            f"receiver {'shared by a node' if p.shared else 'per rank'}",
             f"estimates by {source}",
             f"{'algorithm':<10} {'exchange ms':>12} {'rebuild ms':>12} {'total ms':>12} {'received B':>12} "
             f"{'measured ms':>12}",
@@ -164,6 +165,12 @@ class Plan(Generic[_P]):
             )
         lines.append(f"taken: {self.algorithm}, {self._reason}")
         return "\n".join(lines)
+
+    @property
+    def _filled(self) -> str:
+        """Words on v where it is CSR."""
+        nonzeros = getattr(self.problem, "nonzeros", None)
+        return "" if nonzeros is None else f" with {int(nonzeros.sum())} non-zeros in CSR v"
 
     @property
     def _reason(self) -> str:

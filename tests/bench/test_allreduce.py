@@ -31,6 +31,23 @@ def test_every_candidate_is_right(world, capfd, receiver, memory, dtype):
         assert not lines
 
 
+@pytest.mark.parametrize(("receiver", "dtype"), [("array", "float64"), ("sgd", "float32"), ("momentum", "float32")])
+def test_csr_beside_dense_factors_and_mpi(world, capfd, receiver, dtype):
+    config = allreduce.Config(
+        shapes=[(8, 900)], samples=[0, 3], iterations=3, warmups=1, receiver=receiver, dtype=dtype, filled=0.02,
+        algorithms=allreduce.SPARSE_CANDIDATES,
+    )  # fmt: skip
+    rows = allreduce.run(world, config)
+    names = [row["algorithm"] for row in rows]
+    assert names == ["mpi", "densified", "node", "broadcast", "dense", "auto"] * 2
+    assert all(row["wrong"] == 0 for row in rows)
+    received = {row["algorithm"]: row["wire_bytes"] for row in rows[len(rows) // 2 :]}
+    if world.size > 1:
+        assert 0 < received["broadcast"] < received["mpi"] / 5
+    if world.rank == 0:
+        assert "2 % filled" in capfd.readouterr().out
+
+
 def test_a_wrong_result_is_counted(world, capfd, monkeypatch):
     monkeypatch.setattr(allreduce._Oracle, "wrong", lambda *args: 5)
     rows = allreduce.run(world, allreduce.Config(**SMALL))

@@ -66,6 +66,15 @@ def test_bench(tmp_path):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_of_csr(tmp_path):
+    small = "bench", "allreduce", "-K", 20, "-D", 300, "-S", 3, "-n", 2, "--filled", 0.05
+    out, _ = sfb(*small, "-a", "node", "-r", "sgd")
+    rows = [line.split() for line in out.splitlines() if not line.startswith("#")]
+    assert [row[3] for row in rows] == ["mpi", "densified", "node"]
+    _, err = sfb(*small, "-a", "sharded", code=1)
+    assert "sharded do not take CSR v" in err
+
+
 def test_bench_of_shapes_and_its_choice(tmp_path):
     sfb("bench", "allreduce", "--shapes", "8x9,20x10", "-S", 2, "-n", 2, "-r", "momentum", "-J", tmp_path / "b.json")
     rows = json.loads((tmp_path / "b.json").read_text())["results"]
@@ -103,6 +112,8 @@ def test_tune_and_explain(tmp_path, monkeypatch):
         assert name in out
     monkeypatch.setenv("SFB_PROFILE", str(tmp_path / "p.json"))
     assert "times measured" in sfb("explain")[0]
+    out, _ = sfb("explain", "-K", 50, "-D", 47000, "-S", 64, "--filled", 0.002)
+    assert "256 samples with 24064 non-zeros in CSR v of 4 ranks" in out
     _, err = sfb("train", "mlp", *SMALL)
     assert "elsewhere" not in err
 

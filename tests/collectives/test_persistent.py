@@ -100,7 +100,7 @@ def test_factors_that_are_not_those_of_the_plan(comm, world):
     if world.rank == world.size - 1:
         factors.u, factors.v = np.ones((2, 4)), np.ones((2, 3))
     plan.Start()
-    with pytest.raises(ValueError, match="S=1 when the plan was made"):
+    with pytest.raises(ValueError, match="dense v and S=1 when the plan was made"):
         plan.Wait()
 
 
