@@ -29,8 +29,8 @@ result = run_chains(
     lambda rng: rng.normal(size=4),
     gradient=gradient,
     chains=4,
-    draws=500,
-    warmup=500,
+    draws=400,
+    warmup=300,
     parameters={"intercept": (), "slope": (3,)},
 )
 found = diagnostics(result)
@@ -38,7 +38,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--plot")
 options = parser.parse_args()
 if MPI.COMM_WORLD.rank == 0:
-    print(f"R̂ {found['rhat']:.3f}, effective sample size {found['ess_bulk']:.0f} of 2000")
+    print(f"R̂ {found['rhat']:.3f}, effective sample size {found['ess_bulk']:.0f} of 1600")
     print("slopes:", result.posterior["slope"].mean(("chain", "draw")).values.round(1))
     if options.plot:
         import arviz

@@ -11,6 +11,7 @@ from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
+from sfb.kernels.stages import compiled
 from sfb.models.columns import Columns, by_features, by_samples
 from sfb.models.estimator import Estimator, Number
 from sfb.models.ranks import Ranks
@@ -113,15 +114,12 @@ class _Regression(RegressorMixin, Estimator):
 
     def _columns(self, ranks: Ranks, x: Any, y: Any) -> tuple[Columns, np.ndarray, float, Any]:
         """Return this rank's columns, the targets less their mean, that mean, and the dtype; collective."""
+        _load_kernels(ranks)
         if self.split == "samples":
             x, y = self._arrays(ranks, x, y, y_numeric=True)
-            with ranks.together("fit"):
-                y = y.astype(np.float64)
-                columns_of = by_samples
-            targets = np.concatenate(ranks.gather(y))
+            targets, columns_of = np.concatenate(ranks.gather(y.astype(np.float64))), by_samples
         else:
-            x, targets = _features(ranks, x, y)
-            columns_of = by_features
+            (x, targets), columns_of = _features(ranks, x, y), by_features
         mean = float(targets.mean()) if self.fit_intercept else 0.0
         mean = ranks.first(mean)  # one sum on all ranks, whatever their processors
         return columns_of(ranks, x, centred=bool(self.fit_intercept)), targets - mean, mean, x.dtype
@@ -293,6 +291,17 @@ def lasso_path(
                 _warn(solution, f"alpha={alpha:.3g}: ")
         solver.free()
     return alphas, np.stack(coefs, axis=1).astype(dtype), np.array(gaps)
+
+
+def _load_kernels(ranks: Ranks) -> None:
+    """Compile the kernels, by one rank of each node, or load them; collective."""
+    with ranks.together("fit"):
+        if ranks.comm is not None:
+            from sfb.runtime.compile import load
+
+            load(ranks.comm.node, [["lasso"]])
+        else:
+            compiled("lasso")
 
 
 def _features(ranks: Ranks, x: Any, y: Any) -> tuple[Any, np.ndarray]:

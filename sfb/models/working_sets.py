@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ _EACH = 8  # coordinates of a rank in a round of scheduled updates
 _ROUNDS_OF = 5  # updates of each coordinate between two gaps
 _SLOWER = 0.5  # ratio of two gaps above which all ranks go on in the same steps
 _INDEPENDENT = 0.1  # correlation below which ranks update two coordinates at the same time
-_FOLDED = 1024
+_FOLDED = 512
+_MOST = 4000  # columns of a working set whose correlations are kept
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,13 @@ class Solver:
         """Solve a small problem, each rank some coordinates at a time; return the number of passes; collective."""
         assert self._layout is not None
         count = len(small.beta)
+        if count > _MOST:
+            return self._descend(penalty, small, goal)
         self._layout.divide(samples=len(self._y), variables=count)
-        width = _EACH * self._ranks.size
-        schedule = Priority(count, width, small.correlations(), threshold=_INDEPENDENT, seed=self._seed)
+        width, related = _EACH * self._ranks.size, small.correlations(self._ranks)
+        schedule = Priority(
+            count, width, lambda chosen: related[np.ix_(chosen, chosen)], threshold=_INDEPENDENT, seed=self._seed
+        )
         program, done, last = _Coordinates(penalty, small), 0, np.inf
         while done < goal.epochs:
             run(program, schedule, -(-_ROUNDS_OF * count // width), self._layout)
@@ -278,37 +282,35 @@ class WorkingSet:
         )
         return int(done), objective, gap
 
-    def correlations(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Return a function that gives the correlations of some of the columns, the same bits on all ranks.
+    def correlations(self, ranks: Ranks) -> np.ndarray:
+        """Return the correlations of the columns, w×w, the same bits on all ranks; collective.
 
-        Columns of more than 1024 samples are folded with random signs to that length (a count sketch), so that asking
-        costs less than an update; correlations then have a standard error of 0.03.
+        Columns of more than 512 samples are folded with random signs to that length (a count sketch), so that a
+        correlation costs less than an update; it then has a standard error of 0.04. Each rank computes some rows.
         """
         kernels = compiled("lasso")
-        folded = self._folded()
+        count = len(self.places)
+        own = range(ranks.rank * count // ranks.size, (ranks.rank + 1) * count // ranks.size)
+        folded = np.concatenate(ranks.gather(self._folded(self.places[own.start : own.stop])))
         folded.flags.writeable = False
-        form = kernels.Dense(folded)
-        norms = np.sqrt(np.einsum("ij,ij->i", folded, folded))
+        rows = np.empty((len(own), count))
+        for row, j in zip(rows, own, strict=True):
+            kernels.correlate(kernels.Dense(folded), np.arange(count), np.append(folded[j], 0.0), row)
+        found = np.concatenate(ranks.gather(rows))
+        norms = np.sqrt(np.diag(found))
+        return found / np.outer(norms, norms)
 
-        def correlations(chosen: np.ndarray) -> np.ndarray:
-            found = np.empty((len(chosen), len(chosen)))
-            for row, j in zip(found, chosen, strict=True):
-                kernels.correlate(form, chosen, np.append(folded[j], 0.0), row)
-            return found / np.outer(norms[chosen], norms[chosen])
-
-        return correlations
-
-    def _folded(self) -> np.ndarray:
-        """Return the columns, folded to at most `_FOLDED` elements each."""
+    def _folded(self, places: np.ndarray) -> np.ndarray:
+        """Return some columns, folded to at most `_FOLDED` elements each."""
         samples = len(self.r) - 1
         length = min(samples, _FOLDED)
         signs = np.ones(samples)
         if length < samples:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], samples)
         to = np.arange(samples) % length
-        folded = np.empty((len(self.places), length))
+        folded = np.empty((len(places), length))
         sums = np.bincount(to, signs, length)
-        for row, place in zip(folded, self.places, strict=True):
+        for row, place in zip(folded, places, strict=True):
             if hasattr(self.form, "starts"):
                 part = slice(self.form.starts[place], self.form.starts[place + 1])
                 rows = self.form.rows[part]

@@ -161,12 +161,14 @@ class Priority(Schedule):
             raise ValueError(f"correlation of {len(drawn)} variables returned shape {related.shape}")
         # A correlation that is NaN, of a constant variable, is none below the threshold.
         free = related < self._threshold
+        allowed = np.ones(len(drawn), bool)  # those that depend on none kept
         kept: list[int] = []
         for i in range(len(drawn)):
             if len(kept) == self._width:
                 break
-            if free[i, kept].all():
+            if allowed[i]:
                 kept.append(i)
+                allowed &= free[i]
             else:
                 self.refused += 1
         return drawn[kept]

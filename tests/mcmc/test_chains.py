@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from oracle import assert_same_bits
@@ -195,6 +197,13 @@ def test_bad_starts(world, start):
 def test_text_for_a_density(world):
     with pytest.raises(TypeError, match="number"):
         run_chains(lambda x: "0", [0.0])
+
+
+def test_arviz_is_missing_on_one_rank(world, monkeypatch):
+    if world.rank == world.size - 1:
+        monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(ImportError, match=r"sfb-mpi\[mcmc\]"):
+        run_chains(normal, [0.0])
 
 
 def test_numbers_that_differ_between_ranks(world):
