@@ -24,6 +24,7 @@ LAYERS = (
     ("store",),
     ("models", "schedule", "torch"),
     ("bench",),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
@@ -33,10 +34,14 @@ HEIGHT = {name: height for height, row in enumerate(LAYERS) for name in row}
 WITHOUT_MPI = (
     "checks",
     "data",
+    "doctor.launcher",
+    "doctor.local",
+    "doctor.report",
     "factors",
     "kernels",
     "optim",
     "receiver",
+    "runtime.compiled",
     "runtime.errors",
     "runtime.limits",
     "runtime.steps",
@@ -49,7 +54,7 @@ WITHOUT_MPI = (
 )
 
 # Packages that use only public names of other packages.
-OUTSIDERS = ("bench", "models", "schedule", "torch")
+OUTSIDERS = ("bench", "doctor", "models", "schedule", "torch")
 
 # The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12

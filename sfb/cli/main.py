@@ -1,4 +1,4 @@
-"""The command sfb: its subcommands but for bench and topology, and how a run on many ranks ends."""
+"""The command sfb: its subcommands but for bench, doctor, info and topology, and how a run on many ranks ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import click
 from sfb._version import __version__
 from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, load_mpi, plot_option, start
+from sfb.cli.doctor import doctor, info
 from sfb.cli.topology import topology
 from sfb.files import write
 from sfb.kernels import KernelError
-from sfb.launch import INTERRUPTED, abort, end, launched, lone_rank
+from sfb.launch import INTERRUPTED, abort, end, launched
 from sfb.tuning.profile import ProfileError
 
 __all__ = ["cli", "run"]
@@ -71,31 +72,6 @@ def cli() -> None:
 
     Start it with mpirun: mpirun -n 4 sfb train mlp
     """
-
-
-@cli.command()
-@json_option
-def info(json_file: Path | None) -> int:
-    """Show what is installed, and how the ranks lie on nodes and cores.
-
-    Exits with 1 if each rank is alone though the launcher started several.
-    """
-    world = start(alone=True)
-    from sfb.environment import apart, describe, header, slow_blas
-    from sfb.runtime.threads import limit_process
-
-    threads = limit_process(world)
-    environment = describe(world)
-    if world.rank == 0:
-        if json_file is not None:
-            write(json_file, json.dumps(environment, indent=1) + "\n")
-        for line in header(environment):
-            click.echo(line)
-        click.echo(f"threads per rank that the commands use: {threads}")
-        for problem in (lone_rank(world.size), apart(environment), slow_blas(environment)):
-            if problem:
-                click.echo(f"warning: {problem}", err=True)
-    return int(lone_rank(world.size) is not None)
 
 
 @cli.command()
@@ -239,4 +215,6 @@ def compare(runs: tuple[Path, ...], json_file: Path | None, plot: Path | None) -
 
 
 cli.add_command(bench)
+cli.add_command(doctor)
+cli.add_command(info)
 cli.add_command(topology)
