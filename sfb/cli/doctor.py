@@ -12,6 +12,7 @@ import click
 from sfb._version import __version__
 from sfb.cli.common import Finite, json_option, start
 from sfb.doctor.finding import Level
+from sfb.doctor.launcher import first_process
 from sfb.doctor.report import Report
 from sfb.doctor.watchdog import Watchdog
 from sfb.files import write
@@ -70,18 +71,19 @@ def doctor(seconds: float, json_file: Path | None) -> int:
     is killed.
     """
     end = monotonic() + seconds
-    with Watchdog(max(_AT_LEAST, _HARD * seconds)) as watchdog:
-        watchdog.phase("loading MPI; under the launcher of another MPI it may wait for ever")
-        return _doctor(seconds, end, json_file, watchdog)
+    first = first_process()
+    with Watchdog(max(_AT_LEAST, _HARD * seconds), "sfb doctor", speaks=first) as watchdog:
+        return _doctor(seconds, end, json_file, first, watchdog)
 
 
-def _doctor(seconds: float, end: float, json_file: Path | None, watchdog: Watchdog) -> int:
+def _doctor(seconds: float, end: float, json_file: Path | None, first: bool, watchdog: Watchdog) -> int:
     from sfb.doctor import launcher, local
 
-    first = launcher.first_process()
     launch = launcher.facts() if first else None
     facts = local.facts()
     problem = foreign_launcher()
+    by = f" under the launcher of {launch['parent']}" if launch and launch["parent"] else ""
+    watchdog.phase(f"loading MPI{by}", "start with the mpirun of this MPI; under srun give it its --mpi=, pmix or pmi2")
     try:
         if problem is None:
             from mpi4py import MPI
@@ -105,14 +107,16 @@ def _doctor(seconds: float, end: float, json_file: Path | None, watchdog: Watchd
     patience = seconds / 2
     reached = reach(world, patience)
     if not reached.whole:
-        if world.rank == 0:
-            report.add(judge(reached, patience))
-            report.end()
-        elif reached.silent == [0]:
-            click.echo(f"rank {world.rank} has heard nothing from rank 0 in {2 * patience:g} s", err=True)
-        else:
-            sleep(patience)  # rank 0 speaks, and ends the job
-        abort(1)
+        try:
+            if world.rank == 0:
+                report.add(judge(reached, patience))
+                report.end()
+            elif reached.silent == [0]:
+                click.echo(f"rank {world.rank} has heard nothing from rank 0 in {2 * patience:g} s", err=True)
+            else:
+                sleep(patience)  # rank 0 speaks, and ends the job
+        finally:
+            abort(1)
     start(alone=True)
     environment, lines = _environment(world)
     report.environment = environment

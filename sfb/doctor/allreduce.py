@@ -20,14 +20,13 @@ __all__ = ["judge", "limit", "measure"]
 
 _TOPIC = "Allreduce"
 
-# Bytes of the arrays, of which the largest that fits the time is measured, too.
-_SMALL, _LARGE = 1 << 20, (1 << 25, 1 << 23, 1 << 22)
+# Bytes of the arrays: of each row the first that fits the time.
+_SMALL, _LARGE = (1 << 20, 1 << 18, 1 << 16), (1 << 25, 1 << 23)
 _ITERATIONS = 5
-# Calls of each candidate and of each size, warm-up and trial of sfb's own ways included; how much longer than the limit
-# they may take.
-_CALLS, _TIMES = 14, 4
+# Calls of a size at least, by all candidates, and how much longer than the limit they may take.
+_CALLS, _TIMES = 8, 3
 # Part of the limit that an Allreduce should reach, and part of MPI's rate that sfb should.
-_POOR, _LOSES = 0.15, 0.7
+_POOR, _LOSES = 0.1, 0.7
 
 
 def limit(nbytes: int, per_node: int, nodes: int, memory: float, link: float) -> float:
@@ -74,20 +73,20 @@ def measure(
     link = world.bcast(link)
     rows: list[dict[str, Any]] = []
     comm = sfb.Comm(world) if own else None
-    for nbytes in (_SMALL, 0):
+    for sizes in (_SMALL, _LARGE):
         left = world.bcast(seconds - (perf_counter() - began))
-        if not nbytes:
-            # The larger size is the largest that should fit, judged by the smaller.
-            slow = rows[0]["mpi"] / _SMALL
-            nbytes = next((size for size in _LARGE if _CALLS * size * slow * (1 + own) < left), 0)
-        least = limit(max(nbytes, 1), per_node, nodes, memory, link)
-        if not nbytes or _CALLS * _TIMES * least > left:
+        # Twice as many bytes take twice as long as those timed before.
+        slow = rows[0]["mpi"] / rows[0]["limit"] if rows else _TIMES
+        expected = {nbytes: slow * limit(nbytes, per_node, nodes, memory, link) for nbytes in sizes}
+        nbytes = world.bcast(next((nbytes for nbytes in sizes if _CALLS * expected[nbytes] < left), None))
+        if nbytes is None:
             break
         array, result = np.ones(nbytes // 4, np.float32), np.empty(nbytes // 4, np.float32)
         calls: dict[str, Callable[[], None]] = {"mpi": lambda a=array, r=result: world.Allreduce(a, r)}  # type: ignore[misc]
         if comm is not None:
             calls["sfb"] = lambda a=array, r=result: comm.Allreduce(a, r)  # type: ignore[misc]
         times = time_candidates(world, calls, Timing(iterations=_ITERATIONS, warmups=2, seconds=left / 3))
+        least = limit(nbytes, per_node, nodes, memory, link)
         rows.append({"bytes": nbytes, "limit": least, **{name: its.median for name, its in times.items()}})
     if comm is not None:
         comm.free()
@@ -106,9 +105,9 @@ def judge(measured: dict[str, Any], size: int, why_not: str = "") -> list[Findin
     if size == 1:
         return [ok(_TOPIC, "one rank, nothing to reduce")]
     if not rows:
-        text = f"not timed: one of {format_size(_SMALL)} bytes would take too long, -t gives more time"
+        text = f"not timed: one of {format_size(_SMALL[-1])} bytes would take too long, -t gives more time"
         return [warning(_TOPIC, text, "see the links above")]
-    by = f"links of {format_rate(measured['link'])}" if measured["nodes"] > 1 else "the memory"
+    by = f"a link of {format_rate(measured['link'])}" if measured["nodes"] > 1 else "memory"
     if measured["nodes"] == 1:
         by += f" of {format_rate(measured['memory'])}"
     findings = []
@@ -118,15 +117,15 @@ def judge(measured: dict[str, Any], size: int, why_not: str = "") -> list[Findin
             f"{'MPI' if name == 'mpi' else name} {milliseconds(t, 2)} ms ({100 * row['limit'] / t:.0f} %)"
             for name, t in took.items()
         )
-        text = f"{format_size(row['bytes'])}: {said}, {by} allow {milliseconds(row['limit'], 2)} ms"
+        text = f"{format_size(row['bytes'])}: {said}; the limit, {by}, is {milliseconds(row['limit'], 2)} ms"
         best = min(took.values())
         if row["limit"] < _POOR * best:
             findings.append(
                 warning(
                     _TOPIC,
                     text,
-                    "mend what is said of cores, BLAS threads, binding, links and network above; then compare with "
-                    "sfb bench allreduce -b 1M -e 64M",
+                    "mend first what lines above say of cores, load, binding, links and network; "
+                    "sfb bench allreduce -b 1M -e 64M shows other sizes",
                 )
             )
         elif "sfb" in took and took["mpi"] < _LOSES * took["sfb"]:

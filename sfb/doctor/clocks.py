@@ -12,7 +12,8 @@ from sfb.doctor.finding import Finding, ok, several, warning
 __all__ = ["judge", "measure", "offset"]
 
 _TOPIC = "clocks"
-_PINGS = 16
+# Messages at least and at most, and seconds of uncertainty that need no more than the least.
+_PINGS, _SURE = (16, 64), 1e-4
 
 # Seconds from which times in logs and of files mislead.
 _MUCH = 0.1
@@ -52,8 +53,8 @@ def measure(leaders: MPI.Intracomm, seconds: float) -> list[tuple[float, float]]
             leaders.send(time(), 0)
         return []
     for node in range(1, leaders.size):
-        samples = []
-        for _ in range(_PINGS if perf_counter() - began < seconds else 0):
+        samples: list[tuple[float, float, float]] = []
+        while perf_counter() - began < seconds and (len(samples) < _PINGS[0] or _unsure(samples)):
             left = time()
             leaders.send(True, node)
             there = leaders.recv(source=node)
@@ -62,6 +63,10 @@ def measure(leaders: MPI.Intracomm, seconds: float) -> list[tuple[float, float]]
         if samples:
             found.append(offset(samples))
     return found
+
+
+def _unsure(samples: Sequence[tuple[float, float, float]]) -> bool:
+    return len(samples) < _PINGS[1] and offset(samples)[1] > _SURE
 
 
 def judge(names: Sequence[str], offsets: Sequence[tuple[float, float]], ranks: int) -> list[Finding]:

@@ -142,6 +142,6 @@ def _network(world: MPI.Intracomm, nodes: Nodes, report: Report, end: float, pha
         return 0.0
     best = pairs.best_of_nodes(measured["rates"])
     report.measured["pairs"] = {"nodes": names, **measured}
-    report.add(pairs.judge(names, measured))
-    report.add(network.judge(names, [its for its, _ in seen], [by for _, by in seen], best))
+    report.add(pairs.judge(names, measured, [network.stated_rate(its, by) for its, by in seen]))
+    report.add(network.judge(names, [its for its, _ in seen], [by for _, by in seen]))
     return min((rate for rate in best if rate > 0), default=math.inf)

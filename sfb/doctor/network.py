@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sfb.doctor.finding import Finding, ok, several, warning
-from sfb.units import format_rate
 
-__all__ = ["carrier", "counters", "facts", "judge"]
+__all__ = ["carrier", "counters", "facts", "judge", "stated_rate"]
 
 _TOPIC = "network"
 _SIOCGIFADDR = 0x8915
 
 # Part of the bytes of messages that the interface which carries them has to have seen.
 _MOST = 0.5
-# Part of the rate that an interface states below which its messages are slow: one TCP connection rarely fills a link.
-_SLOW = 0.2
 # How much faster another interface has to be.
 _FASTER = 2.0
 
@@ -85,7 +82,6 @@ def judge(
     names: Sequence[str],
     seen: Sequence[Mapping[str, Any]],
     used: Sequence[str | None],
-    best: Sequence[float],
 ) -> list[Finding]:
     """Return which interface carries messages, and whether a faster one does not.
 
@@ -93,16 +89,13 @@ def judge(
         names: The name of each node.
         seen: What `facts` returned on each.
         used: What `carrier` returned on each.
-        best: The best rate of each node, in bytes per second.
     """
     kinds: dict[tuple[str, str], list[str]] = {}
-    slow, faster, locked = [], [], []
-    for name, its, by, rate in zip(names, seen, used, best, strict=True):
-        stated = _stated(its, by)
+    faster, locked = [], []
+    for name, its, by in zip(names, seen, used, strict=True):
+        stated = stated_rate(its, by)
         kinds.setdefault((by or "", _describe(its, by)), []).append(name)
-        if stated and 0 < rate < _SLOW * stated:
-            slow.append(f"{name} {format_rate(rate)} of {by}'s {format_rate(stated)}")
-        others = {other: _stated(its, other) for other in (*its["interfaces"], *its["ports"]) if other != by}
+        others = {other: stated_rate(its, other) for other in (*its["interfaces"], *its["ports"]) if other != by}
         better = [other for other, its_rate in others.items() if stated and its_rate > _FASTER * stated]
         if better:
             faster.append(f"{name}: {by} carries messages, though {several(better)} is up")
@@ -117,15 +110,6 @@ def judge(
     choose = "UCX_NET_DEVICES, FI_TCP_IFACE (MPICH) or --mca btl_tcp_if_include (Open MPI) names it; docs/multinode.md"
     if faster:
         findings.append(warning(_TOPIC, several(faster), f"if it joins the nodes, use it: {choose}"))
-    if slow:
-        findings.append(
-            warning(
-                _TOPIC,
-                f"much less than the interface states: {several(slow)}",
-                "a limit of the cloud or of traffic control, another link on the way, one TCP connection on a fast "
-                "link, or other traffic; tc qdisc, ethtool -S and iperf3 -P 4 tell which",
-            )
-        )
     if locked:
         findings.append(
             warning(
@@ -140,7 +124,7 @@ def judge(
     return [*findings, ok(_TOPIC, f"messages pass by {said}")]
 
 
-def _stated(its: Mapping[str, Any], name: str | None) -> float:
+def stated_rate(its: Mapping[str, Any], name: str | None) -> float:
     """Return the bytes per second that an interface or port states; 0.0 if it states none."""
     if name in its["interfaces"]:
         return (its["interfaces"][name]["speed"] or 0) * 1e6 / 8

@@ -28,6 +28,13 @@ _PINGS = 10
 # Parts of the rate of other links below which a link costs speed, or stops programs from being worth their nodes.
 _SLOW, _BAD = 0.6, 0.25
 
+# Part of the rate that an interface states; one TCP connection rarely fills a fast link.
+_OF_STATED = 0.2
+_LESS = (
+    "a limit of the cloud or of traffic control, a slower link on the way, or other traffic; tc qdisc, ethtool -S and "
+    "iperf3 -P 4 tell which"
+)
+
 # rates[a][b]: bytes per second from node a to node b, None where none was measured.
 Rates = Sequence[Sequence["float | None"]]
 
@@ -128,12 +135,13 @@ def _slower(rates: Rates, a: int, b: int) -> float | None:
     return None if ways[0] is None or ways[1] is None else min(ways[0], ways[1])
 
 
-def judge(names: Sequence[str], measured: Mapping[str, Any]) -> list[Finding]:
+def judge(names: Sequence[str], measured: Mapping[str, Any], stated: Sequence[float]) -> list[Finding]:
     """Return the slowest pair against the median, and nodes and pairs whose links are slower than others.
 
     Args:
         names: The name of each node.
         measured: What `measure` returned.
+        stated: The bytes per second that each node's interface states; 0.0 if it states none.
     """
     rates: Rates = measured["rates"]
     n = len(names)
@@ -148,7 +156,10 @@ def judge(names: Sequence[str], measured: Mapping[str, Any]) -> list[Finding]:
     if measured["done"] < measured["rounds"]:
         text += f"; time for {measured['done']} of {measured['rounds']} rounds of pairs, -t gives more"
     findings = [*_slow_nodes(names, rates), *_slow_pairs(names, rates, by_pair), *_one_way(names, rates, by_pair)]
-    return [*findings, ok(_TOPIC, text)]
+    less = _less_than_stated(names, best_of_nodes(rates), stated)
+    if n == 2 and less is not None:
+        return [*findings, warning(_TOPIC, f"{text}; {less}", _LESS)]
+    return [*findings, *([] if less is None else [warning(_TOPIC, less, _LESS)]), ok(_TOPIC, text)]
 
 
 def _name(names: Sequence[str], a: int, b: int) -> str:
@@ -174,6 +185,17 @@ def _slow_nodes(names: Sequence[str], rates: Rates) -> list[Finding]:
         for name, rate in zip(names, best, strict=True)
         if 0 < rate < _SLOW * middle
     ]
+
+
+def _less_than_stated(names: Sequence[str], best: Sequence[float], stated: Sequence[float]) -> str | None:
+    """Return which nodes' links have much less than their interfaces state."""
+    slow = [i for i, rate in enumerate(best) if stated[i] and 0 < rate < _OF_STATED * stated[i]]
+    if not slow:
+        return None
+    if len(slow) == len(names):
+        said = f"{format_rate(max(best))} at best, where interfaces state {format_rate(min(stated))}"
+        return f"{'both' if len(names) == 2 else 'all'} nodes have {said}"
+    return several(f"{names[i]} has {format_rate(best[i])} at best of {format_rate(stated[i])} stated" for i in slow)
 
 
 def _slow_pairs(names: Sequence[str], rates: Rates, by_pair: Mapping[tuple[int, int], float]) -> list[Finding]:

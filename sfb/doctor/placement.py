@@ -21,6 +21,10 @@ _UNBIND = (
 )
 
 
+# Processes in the mean of a minute that are more than what any system does by the way.
+_BUSY = 0.75
+
+
 def facts() -> dict[str, Any]:
     """Return the cores that this process may use, and the threads that its libraries take."""
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -28,6 +32,7 @@ def facts() -> dict[str, Any]:
         "cores": mine,
         "host_cores": os.cpu_count() or len(mine),
         "quota": _quota(),
+        "load": os.getloadavg()[0],
         "numa": _numa(mine),
         "physical": len({_siblings(core) for core in mine}),
         "blas": {
@@ -48,7 +53,7 @@ def judge(seen: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Findi
     for rank, host in enumerate(hosts):
         of_host[host].append(rank)
     found = [_spread(of_host)]
-    for judge_host in (_cores, _quotas, _domains, _blas):
+    for judge_host in (_cores, _loads, _quotas, _domains, _blas):
         found += _alike(
             judge_host(host, members, [seen[rank] for rank in members]) for host, members in of_host.items()
         )
@@ -106,7 +111,7 @@ def _cores(host: str, members: Sequence[int], seen: Sequence[Mapping[str, Any]])
             continue
         text = f"{host}: {ranks(inside)} share {_cores_text(mask)}"
         if len(mask) < whole:
-            return error("cores", f"{text} of {whole}, where the launcher or a scheduler has bound them", _UNBIND)
+            return error("cores", f"{text} of {whole}, to which a launcher or scheduler has bound them", _UNBIND)
         return warning(
             "cores",
             f"{text}; they take turns, and a rank that waits may hold up one that computes",
@@ -117,6 +122,18 @@ def _cores(host: str, members: Sequence[int], seen: Sequence[Mapping[str, Any]])
 
 def _cores_text(mask: frozenset[int]) -> str:
     return ranks(mask).replace("rank", "core")
+
+
+def _loads(host: str, members: Sequence[int], seen: Sequence[Mapping[str, Any]]) -> Finding | None:
+    """Return a finding if other processes take cores that the ranks need."""
+    load, cores = min(its["load"] for its in seen), max(its["host_cores"] for its in seen)
+    if load < _BUSY or load + len(members) < cores + _BUSY:
+        return None
+    return warning(
+        "load",
+        f"{host}: {load:.1f} other processes ran in the last minute, on {cores} cores which the ranks need",
+        "end what earlier jobs have left (top); do not measure beside other jobs, ask the scheduler for whole nodes",
+    )
 
 
 def _quotas(host: str, members: Sequence[int], seen: Sequence[Mapping[str, Any]]) -> Finding | None:
