@@ -34,7 +34,6 @@ HEIGHT = {name: height for height, row in enumerate(LAYERS) for name in row}
 WITHOUT_MPI = (
     "checks",
     "data",
-    "doctor.launcher",
     "doctor.local",
     "doctor.report",
     "factors",

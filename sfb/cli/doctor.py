@@ -102,7 +102,9 @@ def _doctor(seconds: float, end: float, json_file: Path | None, first: bool, wat
     from sfb.doctor.reach import judge, reach
 
     world = MPI.COMM_WORLD
-    report = Report(click.echo if world.rank == 0 and (first or world.size > 1) else None, json_file)
+    if world.size == 1 and not first:  # all ranks are alone, and the first one speaks for all
+        return 1
+    report = Report(click.echo if world.rank == 0 else None, json_file)
     watchdog.phase("messages between all ranks and rank 0, and between nodes")
     patience = seconds / 2
     reached = reach(world, patience)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_info
 
-from sfb.doctor.finding import Finding, error, ok, ranks, several, warning
+from sfb.doctor.finding import Finding, error, ok, ranks, several, warning, worst
 
 __all__ = ["cgroup_value", "facts", "judge"]
 
@@ -54,9 +55,7 @@ def judge(seen: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Findi
         of_host[host].append(rank)
     found = [_spread(of_host)]
     for judge_host in (_cores, _loads, _quotas, _domains, _blas):
-        found += _alike(
-            judge_host(host, members, [seen[rank] for rank in members]) for host, members in of_host.items()
-        )
+        found += _together({host: judge_host(host, its, [seen[rank] for rank in its]) for host, its in of_host.items()})
     shown, one = {finding.topic for finding in found}, seen[0]
     if "cores" not in shown:
         text = f"{len(one['cores'])} of {one['host_cores']} for a rank, enough for the ranks of each node"
@@ -69,18 +68,18 @@ def judge(seen: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Findi
     return found
 
 
-def _alike(findings: Iterable[Finding | None]) -> list[Finding]:
-    """Return the findings without those that say of other hosts what the first says; the first tells how many."""
-    kept: dict[tuple[str, str, str], tuple[Finding, int]] = {}
-    for finding in findings:
-        if finding is not None:
-            what = finding.found.partition(": ")[2]
-            first, number = kept.get((finding.topic, what, finding.advice), (finding, 0))
-            kept[finding.topic, what, finding.advice] = first, number + 1
-    return [
-        first if number == 1 else Finding(first.level, first.topic, f"{number} nodes, as {first.found}", first.advice)
-        for first, number in kept.values()
-    ]
+def _together(of_hosts: Mapping[str, Finding | None]) -> list[Finding]:
+    """Return the gravest finding of one check, which also tells on how many other hosts the check has found one."""
+    found = {host: finding for host, finding in of_hosts.items() if finding is not None}
+    if not found:
+        return []
+    gravest = worst(found.values())
+    host, first = next((host, finding) for host, finding in found.items() if finding.level is gravest)
+    others = [name for name in found if name != host]
+    if not others:
+        return [first]
+    many = f"{len(others)} other node{'s' * (len(others) != 1)}"
+    return [replace(first, found=f"{first.found}; likewise on {many}: {several(others)}")]
 
 
 def _spread(of_host: Mapping[str, Sequence[int]]) -> Finding:
