@@ -54,7 +54,7 @@ def limit(nbytes: int, per_node: int, nodes: int, memory: float, link: float) ->
 def measure(
     world: MPI.Intracomm, node: MPI.Intracomm, nodes: int, link: float, seconds: float, *, own: bool
 ) -> dict[str, Any]:
-    """Time Allreduce by MPI, and by `sfb.Comm`, for about ``seconds``; collective.
+    """Time Allreduce by MPI, and by `sfb.Comm`, for about ``seconds`` once the kernels are loaded; collective.
 
     Args:
         world: The ranks.
@@ -67,12 +67,14 @@ def measure(
     Returns:
         ``memory``, ``link``, and ``rows``, each with ``bytes``, ``limit``, ``mpi`` and ``sfb`` in seconds.
     """
+    comm = sfb.Comm(world) if own else None
+    if comm is not None:  # loads the kernels
+        comm.Allreduce(np.ones(_SMALL[0] // 4, np.float32), np.empty(_SMALL[0] // 4, np.float32))
     began = perf_counter()
     memory = world.allreduce(memory_rate(node), MPI.MIN)
     per_node = world.allreduce(node.size, MPI.MAX)
     link = world.bcast(link)
     rows: list[dict[str, Any]] = []
-    comm = sfb.Comm(world) if own else None
     for sizes in (_SMALL, _LARGE):
         left = world.bcast(seconds - (perf_counter() - began))
         # Twice as many bytes take twice as long as those timed before.
@@ -85,7 +87,7 @@ def measure(
         calls: dict[str, Callable[[], None]] = {"mpi": lambda a=array, r=result: world.Allreduce(a, r)}  # type: ignore[misc]
         if comm is not None:
             calls["sfb"] = lambda a=array, r=result: comm.Allreduce(a, r)  # type: ignore[misc]
-        times = time_candidates(world, calls, Timing(iterations=_ITERATIONS, warmups=2, seconds=left / 3))
+        times = time_candidates(world, calls, Timing(iterations=_ITERATIONS, warmups=1, seconds=left / 4))
         least = limit(nbytes, per_node, nodes, memory, link)
         rows.append({"bytes": nbytes, "limit": least, **{name: its.median for name, its in times.items()}})
     if comm is not None:
