@@ -55,9 +55,15 @@ def kind_of(folder: Path, mounts: str = "/proc/self/mountinfo") -> str:
     return kind
 
 
+def _absolute(variable: str) -> str | None:
+    """Return the folder that a variable names, None if it names none."""
+    folder = os.environ.get(variable)
+    return str(Path(folder).absolute()) if folder else None
+
+
 def facts() -> dict[str, Any]:
     """Return where this node keeps compiled kernels and the user's cache, and whether files can be made there."""
-    seen: dict[str, Any] = {"numba": None, "compiled": False, "variable": os.environ.get("NUMBA_CACHE_DIR")}
+    seen: dict[str, Any] = {"numba": None, "compiled": False, "variable": _absolute("NUMBA_CACHE_DIR")}
     try:
         folder = cache_folder()
         seen |= {"numba": str(folder), "problem": problem_of(folder), "type": kind_of(folder)}
@@ -130,6 +136,15 @@ def _numba(names: Sequence[str], seen: Sequence[Mapping[str, Any]], shared: Sequ
                 "sfb warmup, with one rank on each node that has a cache of its own",
             )
         )
+    ignored = {
+        name: its["variable"]
+        for name, its in zip(names, seen, strict=True)
+        if its["variable"] and not Path(its["numba"]).is_relative_to(its["variable"])
+    }
+    if ignored:
+        first = next(iter(ignored))
+        text = f"{several(ignored)}: Numba cannot use the folder of NUMBA_CACHE_DIR, {ignored[first]}"
+        found.append(warning(topic, text, "let it name a folder that the job can write, or unset it"))
     one = seen[0]
     text = f"{one['numba']} ({one['type'] or 'file system unknown'})"
     network = one["type"].removeprefix("fuse.").startswith(_NETWORK)

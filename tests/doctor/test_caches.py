@@ -51,6 +51,13 @@ def test_a_cache_that_cannot_be_written():
     assert numba.level is Level.ERROR
 
 
+def test_a_folder_that_numba_does_not_take():
+    assert judge(node(variable="/home/me"))[0].level is Level.OK
+    numba, _ = judge(node(variable="/nowhere"))
+    assert numba.level is Level.WARNING
+    assert "the folder of NUMBA_CACHE_DIR, /nowhere" in numba.found
+
+
 def test_many_nodes_that_read_one_server():
     numba, _ = judge(*[node(type="nfs4")] * 40)
     assert numba.level is Level.WARNING
