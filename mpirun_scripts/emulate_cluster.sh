@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Run a command on an emulated cluster: nodes are network namespaces of this machine, joined by links of a given rate.
 #
-#   sudo ./mpirun_scripts/emulate_cluster.sh [-N NODES] [-r RANKS_PER_NODE] [-b RATE] COMMAND...
+#   sudo ./mpirun_scripts/emulate_cluster.sh [-N NODES] [-r RANKS_PER_NODE] [-b RATE] [-s NODE=RATE] COMMAND...
 #
 # -N  nodes (default 4)      -r  ranks on each (default 1)      -b  rate of each node's link, as tc takes it (default 1gbit)
+# -s  another rate for the link of one node, counted from 0; may be repeated
 #
 # COMMAND runs under the MPICH of $SFB_VENV (default .venv-mpich, made if missing), whose programs come first on PATH:
 #   ./mpirun_scripts/emulate_cluster.sh -N 4 sfb bench allreduce -S 1,10,100
@@ -19,11 +20,16 @@ usage() {
 }
 
 nodes=4 per_node=1 rate=1gbit
-while getopts "N:r:b:h" option; do
+declare -A rate_of=()
+while getopts "N:r:b:s:h" option; do
     case $option in
     N) nodes=$OPTARG ;;
     r) per_node=$OPTARG ;;
     b) rate=$OPTARG ;;
+    s)
+        [[ $OPTARG =~ ^([0-9]+)=(.+)$ ]] || fail "-s must be NODE=RATE, got '$OPTARG'"
+        rate_of[$((10#${BASH_REMATCH[1]}))]=${BASH_REMATCH[2]}
+        ;;
     *) usage ;;
     esac
 done
@@ -31,6 +37,9 @@ shift $((OPTIND - 1))
 [ $# -gt 0 ] || usage
 [[ $nodes =~ ^[1-9][0-9]?$ ]] || fail "-N must be 1 to 99 nodes, got '$nodes'"
 [[ $per_node =~ ^[1-9][0-9]?$ ]] || fail "-r must be 1 to 99 ranks per node, got '$per_node'"
+for node in "${!rate_of[@]}"; do
+    [ "$node" -lt "$nodes" ] || fail "-s $node=${rate_of[$node]}: nodes are 0 to $((nodes - 1))"
+done
 [ "$(id -u)" = 0 ] || fail "network namespaces need root; run this with sudo"
 for tool in ip tc unshare taskset; do
     command -v $tool >/dev/null || fail "needs $tool (package iproute2 or util-linux)"
@@ -57,7 +66,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-shape() { "$@" tc qdisc add dev "$link" root tbf rate "$rate" burst 128kb latency 100ms; }
+shape() { "$@" tc qdisc add dev "$link" root tbf rate "${rate_of[$i]:-$rate}" burst 128kb latency 100ms; }
 
 ip link add "$tag" type bridge
 ip address add "$subnet.254/24" dev "$tag"
@@ -71,7 +80,7 @@ for ((i = 0; i < nodes; i++)); do
     ip -n "$name" address add "$subnet.$((i + 1))/24" dev eth0
     ip -n "$name" link set eth0 up
     ip -n "$name" link set lo up
-    link=$tag.$i shape || fail "tc refuses the rate '$rate'"
+    link=$tag.$i shape || fail "tc refuses the rate '${rate_of[$i]:-$rate}'"
     link=eth0 shape ip netns exec "$name"
     echo "$subnet.$((i + 1)):$per_node" >>"$files/hosts"
     if [ "$nodes" -le "$cores" ]; then
@@ -92,7 +101,7 @@ LAUNCH
 chmod +x "$files/launch"
 
 [ "$nodes" -le "$cores" ] || export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-echo "# $nodes emulated nodes of $per_node rank(s), links of $rate, $cores cores for all" >&2
+echo "# $nodes emulated nodes of $per_node rank(s), links of $rate$(for node in "${!rate_of[@]}"; do printf " (node%s: %s)" "$node" "${rate_of[$node]}"; done), $cores cores for all" >&2
 mpirun="$SFB_VENV/bin/mpirun"
 run_mpi "${SFB_SECONDS:-600}" $((nodes * per_node)) \
     -localhost "$subnet.254" -launcher ssh -launcher-exec "$files/launch" -f "$files/hosts" "$@"

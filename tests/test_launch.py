@@ -311,13 +311,6 @@ def test_commands_refuse_to_run_alone_by_mistake(arguments):
     assert "believes it is alone" in done.stderr
 
 
-def test_info_warns_of_ranks_that_are_alone():
-    done = alone("info")
-    assert done.returncode == 1
-    assert "threads per rank" in done.stdout
-    assert "believes it is alone" in done.stderr
-
-
 @needs_mpirun
 def test_plain_arrays_do_without_numba(tmp_path):
     script = tmp_path / "script.py"

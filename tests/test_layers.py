@@ -26,6 +26,7 @@ LAYERS = (
     ("models",),
     ("mcmc", "torch", "training"),
     ("bench",),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
@@ -35,6 +36,8 @@ HEIGHT = {name: height for height, row in enumerate(LAYERS) for name in row}
 WITHOUT_MPI = (
     "checks",
     "data",
+    "doctor.local",
+    "doctor.report",
     "factors",
     "kernels",
     "models.files",
@@ -45,6 +48,7 @@ WITHOUT_MPI = (
     "models.registry",
     "optim",
     "receiver",
+    "runtime.compiled",
     "runtime.errors",
     "runtime.limits",
     "runtime.steps",
@@ -60,7 +64,7 @@ WITHOUT_MPI = (
 )
 
 # Packages that use only public names of other packages.
-OUTSIDERS = ("bench", "mcmc", "models", "schedule", "torch", "training")
+OUTSIDERS = ("bench", "doctor", "mcmc", "models", "schedule", "torch", "training")
 
 # The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12

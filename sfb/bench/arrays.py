@@ -17,7 +17,7 @@ from sfb.arrays.dispatch import SETTLED
 from sfb.bench.engine import Benchmark, Column, Heading, Row, Times, Timing, measure
 from sfb.units import format_rate, microseconds
 
-__all__ = ["COLLECTIVES", "COLUMNS", "OPS", "TYPES", "Config", "draw", "run"]
+__all__ = ["COLLECTIVES", "COLUMNS", "OPS", "TYPES", "Config", "draw", "memory_rate", "run"]
 
 OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN}
 COLLECTIVES = ("allreduce", "reduce_scatter_block", "allgather")
@@ -83,7 +83,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
             rate = config.link or _link_rate(world, per_node)
             limit = f"limit: {twice}(N−1)/N of the bytes each way over a link of {format_rate(rate)}, {nodes} nodes"
         else:
-            rate = _memory_rate(world)
+            rate = memory_rate(world)
             limit = f"limit: arrays read and results written once, at the {format_rate(rate)} of ranks that copy"
         heading(
             f"sfb bench allreduce: {config.collective} of plain arrays, {config.dtype}, {config.op}, "
@@ -108,8 +108,8 @@ def _layout(comm: sfb.Comm) -> tuple[int, int]:
     return comm.allreduce(comm.node.size, MPI.MAX), nodes
 
 
-def _memory_rate(world: MPI.Intracomm) -> float:
-    """Return the bytes per second that the ranks of the node read and write together when they copy; collective."""
+def memory_rate(world: MPI.Intracomm) -> float:
+    """Return the bytes per second that the ranks, of one node, read and write together when they copy; collective."""
     source, target = np.ones((2, _PROBE // 4), np.float32)
     times = measure(world, {"copy": lambda: np.copyto(target, source)}, _PROBES)
     return world.size * 2 * source.nbytes / times["copy"].min

@@ -1,9 +1,8 @@
-"""The command sfb: its subcommands but for bench and topology, and how a run on many ranks ends."""
+"""The command sfb: its subcommands but for bench, doctor, info and topology, and how a run on many ranks ends."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
 import traceback
 from contextlib import suppress
@@ -14,13 +13,14 @@ import click
 
 from sfb._version import __version__
 from sfb.cli.bench import bench
-from sfb.cli.common import Failure, Finite, Output, Single, json_option, load_mpi, start
+from sfb.cli.common import Failure, Finite, Output, Single, load_mpi, start
+from sfb.cli.doctor import doctor, info
 from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.cli.train import compare, train
 from sfb.files import write
 from sfb.kernels import KernelError
-from sfb.launch import INTERRUPTED, abort, end, launched, lone_rank
+from sfb.launch import INTERRUPTED, abort, end, launched
 from sfb.tuning.profile import ProfileError
 
 __all__ = ["cli", "run"]
@@ -73,31 +73,6 @@ def cli() -> None:
 
     Start it with mpirun: mpirun -n 4 sfb train mlp
     """
-
-
-@cli.command()
-@json_option
-def info(json_file: Path | None) -> int:
-    """Show what is installed, and how the ranks lie on nodes and cores.
-
-    Exits with 1 if each rank is alone though the launcher started several.
-    """
-    world = start(alone=True)
-    from sfb.environment import apart, describe, header, slow_blas
-    from sfb.runtime.threads import limit_process
-
-    threads = limit_process(world)
-    environment = describe(world)
-    if world.rank == 0:
-        if json_file is not None:
-            write(json_file, json.dumps(environment, indent=1) + "\n")
-        for line in header(environment):
-            click.echo(line)
-        click.echo(f"threads per rank that the commands use: {threads}")
-        for problem in (lone_rank(world.size), apart(environment), slow_blas(environment)):
-            if problem:
-                click.echo(f"warning: {problem}", err=True)
-    return int(lone_rank(world.size) is not None)
 
 
 @cli.command()
@@ -181,6 +156,8 @@ def explain(**options: Any) -> None:
 cli.add_command(train)
 cli.add_command(compare)
 cli.add_command(bench)
+cli.add_command(doctor)
 cli.add_command(export)
+cli.add_command(info)
 cli.add_command(predict)
 cli.add_command(topology)

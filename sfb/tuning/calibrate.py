@@ -18,7 +18,7 @@ from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.team import Team
 from sfb.tuning.profile import LARGE, SMALL, Place, Profile, Use
 
-__all__ = ["FIRST_USE", "Probes", "identity", "measure"]
+__all__ = ["FIRST_USE", "Probes", "identity", "identity_of", "measure"]
 
 # Seconds that the first choice of an algorithm may measure for.
 FIRST_USE = 0.25
@@ -64,12 +64,23 @@ class Probes(NamedTuple):
 
 
 def identity(team: Team) -> dict[str, Any]:
-    """Return what a profile depends on; collective."""
+    """Return what a profile of the ranks of ``team`` depends on; collective."""
+    return identity_of(team.world, team.node_of, team.threads)
+
+
+def identity_of(world: MPI.Intracomm, node_of: Sequence[int], threads: int) -> dict[str, Any]:
+    """Return what a profile depends on; collective.
+
+    Args:
+        world: The ranks.
+        node_of: The number of the node of each rank.
+        threads: The number of threads of this rank.
+    """
     return {
-        "hosts": sorted(set(team.world.allgather(MPI.Get_processor_name()))),
-        "ranks_per_node": np.bincount(team.node_of).tolist(),
+        "hosts": sorted(set(world.allgather(MPI.Get_processor_name()))),
+        "ranks_per_node": np.bincount(node_of).tolist(),
         "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].strip().rstrip("\0"),
-        "threads": team.threads,
+        "threads": threads,
         "sfb": __version__,
     }
 

@@ -17,7 +17,7 @@ from sfb.runtime.team import Team
 from sfb.tuning.calibrate import FIRST_USE, Probes, identity, measure
 from sfb.tuning.profile import Profile, ProfileError
 
-__all__ = ["Profiles", "cache_file", "keep"]
+__all__ = ["Profiles", "cache_file", "differences", "keep"]
 
 _log = logging.getLogger("sfb")
 _measured: dict[str, str] = {}  # what this process has measured: JSON by key of the identity
@@ -92,6 +92,12 @@ def cache_file(who: Mapping[str, Any]) -> Path:
     return folder / f"profile-{_key(who)}.json"
 
 
+def differences(profile: Profile, who: Mapping[str, Any]) -> str:
+    """Return in what a profile was measured elsewhere than on ranks with the identity ``who``; "" if in nothing."""
+    foreign = [key for key, value in who.items() if profile.identity and profile.identity.get(key) != value]
+    return "; ".join(f"{key} {profile.identity.get(key)}, here {who[key]}" for key in foreign)
+
+
 def keep(profile: Profile) -> Path:
     """Write a profile into the user's cache, and return its file.
 
@@ -119,9 +125,8 @@ def _find(given: Profile | None, who: dict[str, Any]) -> str | None:
         return text
     else:
         return _cached(who)
-    foreign = [key for key, value in who.items() if profile.identity and profile.identity.get(key) != value]
-    if foreign:
-        said = "; ".join(f"{key} {profile.identity.get(key)}, here {who[key]}" for key in foreign)
+    said = differences(profile, who)
+    if said:
         _log.warning("%s was measured elsewhere (%s); sfb tune measures here", name, said)
     return profile.to_json()
 

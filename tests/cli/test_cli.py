@@ -19,19 +19,6 @@ def sfb(*arguments, code=0):
 SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
 
 
-def test_info(monkeypatch):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # nothing to warn of
-    out, err = sfb("info")
-    for word in ("sfb", "mpi4py", "numba", "MPI", "1 rank, up to 1 per node", "BLAS", "threads per rank"):
-        assert word in out
-    assert not err
-
-
-def test_info_as_json(tmp_path):
-    sfb("info", "-J", tmp_path / "info.json")
-    assert json.loads((tmp_path / "info.json").read_text())["ranks"] == 1
-
-
 def test_train_and_compare(tmp_path):
     for comm in ("mpi", "auto"):
         out, _ = sfb("train", "mlp", *SMALL, "--comm", comm, "-J", tmp_path / f"{comm}.json")
@@ -183,7 +170,17 @@ def test_warmup():
 
 def test_version_and_help():
     assert sfb("--version")[0].startswith("sfb, version")
-    for command in ([], ["train"], ["bench"], ["bench", "allreduce"], ["info"], ["compare"], ["tune"], ["explain"]):
+    for command in (
+        [],
+        ["train"],
+        ["bench"],
+        ["bench", "allreduce"],
+        ["info"],
+        ["doctor"],
+        ["compare"],
+        ["tune"],
+        ["explain"],
+    ):
         assert "Usage:" in sfb(*command, "--help")[0]
 
 
