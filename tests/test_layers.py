@@ -22,7 +22,9 @@ LAYERS = (
     ("arrays", "collectives"),
     ("comm",),
     ("store",),
-    ("models", "schedule", "torch"),
+    ("schedule",),
+    ("models",),
+    ("mcmc", "torch"),
     ("bench",),
     ("cli",),
     ("__main__",),
@@ -49,7 +51,7 @@ WITHOUT_MPI = (
 )
 
 # Packages that use only public names of other packages.
-OUTSIDERS = ("bench", "models", "schedule", "torch")
+OUTSIDERS = ("bench", "mcmc", "models", "schedule", "torch")
 
 # The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12
