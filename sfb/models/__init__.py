@@ -11,16 +11,20 @@ from sfb.models.mlr import mlr
 from sfb.models.network import Layer, Network
 
 if TYPE_CHECKING:
+    from sfb.models.factorization import MatrixFactorization
+    from sfb.models.lda import LatentDirichletAllocation
     from sfb.models.linear import LinearSVC, LogisticRegression
     from sfb.models.perceptron import MLPClassifier, MLPRegressor
 
 __all__ = [
     "MODELS",
+    "LatentDirichletAllocation",
     "Layer",
     "LinearSVC",
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "MatrixFactorization",
     "Network",
     "mlp",
     "mlr",
@@ -28,6 +32,8 @@ __all__ = [
 
 MODELS = {"mlp": mlp, "mlr": mlr}
 _ESTIMATORS = {
+    "LatentDirichletAllocation": "sfb.models.lda",
+    "MatrixFactorization": "sfb.models.factorization",
     "LinearSVC": "sfb.models.linear",
     "LogisticRegression": "sfb.models.linear",
     "MLPClassifier": "sfb.models.perceptron",
