@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from sfb.kernels._compile import inner, kernel
+from sfb.kernels._random import uniform
 
 __all__ = ["Table", "Tokens", "infer", "sample", "tally", "tally_documents"]
 
@@ -74,19 +75,6 @@ def _fetch(typing_context, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.int64), generate
-
-
-@inner
-def _uniform(state):
-    """Return the next number of a stream, at least 0 and below 1.
-
-    SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17.
-    """
-    z = state[0] + np.uint64(0x9E3779B97F4A7C15)
-    state[0] = z
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 @inner
@@ -275,7 +263,7 @@ def sample(tokens, words, documents, totals, alpha, beta, beta_sum, first, last,
                     count -= 1
                 total += count * mass[k]
                 cumulative[i] = total
-            drawn = _uniform(state) * (total + smooth)
+            drawn = uniform(state) * (total + smooth)
             if drawn < total:
                 i = 0
                 while cumulative[i] <= drawn:

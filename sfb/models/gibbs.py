@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -69,7 +69,7 @@ class _Words:
         marks = np.arange(_CHUNK, int(tokens.starts[-1]), _CHUNK)
         self.chunks = np.unique(np.concatenate([[0, count], np.searchsorted(tokens.starts, marks, side="right") - 1]))
 
-    def table(self, arrays: tuple[np.ndarray, ...]) -> Any:
+    def table(self, arrays: Sequence[np.ndarray]) -> Any:
         """Return the block as the kernels take it."""
         return compiled("gibbs").Table(self.starts, *arrays)
 
@@ -94,6 +94,8 @@ class Sampler(BlockProgram):
         sweeps: The number of sweeps.
         moved: Tokens of this rank whose topic the last sweep has changed.
     """
+
+    summand: np.ndarray
 
     def __init__(
         self,
@@ -121,9 +123,7 @@ class Sampler(BlockProgram):
         self._words = [np.flatnonzero(self._block_of == block) for block in range(blocks)]
         self._parts = self._divide(counts, own, frequencies)
         self._documents = self._count_documents(counts)
-        home = {
-            block: self._empty(block, base) for block in range(blocks) if block // options.blocks == ranks.rank
-        }
+        home = {block: self._empty(block, base) for block in range(blocks) if block // options.blocks == ranks.rank}
         self.totals = np.zeros(self._topics, np.int64)
         if base is not None:
             self.totals += base.sum(axis=1)
@@ -141,7 +141,9 @@ class Sampler(BlockProgram):
         """Give each token a topic, the same for any number of ranks, and return the tokens by block and word."""
         number = int(counts.data.sum())
         before = sum(self._ranks.gather(number)[: self._ranks.rank])
-        topics = (_mix(np.arange(before, before + number, dtype=np.uint64), self._seed) % self._topics).astype(np.uint32)
+        topics = (_mix(np.arange(before, before + number, dtype=np.uint64), self._seed) % self._topics).astype(
+            np.uint32
+        )
         documents = np.repeat(np.arange(counts.shape[0], dtype=np.uint32), np.diff(counts.indptr))
         words = np.repeat(counts.indices, counts.data)
         documents = np.repeat(documents, counts.data)
@@ -305,7 +307,7 @@ class Sampler(BlockProgram):
         """Return the topics and counts of a block at home, in the order of its words."""
         return _present(self._parts[number].table(self._rotation.blocks[number]))
 
-    def _block_totals(self, number: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    def _block_totals(self, number: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
         pairs = _present(self._parts[number].table(arrays))
         return _tally(pairs, self._topics)
 

@@ -1,4 +1,4 @@
-"""Latent Dirichlet allocation, model-parallel: documents stay with their rank, blocks of the word-topic table rotate."""
+"""Latent Dirichlet allocation: documents stay with their rank, blocks of the word-topic table rotate."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _MOST = 2**31 - 1  # what a count may be
 class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
     """Topics of documents by collapsed Gibbs sampling, of which every rank keeps its shard of the documents.
 
-    Document d draws a distribution over topics from a Dirichlet prior with parameters α, topic k one over words from a
-    symmetric one with β; each token draws a topic, then a word. A sweep draws the topic of every token anew, given those
-    of all others (Griffiths and Steyvers, "Finding scientific topics", PNAS 101, 2004). The words are divided into
-    blocks. Their counts by topic move around the ring of ranks, so that each is on one rank at a time (Lee et al., "On
-    Model Parallelization and Scheduling Strategies for Distributed Machine Learning", NIPS 2014, section 3.2). Only the
-    totals of topics are stale between sync points. A token takes time in proportion to the topics of its document.
+    A document draws a distribution over topics from a Dirichlet prior with parameters α, a topic one over words from a
+    symmetric one with β; each token draws a topic, then a word. A sweep draws the topic of every token anew, given
+    those of all others (Griffiths and Steyvers, "Finding scientific topics", PNAS 101, 2004). The words are divided
+    into blocks. Their counts by topic move around the ring of ranks, so that each block is on one rank at a time (Lee
+    et al., "On Model Parallelization and Scheduling Strategies for Distributed Machine Learning", NIPS 2014, section
+    3.2). Only the totals of topics are stale between sync points. A token takes time in proportion to the topics of its
+    document.
 
     The same seed and the same number of ranks give the same topics, unless ``extra_passes`` is above 0. A document
     without words has the topics of the prior. Parameters are named as in `sklearn.decomposition`, whose estimator
@@ -242,8 +243,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
 
         "umass" is the mean of log((D(v, w) + 1)/D(v)) over pairs of words, v the likelier one and D the number of
         documents with these words (Mimno et al., "Optimizing Semantic Coherence in Topic Models", EMNLP 2011, equation
-        1, there summed). "npmi" is the mean of log(p(v, w)/(p(v)·p(w)))/−log p(v, w), from −1, for words that never meet,
-        to 1 (Bouma, "Normalized (Pointwise) Mutual Information in Collocation Extraction", GSCL 2009), by documents.
+        1, there summed). "npmi" is the mean of log(p(v, w)/(p(v)·p(w)))/−log p(v, w), from −1, for words that never
+        meet, to 1, by documents (Bouma, "Normalized (Pointwise) Mutual Information in Collocation Extraction", GSCL
+        2009).
 
         Args:
             X: Counts of words in this rank's documents.
@@ -309,7 +311,9 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
             if not any(tokens for _, tokens in said):
                 raise ValueError("no rank has a document with a word")
         names = getattr(self, "feature_names_in_", None) if vocabulary is None else vocabulary
-        ranks.compare("fit", "no vocabulary" if names is None else f"a vocabulary with fingerprint {_fingerprint(names)}")
+        ranks.compare(
+            "fit", "no vocabulary" if names is None else f"a vocabulary with fingerprint {_fingerprint(names)}"
+        )
         if names is not None:
             self.vocabulary_ = [str(name) for name in names]
         elif reset and hasattr(self, "vocabulary_"):
@@ -362,19 +366,18 @@ def _whole(x: Any) -> csr_matrix:
     """
     counts = csr_matrix(x, copy=issparse(x))
     counts.sum_duplicates()
-    if counts.nnz:
-        for wrong, what in (
-            (counts.data < 0, "negative"),
-            (counts.data != np.rint(counts.data), "no whole number"),
-            (counts.data > _MOST, "above 2³¹ − 1"),
-        ):
-            if wrong.any():
-                first = int(np.flatnonzero(wrong)[0])
-                document = int(np.searchsorted(counts.indptr, first, side="right")) - 1
-                raise ValueError(
-                    f"counts of words must be whole numbers ≥ 0: document {document} has {counts.data[first]:g} of word "
-                    f"{counts.indices[first]}, which is {what}"
-                )
+    for wrong, what in (
+        (counts.data < 0, "Negative values in data"),
+        (counts.data != np.rint(counts.data), "Fractions in data"),
+        (counts.data > _MOST, "Values above 2³¹ − 1 in data"),
+    ):
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            document = int(np.searchsorted(counts.indptr, first, side="right")) - 1
+            raise ValueError(
+                f"{what}: counts of words must be whole numbers ≥ 0, document {document} has {counts.data[first]:g} of "
+                f"word {counts.indices[first]}"
+            )
     counts.eliminate_zeros()
     return csr_matrix((counts.data.astype(np.int64), counts.indices, counts.indptr), shape=counts.shape)
 
