@@ -52,44 +52,49 @@ def _add(factor, a, b, size):
 def _add_products(rows, weights, size, a):
     """Add Σ weight·xᵀx over four rows x to the upper triangle of a."""
     x, y, z, t = rows
-    for i in range(size):
+    for i in range(np.uint64(0), np.uint64(size)):
         p, q, r, s = weights[0] * x[i], weights[1] * y[i], weights[2] * z[i], weights[3] * t[i]
         line = a[i]
-        for j in range(i, size):
+        for j in range(i, np.uint64(size)):
             line[j] += p * x[j] + q * y[j] + r * z[j] + s * t[j]
 
 
 @_summing
 def _add_product(x, weight, size, a):
-    for i in range(size):
+    for i in range(np.uint64(0), np.uint64(size)):
         factor, line = weight * x[i], a[i]
-        for j in range(i, size):
+        for j in range(i, np.uint64(size)):
             line[j] += factor * x[j]
 
 
 @_summing
 def _solve(a, b, size):
-    """Set b to the solution x of a·x = b, and return whether a, of which the upper triangle is read, is definite."""
-    for i in range(size):
+    """Set b to the solution x of a·x = b, and return whether a, of which the upper triangle is read, is definite.
+
+    Unsigned indices spare Numba the question of whether they count from the end, and so let LLVM use vectors.
+    """
+    end, one = np.uint64(size), np.uint64(1)
+    for i in range(np.uint64(0), end):
         line = a[i]
         if not line[i] > 0:
             return False
-        scale = 1 / np.sqrt(line[i])
-        for j in range(i, size):
+        scale = a.dtype.type(1) / np.sqrt(line[i])
+        for j in range(i, end):
             line[j] *= scale
-        for k in range(i + 1, size):
+        for k in range(i + one, end):
             factor, below = line[k], a[k]
-            for j in range(k, size):
+            for j in range(k, end):
                 below[j] -= factor * line[j]
-    for i in range(size):
+    for i in range(np.uint64(0), end):
         line = a[i]
         b[i] /= line[i]
         factor = b[i]
-        for j in range(i + 1, size):
+        for j in range(i + one, end):
             b[j] -= factor * line[j]
-    for i in range(size - 1, -1, -1):
+    for back in range(np.uint64(0), end):
+        i = end - one - back
         line, total = a[i], b[i]
-        for j in range(i + 1, size):
+        for j in range(i + one, end):
             total -= line[j] * b[j]
         b[i] = total / line[i]
     return True
@@ -104,16 +109,17 @@ def _step(x, y, rate, error, strength, other_strength, size):
 
 
 @inner
-def _weight(value, shift, confidence):
+def _weight(value, shift, confidence, one):
     """Return the weight of an entry in the normal equations, and what its row counts for on their right side.
 
     With ``confidence`` 0 an entry is a rating. Otherwise its weight is that above 1, which all entries have, and the
-    preference is 1 if the entry is above 0: Hu, Koren and Volinsky, ICDM 2008, section 4.
+    preference is 1 if the entry is above 0: Hu, Koren and Volinsky, ICDM 2008, section 4. ``one`` is 1 of the type of
+    the factors; a literal would turn float32 into float64.
     """
     if confidence == 0:
-        return value - value + 1, value - shift
+        return one, value - shift
     weight = confidence * value
-    return weight, (1 + weight if value > 0 else value - value)
+    return weight, (one + weight if value > 0 else one - one)
 
 
 @kernel(
@@ -143,7 +149,7 @@ def least_squares(starts, columns, values, features, shifts, base, confidence, s
     Returns:
         −1, or the number of the first row whose equations cannot be solved.
     """
-    size = features.shape[1]
+    size, one = features.shape[1], features.dtype.type(1)
     a, b = np.empty((size, size), features.dtype), np.empty(size, features.dtype)
     for row in range(starts.size - 1):
         start, end = starts[row], starts[row + 1]
@@ -156,17 +162,17 @@ def least_squares(starts, columns, values, features, shifts, base, confidence, s
         while entry + 4 <= end:
             x, y = features[columns[entry]], features[columns[entry + 1]]
             z, t = features[columns[entry + 2]], features[columns[entry + 3]]
-            w0, t0 = _weight(values[entry], shifts[columns[entry]], confidence)
-            w1, t1 = _weight(values[entry + 1], shifts[columns[entry + 1]], confidence)
-            w2, t2 = _weight(values[entry + 2], shifts[columns[entry + 2]], confidence)
-            w3, t3 = _weight(values[entry + 3], shifts[columns[entry + 3]], confidence)
+            w0, t0 = _weight(values[entry], shifts[columns[entry]], confidence, one)
+            w1, t1 = _weight(values[entry + 1], shifts[columns[entry + 1]], confidence, one)
+            w2, t2 = _weight(values[entry + 2], shifts[columns[entry + 2]], confidence, one)
+            w3, t3 = _weight(values[entry + 3], shifts[columns[entry + 3]], confidence, one)
             _add_products((x, y, z, t), (w0, w1, w2, w3), size, a)
             for k in range(size):
                 b[k] += t0 * x[k] + t1 * y[k] + t2 * z[k] + t3 * t[k]
             entry += 4
         while entry < end:
             x = features[columns[entry]]
-            w0, t0 = _weight(values[entry], shifts[columns[entry]], confidence)
+            w0, t0 = _weight(values[entry], shifts[columns[entry]], confidence, one)
             _add_product(x, w0, size, a)
             _add(t0, x, b, size)
             entry += 1
@@ -205,7 +211,7 @@ def conjugate_gradient(starts, columns, values, features, shifts, base, confiden
         steps: Steps of each row.
         found: N×K, changes; a row without entries becomes 0.
     """
-    size, longest = features.shape[1], 0
+    size, one, longest = features.shape[1], features.dtype.type(1), 0
     for row in range(starts.size - 1):
         longest = max(longest, starts[row + 1] - starts[row])
     near = np.empty((min(longest, _GATHERED), size), features.dtype)
@@ -226,7 +232,7 @@ def conjugate_gradient(starts, columns, values, features, shifts, base, confiden
             line = features[column]
             if gathered:
                 near[i] = line
-            weight, target = _weight(values[start + i], shifts[column], confidence)
+            weight, target = _weight(values[start + i], shifts[column], confidence, one)
             weights[i] = weight
             _add(target - weight * _dot(line, x, size), line, r, size)
         p[:] = r
