@@ -285,6 +285,13 @@ class Sampler(BlockProgram):
                 found[pairs[:, 0], words] = pairs[:, 1]
         return found
 
+    def documents(self) -> np.ndarray:
+        """Return the N×K counts of this rank's documents, int64."""
+        found = np.zeros((len(self._lengths), self._topics), np.int64)
+        pairs = _present(self._documents)
+        found[np.repeat(np.arange(len(found)), self._documents.used), pairs[:, 0]] = pairs[:, 1]
+        return found
+
     @property
     def extra(self) -> int:
         """Further passes over blocks that this rank has made."""
