@@ -9,9 +9,31 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sfb.models import LinearSVC, LogisticRegression, MLPClassifier, MLPRegressor
+from sfb.models import (
+    LatentDirichletAllocation,
+    LinearSVC,
+    LogisticRegression,
+    MatrixFactorization,
+    MLPClassifier,
+    MLPRegressor,
+)
 
-ESTIMATORS = [LinearSVC(), LogisticRegression(), MLPClassifier(), MLPRegressor()]
+
+class Factors(MatrixFactorization):
+    """Without `predict`, which takes users and items, not the rows of a matrix."""
+
+    predict = property()
+
+
+ESTIMATORS = [
+    LinearSVC(),
+    LogisticRegression(),
+    MLPClassifier(),
+    MLPRegressor(),
+    LatentDirichletAllocation(max_iter=20),
+    Factors(2),
+    Factors(2, solver="sgd", max_iter=5),
+]
 
 
 # What fails by design, and why.
