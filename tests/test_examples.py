@@ -32,6 +32,28 @@ def test_estimators(ranks):
 
 
 @needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_topics(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "topics.py")
+    assert code == 0, out
+    themes = [{"sail", "wave", "harbour", "tide", "anchor", "storm", "island", "captain"}]
+    themes += [{"oven", "flour", "butter", "recipe", "spoon", "onion", "garlic", "soup"}]
+    themes += [{"violin", "cello", "conductor", "concert", "melody", "tempo", "flute", "choir"}]
+    topics = [set(words.split()) for words in re.findall(r"topic \d: (.+)", out)]
+    assert sorted(next(i for i, theme in enumerate(themes) if topic <= theme) for topic in topics) == [0, 1, 2]
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ratings(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "ratings.py")
+    assert code == 0, out
+    errors = dict(re.findall(r"(\w+): \d+ epochs, RMSE of unseen ratings (\S+),", out))
+    assert set(errors) == {"als", "sgd"}
+    assert max(map(float, errors.values())) < 0.54
+
+
+@needs_mpirun
 def test_digits_resume_bit_for_bit(tmp_path):
     torch = pytest.importorskip("torch")
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"

@@ -203,9 +203,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
         check_is_fitted(self)
         users = _numbers("users", users, len(self.user_factors_))
         items = _numbers("items", items, len(self.item_factors_))
-        users, items = np.broadcast_arrays(users, items)
-        products = np.einsum("...j,...j->...", self.user_factors_[users], self.item_factors_[items])
-        return self._limited(products + self.user_biases_[users] + self.item_biases_[items] + self.mean_)
+        return self._predicted(*np.broadcast_arrays(users, items))
 
     def recommend(self, user: Any, n: int = 10, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the n items with the highest predictions for a local user, or for several.
@@ -267,7 +265,9 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
         if not len(ratings.values):
             raise ValueError("an error needs a rating")
         expected = ratings.values if self.feedback == "explicit" else np.ones(len(ratings.values))
-        errors = self.predict(ratings.rows, ratings.columns) - expected
+        if len(ratings.starts) - 1 > len(self.user_factors_):
+            raise ValueError(f"x has users beyond the {len(self.user_factors_)} of this rank that were fitted")
+        errors = self._predicted(ratings.rows, ratings.columns) - expected
         return float(np.sqrt(np.mean(np.square(errors, dtype=np.float64))))
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -442,6 +442,10 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
         if not self._problem(0.0).biased:
             return factors
         return np.ascontiguousarray(np.column_stack([factors, biases]))
+
+    def _predicted(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        products = np.einsum("...j,...j->...", self.user_factors_[users], self.item_factors_[items])
+        return self._limited(products + self.user_biases_[users] + self.item_biases_[items] + self.mean_)
 
     def _limited(self, predictions: np.ndarray) -> np.ndarray:
         return predictions if self.rating_range is None else np.clip(predictions, *self.rating_range)

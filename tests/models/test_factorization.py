@@ -6,8 +6,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle import assert_same_bits
 from scipy import sparse
 
@@ -149,11 +147,11 @@ def test_gradient_steps_find_the_minimum_of_the_objective(world, weighted, biase
         assert found < best * 1.02
 
 
-@settings(max_examples=8, deadline=None)
-@given(blocks=st.integers(1, 3), items=st.integers(1, 9), sweeps=st.integers(1, 2))
-def check_seats(world, blocks, items, sweeps):
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("items", [1, 4, 9])
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_every_block_is_on_one_rank_at_a_time(world, blocks, items, sweeps):
     """Each block is on one rank in each step, and on every rank once a sweep."""
-    blocks, items, sweeps = world.bcast((blocks, items, sweeps))
     visits = []
 
     class Watched(Descent):
@@ -174,11 +172,6 @@ def check_seats(world, blocks, items, sweeps):
             assert all(sorted(number for _, number in each) == list(range(world.size * blocks)) for each in everyone)
             together = [visit for each in everyone for visit in each]
             assert len(set(together)) == len(together)
-
-
-def test_every_block_is_on_one_rank_at_a_time(world):
-    seeds = check_seats if world.size == 1 else settings(derandomize=True, database=None, max_examples=8)(check_seats)
-    seeds(world)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +239,23 @@ def test_ranks_without_users(world, solver):
     assert model.recommend(np.arange(0), 3)[0].shape == (0, 3)
 
 
-def test_the_best_epoch_of_ratings_held_out(world):
+@pytest.mark.parametrize("solver", ["als", "sgd"])
+def test_the_best_epoch_of_ratings_held_out(world, solver):
+    """The factors are those of the epoch with the lowest error, whether it was the last or not."""
+    x = matrix(world)
     model = MatrixFactorization(
-        8, regularization=0.05, early_stopping=True, validation_fraction=0.3, max_iter=40, random_state=0
-    ).fit(matrix(world))
+        8, solver=solver, regularization=0.05, early_stopping=True, validation_fraction=0.3, max_iter=20, random_state=0
+    ).fit(x)
     scores = model.validation_scores_
-    assert len(scores) == model.n_iter_ < 40
-    assert min(scores) < scores[-1]
+    assert len(scores) == model.n_iter_ <= 20
     assert_same_bits(world, np.array(scores))
     assert_same_bits(world, model.item_factors_)
+    with Ranks(world) as ranks:
+        ratings_, held_out = model._divide(ranks, read(x, duplicates="error", limits=None, implicit=False))
+        assert len(ratings_.values) + len(held_out.values) == x.nnz
+        errors = model.predict(held_out.rows, held_out.columns) - held_out.values
+        total, count = ranks.sum(np.array([errors @ errors, len(errors)]))
+    assert np.sqrt(total / count) == pytest.approx(min(scores))
 
 
 def test_predictions_and_recommendations(world):
