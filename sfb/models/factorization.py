@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +16,9 @@ from sfb.kernels.stages import compiled
 from sfb.models.alternating import Alternating, Problem, solve
 from sfb.models.descent import Descent
 from sfb.models.estimator import Estimator, Number
+from sfb.models.progress import Progress
 from sfb.models.ranks import Ranks
-from sfb.models.ratings import Ratings, expanded, read, select
+from sfb.models.ratings import Ratings, read, select
 
 __all__ = ["MatrixFactorization"]
 
@@ -374,7 +374,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
     ) -> None:
         """Alternate between users and items; collective."""
         als = Alternating(ranks, ratings, problem, start)
-        progress = _Progress(self, ranks, held_out, problem)
+        progress = Progress(ranks, held_out, problem, self.tol, self.n_iter_no_change)
         for _ in range(self.max_iter):
             als.epoch()
             objective = als.objective() if self.tol > 0 and held_out is None else None
@@ -410,7 +410,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
             passes=self.extra_passes,
             check=self.debug,
         ) as descent:
-            progress = _Progress(self, ranks, held_out, problem)
+            progress = Progress(ranks, held_out, problem, self.tol, self.n_iter_no_change)
             for _ in range(self.max_iter):
                 fell = descent.epoch()
                 objective = descent.objective(descent.items()) if self.tol > 0 and held_out is None and fell else None
@@ -419,7 +419,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
             self._finish(ranks, progress, users, descent.items(), problem.mean)
             self.extra_passes_ = descent.extra
 
-    def _finish(self, ranks: Ranks, progress: _Progress, users: np.ndarray, items: np.ndarray, mean: float) -> None:
+    def _finish(self, ranks: Ranks, progress: Progress, users: np.ndarray, items: np.ndarray, mean: float) -> None:
         """Set what was found."""
         users, items = progress.best or (users, items)
         factors, biased = self.n_components, users.shape[1] > self.n_components
@@ -449,66 +449,6 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
 
     def _limited(self, predictions: np.ndarray) -> np.ndarray:
         return predictions if self.rating_range is None else np.clip(predictions, *self.rating_range)
-
-
-class _Progress:
-    """What the epochs of a fit have reached, and whether they end.
-
-    Attributes:
-        epochs: Epochs made.
-        objective: The last objective, if it was computed.
-        scores: RMSE of the ratings held out after each epoch.
-        best: Factors of users and items with the lowest error of these; None without ratings held out.
-        ended: Whether nothing is left to gain.
-    """
-
-    def __init__(self, model: MatrixFactorization, ranks: Ranks, held_out: Ratings | None, problem: Problem) -> None:
-        self.epochs, self.ended = 0, False
-        self.objective: float | None = None
-        self.scores: list[float] = []
-        self.best: tuple[np.ndarray, np.ndarray] | None = None
-        self._tol, self._patience = model.tol, model.n_iter_no_change
-        self._ranks, self._held_out, self._problem = ranks, held_out, problem
-        self._lowest, self._since = np.inf, 0
-
-    def ends(self, objective: float | None, users: np.ndarray, items: Callable[[], np.ndarray]) -> bool:
-        """Count an epoch, and return whether it was the last; collective.
-
-        Args:
-            objective: The objective, if it was computed.
-            users: Factors of this rank's users.
-            items: Function that returns the factors of all items.
-        """
-        self.epochs += 1
-        if self._held_out is not None:
-            found = items()
-            error = self._error(self._held_out, users, found)
-            self.scores.append(error)
-            self._since += 1
-            if error < self._lowest * (1 - self._tol):
-                self._since = 0
-            if error < self._lowest:
-                self._lowest, self.best = error, (users.copy(), found.copy())
-            self.ended = self._since >= self._patience
-        elif objective is not None:
-            before, self.objective = self.objective, objective
-            self.ended = before is not None and abs(before - objective) <= self._tol * before
-        return self.ended
-
-    def _error(self, ratings: Ratings, users: np.ndarray, items: np.ndarray) -> float:
-        """Return the RMSE of ratings of all ranks; collective."""
-        biased = self._problem.biased
-        errors, _ = compiled("factorization").residuals(
-            ratings.starts,
-            ratings.columns,
-            ratings.values,
-            expanded(users, biased=biased, rows=True),
-            expanded(items, biased=biased, rows=False),
-            self._problem.mean,
-            0.0,
-        )
-        total, count = self._ranks.sum(np.array([errors, float(len(ratings.values))]))
-        return float(np.sqrt(total / count))
 
 
 def _numbers(name: str, numbers: Any, count: int) -> np.ndarray:
