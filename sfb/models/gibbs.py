@@ -134,6 +134,7 @@ class Sampler(BlockProgram):
             ranks.comm, home, passes=options.passes, sync=options.sync, check=options.check, trace=options.trace
         )
         self._rotation.sweep(_Tally(self._parts, self._topics))
+        self._counting = self._rotation.extra
         self.totals += ranks.sum(self._document_totals())
         self._begun[:] = self.totals
 
@@ -295,7 +296,7 @@ class Sampler(BlockProgram):
     @property
     def extra(self) -> int:
         """Further passes over blocks that this rank has made."""
-        return self._rotation.extra
+        return self._rotation.extra - self._counting
 
     def free(self) -> None:
         """Free the rotation's communicator; collective."""
