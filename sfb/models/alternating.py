@@ -136,7 +136,7 @@ class Alternating:
         )
         if problem.confidence:  # Σ (x·f)² over all pairs of user and item, less those with feedback
             gram = self._gram(self.items[own])
-            errors += float(np.einsum("ij,jk,ik->", self.users, gram, self.users, optimize=True)) - squares
+            errors += float(np.sum(gram * (self.users.T @ self.users), dtype=np.float64)) - squares
         penalty = problem.penalty(self.users, self._own_counts)
         penalty += problem.penalty(self.items[own], self._counts[own])
         return float(self._ranks.sum(np.array([errors + penalty]))[0])

@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sfb.kernels.stages import compiled
 from sfb.models.alternating import Alternating, Problem, solve
+from sfb.models.compiling import load
 from sfb.models.descent import Descent
 from sfb.models.estimator import Estimator, Number
 from sfb.models.progress import Progress
@@ -320,7 +320,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
                 raise ValueError(f"x has {ratings.width} items on this rank, and {width} on others")
             if not any(count for _, _, count, _ in said):
                 raise ValueError("no rank has a rating: 0 sample(s) with a rating (minimum of 1 is required)")
-            compiled("factorization")
+        load(ranks, "factorization")
         self.n_features_in_ = width
         kind = np.result_type(*(kind for _, _, _, kind in said))
         return Ratings(ratings.starts, ratings.columns, ratings.values.astype(kind, copy=False), width)

@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sfb.kernels.stages import compiled
+from sfb.models.compiling import load
 from sfb.models.estimator import Estimator, Number
 from sfb.models.gibbs import Options, Prior, Sampler
 from sfb.models.ranks import Ranks
@@ -182,7 +183,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
             if before is None:
                 return self.fit(X, vocabulary=vocabulary)
             alpha, beta, swept = ranks.first(
-                (getattr(self, "doc_topic_prior_", None), getattr(self, "topic_word_prior_", None), self.n_iter_)
+                tuple(getattr(self, name, None) for name in ("doc_topic_prior_", "topic_word_prior_", "n_iter_"))
             )
             with ranks.together("partial_fit"):
                 check_is_fitted(self)
@@ -324,7 +325,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         """Make the sweeps, and set what they have found; collective."""
         with ranks.together("fit"):
             seed = int(check_random_state(self.random_state).randint(_MOST))
-            compiled("gibbs")
+        load(ranks, "gibbs")
         options = Options(self.blocks_per_rank, self.sync, self.extra_passes, self.debug)
         self.log_likelihoods_ = []
         with Sampler(ranks, counts, prior, ranks.first(seed), options, base=base) as sampler:
