@@ -85,7 +85,7 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
     >>> import numpy as np
     >>> from sfb.models import MatrixFactorization
     >>> users, items, ratings = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([5.0, 3, 4, 2, 3])
-    >>> mf = MatrixFactorization(1, regularization=1e-3, random_state=0).fit((users, items, ratings))
+    >>> mf = MatrixFactorization(1, regularization=0.01, tol=0.01, random_state=0).fit((users, items, ratings))
     >>> mf.predict([0, 1], [0, 1]).round(1)
     array([5., 2.])
     """
