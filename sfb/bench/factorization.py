@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
 from sfb.models.alternating import Alternating, Problem
-from sfb.models.descent import Descent
+from sfb.models.rating_descent import Descent
 from sfb.models.ranks import Ranks
 from sfb.models.ratings import read
 from sfb.schedule import Block, Trace

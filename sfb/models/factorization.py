@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sfb.models.alternating import Alternating, Problem, solve
 from sfb.models.compiling import load
-from sfb.models.descent import Descent
+from sfb.models.rating_descent import Descent
 from sfb.models.estimator import Estimator, Number
-from sfb.models.progress import Progress
+from sfb.models.rating_epochs import Progress
 from sfb.models.ranks import Ranks
 from sfb.models.ratings import Ratings, read, select
 

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sfb import MismatchError
 from sfb.models import MatrixFactorization
 from sfb.models.alternating import Alternating, Problem
-from sfb.models.descent import Descent
+from sfb.models.rating_descent import Descent
 from sfb.models.ranks import Ranks
 from sfb.models.ratings import read
 
