@@ -42,6 +42,18 @@ def test_metric_learning(ranks):
 
 @needs_mpirun
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_topics(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "topics.py")
+    assert code == 0, out
+    themes = [{"sail", "wave", "harbour", "tide", "anchor", "storm", "island", "captain"}]
+    themes += [{"oven", "flour", "butter", "recipe", "spoon", "onion", "garlic", "soup"}]
+    themes += [{"violin", "cello", "conductor", "concert", "melody", "tempo", "flute", "choir"}]
+    topics = [set(words.split()) for words in re.findall(r"topic \d: (.+)", out)]
+    assert sorted(next(i for i, theme in enumerate(themes) if topic <= theme) for topic in topics) == [0, 1, 2]
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_lasso(ranks):
     code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "lasso.py")
     assert code == 0, out
@@ -92,6 +104,16 @@ def test_mcmc(ranks):
     assert code == 0, out
     assert float(re.search(r"R̂ (\S+),", out)[1]) < 1.02
     assert "slopes: [ 1" in out
+
+
+@needs_mpirun
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ratings(ranks):
+    code, out = mpirun(ranks, sys.executable, "-m", "mpi4py", EXAMPLES / "ratings.py")
+    assert code == 0, out
+    errors = dict(re.findall(r"(\w+): \d+ epochs, RMSE of unseen ratings (\S+),", out))
+    assert set(errors) == {"als", "sgd"}
+    assert max(map(float, errors.values())) < 0.54
 
 
 @needs_mpirun

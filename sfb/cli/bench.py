@@ -393,3 +393,79 @@ def bench_lasso(output: dict[str, Any], **options: Any) -> None:
 
     options["candidates"] = options["candidates"] or lasso.CANDIDATES
     lasso.run(world, lasso.Config(**options), **output)
+
+
+@bench.command("lda")
+@click.option("-K", "--topics", type=Sizes(1), default="20,1000", help="Numbers of topics.")
+@click.option("--documents", type=click.IntRange(1), default=100_000, help="Documents of all ranks.")
+@click.option("--words", type=click.IntRange(1), default=50_000, help="Words.")
+@click.option("--length", type=click.IntRange(1), default=100, help="Mean tokens of a document.")
+@click.option("-a", "--candidate", "candidates", multiple=True, type=click.Choice(["sfb", "tomotopy", "gensim"]),
+              help="Time only this; repeat it for several.  [default: all]")  # fmt: skip
+@click.option("-n", "--sweeps", type=click.IntRange(1), default=5, help="Timed sweeps of each candidate.")
+@click.option("-w", "--warmups", type=click.IntRange(0), default=5, help="Sweeps before the timed ones.")
+@click.option("--blocks", type=click.IntRange(1), default=1, help="Blocks of words for each rank.")
+@click.option("--sync", type=click.Choice(["step", "sweep"]), default="step", help="When totals are summed.")
+@click.option("--passes", type=click.IntRange(0), default=0, help="Most further passes while others are not done.")
+@click.option("--slow", type=Finite(1), default=1.0, help="By which factor rank 0 is slower.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the corpus.")
+@_output_options(plot=False)
+def bench_lda(output: dict[str, Any], **options: Any) -> None:
+    """Time sweeps of Gibbs sampling beside tomotopy and gensim, on a made corpus."""
+    world = start()
+    from sfb.bench import lda
+
+    options["candidates"] = options["candidates"] or lda.CANDIDATES
+    missing = [name for name in options["candidates"] if name != "sfb" and find_spec(name) is None]
+    if missing:
+        raise Failure(f"{', '.join(missing)} is not installed; install it, or name candidates with -a")
+    lda.run(world, lda.Config(**options), **output)
+
+
+@bench.command("mf")
+@click.option("-K", "--factors", type=Sizes(1), default="32,64", help="Numbers of factors.")
+@click.option("--users", type=click.IntRange(1), default=200_000, help="Users of all ranks.")
+@click.option("--items", type=click.IntRange(1), default=20_000, help="Items.")
+@click.option("--ratings", type=click.IntRange(1), default=10_000_000, help="Ratings, about.")
+@click.option("-a", "--candidate", "candidates", multiple=True,
+              type=click.Choice(["als-cg", "als-cholesky", "sgd", "implicit-cg", "implicit-cholesky"]),
+              help="Time only this; repeat it for several.  [default: all]")  # fmt: skip
+@click.option("-n", "--epochs", type=click.IntRange(1), default=3, help="Timed epochs of each candidate.")
+@click.option("-w", "--warmups", type=click.IntRange(0), default=1, help="Epochs before the timed ones.")
+@click.option("--blocks", type=click.IntRange(1), default=1, help="Blocks of items for each rank, with sgd.")
+@click.option(
+    "--passes", type=click.IntRange(0), default=0, help="Most further passes of sgd while others are not done."
+)
+@click.option("--slow", type=Finite(1), default=1.0, help="By which factor rank 0 is slower with sgd.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the ratings.")
+@_output_options(plot=False)
+def bench_mf(output: dict[str, Any], **options: Any) -> None:
+    """Time epochs of matrix factorization beside the package implicit, on made ratings."""
+    world = start()
+    from sfb.bench import factorization
+
+    options["candidates"] = options["candidates"] or factorization.CANDIDATES
+    if find_spec("implicit") is None and any(name.startswith("implicit") for name in options["candidates"]):
+        raise Failure("implicit is not installed; install it, or name candidates with -a")
+    factorization.run(world, factorization.Config(**options), **output)
+
+
+@bench.command("slow")
+@click.option("-m", "--models", type=Names(), default="lda,mf", help="Any of lda and mf.")
+@click.option("--passes", type=Sizes(0), default="0,10", help="Most further passes over a block, one case each.")
+@click.option("--slow", type=Finite(1), default=4.0, help="By which factor rank 0 is slower.")
+@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Seconds of each case.")
+@click.option("--size", type=click.IntRange(1), default=4000, help="Documents, or thousands of ratings.")
+@click.option("--topics", type=click.IntRange(1), default=50, help="Topics of lda.")
+@click.option("--factors", type=click.IntRange(1), default=16, help="Factors of mf.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of data and models.")
+@_output_options(plot=True)
+def bench_slow(output: dict[str, Any], **options: Any) -> None:
+    """Let blocks rotate while rank 0 is slow, with and without further passes of the others."""
+    world = start()
+    from sfb.bench import slow
+
+    unknown = [name for name in options["models"] if name not in slow.MODELS]
+    if unknown:
+        raise Failure(f"expected models of {', '.join(slow.MODELS)}, got {', '.join(unknown)}")
+    slow.run(world, slow.Config(**options), **output)

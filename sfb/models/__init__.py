@@ -17,7 +17,9 @@ from sfb.models.svm import svm
 if TYPE_CHECKING:
     from sfb.models.convert import from_sklearn, to_sklearn
     from sfb.models.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
+    from sfb.models.factorization import MatrixFactorization
     from sfb.models.lasso import ElasticNet, Lasso, lasso_path
+    from sfb.models.lda import LatentDirichletAllocation
     from sfb.models.linear_svc import LinearSVC
     from sfb.models.logistic_regression import LogisticRegression
     from sfb.models.metric import MetricLearning
@@ -30,11 +32,13 @@ __all__ = [
     "DictionaryLearning",
     "ElasticNet",
     "Lasso",
+    "LatentDirichletAllocation",
     "Layer",
     "LinearSVC",
     "LogisticRegression",
     "MLPClassifier",
     "MLPRegressor",
+    "MatrixFactorization",
     "MetricLearning",
     "MiniBatchDictionaryLearning",
     "Model",
@@ -57,10 +61,12 @@ _LAZY = {
     "ElasticNet": "sfb.models.lasso",
     "Lasso": "sfb.models.lasso",
     "lasso_path": "sfb.models.lasso",
+    "LatentDirichletAllocation": "sfb.models.lda",
     "LinearSVC": "sfb.models.linear_svc",
     "LogisticRegression": "sfb.models.logistic_regression",
     "MLPClassifier": "sfb.models.mlp_classifier",
     "MLPRegressor": "sfb.models.mlp_regressor",
+    "MatrixFactorization": "sfb.models.factorization",
     "MetricLearning": "sfb.models.metric",
     "MiniBatchDictionaryLearning": "sfb.models.dictionary",
     "from_sklearn": "sfb.models.convert",

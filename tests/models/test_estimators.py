@@ -13,13 +13,22 @@ from sfb.models import (
     DictionaryLearning,
     ElasticNet,
     Lasso,
+    LatentDirichletAllocation,
     LinearSVC,
     LogisticRegression,
+    MatrixFactorization,
     MetricLearning,
     MiniBatchDictionaryLearning,
     MLPClassifier,
     MLPRegressor,
 )
+
+
+class Factors(MatrixFactorization):
+    """Without `predict`, which takes users and items, not the rows of a matrix."""
+
+    predict = property()
+
 
 ESTIMATORS = [
     DictionaryLearning(),
@@ -31,6 +40,9 @@ ESTIMATORS = [
     MLPRegressor(),
     MetricLearning(),
     MiniBatchDictionaryLearning(),
+    LatentDirichletAllocation(max_iter=20),
+    Factors(2),
+    Factors(2, solver="sgd", max_iter=5),
 ]
 
 
