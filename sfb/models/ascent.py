@@ -66,6 +66,7 @@ class Ascent(ABC):
             column = np.full((x.shape[0], 1), constant, x.dtype)
             self._x = hstack([self._x, csr_array(column)], format="csr")
         dtype = x.dtype
+        self._sparse = ranks.sparse(self._x)
         self._costs = costs.astype(dtype)
         self._squares = np.asarray(self._x.multiply(self._x).sum(axis=1), dtype).ravel()
         with ranks.together("fit"):
@@ -96,7 +97,8 @@ class Ascent(ABC):
                 change = np.empty((len(order), self.w.shape[0]), self.w.dtype)
                 self._step(own, order, float(self._ranks.size), change)
                 if self._ranks.comm is not None:
-                    factors = sfb.Factors(-change, self._x[order].toarray())
+                    features = self._x[order]
+                    factors = sfb.Factors(-change, features if self._sparse else features.toarray())
                     self._ranks.comm.Allreduce(factors, self._total)
                     np.copyto(own, self.w.T)
             if self._ranks.comm is None:

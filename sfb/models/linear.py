@@ -76,6 +76,7 @@ class Linear(Classifier):
         layer.weights.array[:] = coef
         layer.bias.array[:] = intercept
         network.sample_weights = shard.weights
+        network.sparse = ranks.sparse(shard.x)
         # Intercepts that are the coefficients of a constant feature are no biases.
         return Descent(ranks, network, rule, biases=self.fit_intercept and coef.shape[1] == self.n_features_in_)
 

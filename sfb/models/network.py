@@ -77,6 +77,8 @@ class Network(Model):
         layers: The layers, from the first to the last.
         loss: The loss.
         sample_weights: N weights of the losses of the samples to learn from; None for 1 each.
+        sparse: Whether sparse samples to learn from stay CSR, so that the first layer's factors have CSR v: on all
+            ranks or on none.
 
     Raises:
         ValueError: A size is below 1, or there is no such activation or loss.
@@ -108,6 +110,7 @@ class Network(Model):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.activation, self.loss = activation, loss
         self.sample_weights: np.ndarray | None = None
+        self.sparse = False
         self.measure = "mean squared error" if loss == "squared" else "accuracy"
         self.layers = [
             Layer(
@@ -134,7 +137,7 @@ class Network(Model):
     ) -> tuple[float, Iterator[tuple[Parameter, Gradient]]]:
         """Return the loss of samples, and the gradient of each layer, the last first; see `Model.gradients`."""
         rows = rows[:, 0]
-        inputs = self._forward(self._dense(x, rows))
+        inputs = self._forward(self._csr(x, rows) if self.sparse else self._dense(x, rows))
         losses, error = LOSSES[self.loss](inputs.pop(), y[rows])
         if self.sample_weights is not None:
             losses = losses * self.sample_weights[rows]
@@ -195,7 +198,13 @@ class Network(Model):
             chosen.toarray() if hasattr(chosen, "toarray") else chosen, self.layers[0].weights.array.dtype
         )
 
-    def _forward(self, x: np.ndarray) -> list[np.ndarray]:
+    def _csr(self, x: Any, rows: np.ndarray) -> Any:
+        """Return samples as CSR of the parameters' type."""
+        from scipy.sparse import csr_array
+
+        return csr_array(x[rows], dtype=self.layers[0].weights.array.dtype)
+
+    def _forward(self, x: Any) -> list[np.ndarray]:
         """Return the input of each layer, S×D, and the outputs of the last, S×K."""
         results = [x]
         for layer in self.layers:

@@ -204,6 +204,7 @@ class Perceptron(Estimator):
             layer.weights.array[:] = weight
             layer.bias.array[:] = bias
         network.sample_weights = shard.weights
+        network.sparse = ranks.sparse(shard.x)
         total = sum(ranks.gather(shard.x.shape[0]))
         batch = min(200, total) if self.batch_size == "auto" else min(int(self.batch_size), total)
         # Each part of a stream comes in an order of its own.

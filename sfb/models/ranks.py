@@ -14,6 +14,9 @@ from sfb.launch import launched
 
 __all__ = ["Ranks"]
 
+# The part of the elements that CSR v stores at most: beyond it indices and random access cost more than zeros.
+_FILLED = 0.1
+
 
 class Ranks:
     """The ranks that fit an estimator, each with its shard of the samples; a context manager.
@@ -90,6 +93,18 @@ class Ranks:
 
             self._comm.Allreduce(MPI.IN_PLACE, array)
         return array
+
+    def sparse(self, x: Any) -> bool:
+        """Return whether samples travel as factors with CSR v, the same on all ranks; collective.
+
+        They do where the samples of all ranks are sparse, and few of their elements are stored.
+
+        Args:
+            x: This rank's samples, N×D, an array or a CSR matrix.
+        """
+        dense = isinstance(x, np.ndarray)
+        stored, elements, others = self.sum(np.array([0 if dense else x.nnz, x.shape[0] * x.shape[1], dense], float))
+        return bool(not others and stored < _FILLED * elements)
 
 
 def _find(comm: Any) -> Any:

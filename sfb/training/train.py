@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import blake2b
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from mpi4py import MPI
 
 import sfb
 from sfb.environment import describe
+from sfb.models.files import save
 from sfb.models.model import Model
+from sfb.models.network import Network
+from sfb.models.ranks import Ranks
 from sfb.models.registry import MODELS
 from sfb.runtime.agreement import compare
 from sfb.training.batches import Samples
@@ -69,6 +71,8 @@ def train(
         with sfb.Comm(world, reproducible=reproducible, profile=profile) as comm:
             samples, test = _samples(world, dataset)
             model = _model(config, dataset)
+            if isinstance(model, Network):
+                model.sparse = Ranks(world).sparse(dataset.x)
             if saver.enabled:
                 saver.identify(data=fingerprint(world, samples), bits=_bits(world, comm, config, profile))
             trainer = Trainer(comm, world, config, model, samples, test)
@@ -167,7 +171,7 @@ def _save(world: MPI.Intracomm, path: Path, model: Model, dataset: Dataset) -> N
         try:
             classes = dataset.classes if model.measure == "accuracy" else None
             scaler = dataset.scaler and (dataset.scaler.offset, dataset.scaler.factor)
-            import_module("sfb.models.files").save(path, model, scaler, classes=classes)
+            save(path, model, scaler, classes=classes)
         except (OSError, ValueError) as error:
             problem = f"{path}: cannot write the model: {error}"
     problem = world.bcast(problem)
