@@ -32,6 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--components", type=int, nargs="+", default=[32])
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=1, help="splits into samples to learn from and to test on")
     parser.add_argument("--plot", metavar="FILE", help="draw the accuracies")
     options = parser.parse_args()
@@ -42,7 +43,7 @@ def main():
         x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=seed)
         mine = slice(world.rank, None, world.size)
         for count in options.components:
-            metric = MetricLearning(count, random_state=seed).fit(x_train[mine], y_train[mine])
+            metric = MetricLearning(count, max_iter=options.epochs, random_state=seed).fit(x_train[mine], y_train[mine])
             learned.setdefault(count, []).append(metric.score(x_test, y_test))
             if world.rank == 0 and options.plot:
                 pca = PCA(count, random_state=seed).fit(x_train)
