@@ -69,5 +69,6 @@ def test_steps_go_on_from_a_state(world, rng, rule):
         other.restore(state if ranks.rank == 0 else {})
         other.step(x, y, rows, size, 0.1, weight_decay=0.01)
         for ours, theirs in zip(other.network.parameters, whole.network.parameters, strict=True):
-            np.testing.assert_array_equal(ours.array, theirs.array)
+            # Algorithms on trial may differ from step to step, and round differently.
+            np.testing.assert_allclose(ours.array, theirs.array, rtol=1e-9, atol=1e-12)
             assert_same_bits(world, ours.array)
