@@ -117,7 +117,9 @@ class _Regression(RegressorMixin, Estimator):
         _load_kernels(ranks)
         if self.split == "samples":
             x, y = self._arrays(ranks, x, y, y_numeric=True)
-            targets, columns_of = np.concatenate(ranks.gather(y.astype(np.float64))), by_samples
+            with ranks.together("fit"):  # scikit-learn lets text pass
+                y = y.astype(np.float64)
+            targets, columns_of = np.concatenate(ranks.gather(y)), by_samples
         else:
             (x, targets), columns_of = _features(ranks, x, y), by_features
         mean = float(targets.mean()) if self.fit_intercept else 0.0
@@ -294,14 +296,11 @@ def lasso_path(
 
 
 def _load_kernels(ranks: Ranks) -> None:
-    """Compile the kernels, by one rank of each node, or load them; collective."""
-    with ranks.together("fit"):
-        if ranks.comm is not None:
-            from sfb.runtime.compile import load
-
-            load(ranks.comm.node, [["lasso"]])
-        else:
-            compiled("lasso")
+    """Compile the kernels on rank 0, and then load them, or compile them on other nodes; collective."""
+    for turn in (ranks.rank == 0, True):
+        with ranks.together("fit"):
+            if turn:
+                compiled("lasso")
 
 
 def _features(ranks: Ranks, x: Any, y: Any) -> tuple[Any, np.ndarray]:
