@@ -140,7 +140,7 @@ class Perceptron(Estimator):
                     break
                 rate, stale = rate / _SLOWER, 0
         else:
-            if ranks.rank == 0:
+            if ranks.rank == 0 and self.learning_rate != "cosine":  # whose end is max_iter
                 warnings.warn(
                     f"the training stopped at max_iter={self.max_iter} epochs, still improving",
                     ConvergenceWarning,
