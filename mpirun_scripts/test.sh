@@ -7,7 +7,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
-set_up models plot test
+set_up models data onnx mcmc plot test
 cd "$root"
 logs=$(mktemp -d)
 trap 'stop_mpi; rm -rf "$logs"' EXIT
