@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sfb.models.config import Config
-from sfb.models.progress import Progress, show_measure
-from sfb.models.trainer import Epoch
+from sfb.training.config import Config
+from sfb.training.progress import Progress, show_measure
+from sfb.training.trainer import Epoch
 
 EPOCH = Epoch(epoch=2, loss=0.5, score=0.875, seconds=2.0, exchange_seconds=0.5, overlap=0.25, wire_bytes=4_000_000,
               examples=1000)  # fmt: skip
