@@ -223,8 +223,10 @@ BROKEN = {
         "scale_factor",
     ),
     "no labels of references": (
-        lambda path: raw(path, LINEAR | {"kind": "nearest"}, components=COEF, references=np.ones((2, 3)), classes=THREE),
-        r"integers of shape \(2\)",
+        lambda path: raw(
+            path, LINEAR | {"kind": "nearest"}, components=COEF, references=np.ones((2, 3)), classes=THREE
+        ),
+        r"integers of shape \(2,\)",
     ),
     "a label beyond the classes": (
         lambda path: raw(
@@ -422,7 +424,7 @@ def test_names_of_users_and_items(tmp_path, rng):
     assert set(found.tolist()) <= {*range(102, 109)}
     assert len(found) == 3
     for user, item in (("user12", 100), ("user03", 99), ("user03", 109), (3, 100)):
-        with pytest.raises(ValueError, match="knows no|the names of users are"):
+        with pytest.raises(ValueError, match=r"knows no|the names of users are"):
             loaded.predict(user, item)
     with pytest.raises(ModelError, match="12 names in ascending order"):
         save(tmp_path / "f.npz", given(**model._contents(), users=users[::-1]))
