@@ -52,9 +52,7 @@ def _held_out(what: str) -> Callable[[Any], Any]:
 )
 @group(
     "Optimization",
-    click.option(
-        "--tol", type=Finite(0), default=1e-4, help="Duality gap, relative to the objective, to end at."
-    ),
+    click.option("--tol", type=Finite(0), default=1e-4, help="Duality gap, relative to the objective, to end at."),
     click.option("--max-iter", type=click.IntRange(1), default=100, help="Most working sets."),
     click.option("--max-epochs", type=click.IntRange(1), default=50_000, help="Most passes over working sets."),
     click.option(

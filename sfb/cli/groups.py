@@ -76,7 +76,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
             raise click.BadParameter(f"{value}: {key} must be true or false, got {given!r}", ctx, param)
         if isinstance(given, bool) and not flag:
             raise click.BadParameter(f"{value}: {key} must not be true or false", ctx, param)
-        text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+        text = (" " if found.nargs > 1 else ",").join(map(str, given)) if isinstance(given, list) else str(given)
         assert found.name is not None
         defaults[found.name] = given if flag else text
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

@@ -119,7 +119,7 @@ def fit_mf(
     _compare(world, "mf", data=data, settings=settings, seed=seed, test=test_fraction, model_file=model_file)
     parts: list[Any] = []
     names: tuple[np.ndarray, ...] = ()
-    with together(world, data):
+    with together(world, "--data"):
         if world.rank == 0:
             table = read_ratings(data)
             names = table.user_names, table.item_names
@@ -185,18 +185,18 @@ def fit_lda(
     given = {"vocabulary": vocabulary, "model_file": model_file}
     _compare(world, "lda", data=data, settings=settings, seed=seed, test=test_fraction, **given)
     parts: list[Any] = []
-    with together(world, data):
+    with together(world, "--data"):
         if world.rank == 0:
             counts = _documents(data)
             out = np.random.default_rng(seed).random(counts.shape[0]) < test_fraction
             both = [counts[np.flatnonzero(kept)] for kept in (~out, out)]
             parts = [[each[rank :: world.size] for each in both] for rank in range(world.size)]
     words: list[str] | None = None
-    with together(world, str(vocabulary)):
+    with together(world, "--vocabulary"):
         if world.rank == 0 and vocabulary is not None:
             words = read_vocabulary(vocabulary)
             if len(words) != counts.shape[1]:
-                raise DataError(f"has {len(words)} words, but {data} has {counts.shape[1]}")
+                raise DataError(f"{vocabulary} has {len(words)} words, but {data} has {counts.shape[1]}")
     words = world.bcast(words)
     learn, test = _deal(world, parts)
     model = LatentDirichletAllocation(**settings, random_state=seed, comm=world)
@@ -286,7 +286,7 @@ def _errors(world: MPI.Intracomm, model: MatrixFactorization, ratings: Any) -> t
 def _documents(path: str) -> csr_matrix:
     """Return the counts of words in the documents of a file."""
     if not Path(path).is_file():
-        raise DataError("no such file")
+        raise DataError(f"{path}: no such file")
     with Path(path).open("rb") as file:
         packed = file.read(2) == b"PK"
     return csr_matrix(load_npz(path)) if packed else read_bag_of_words(path)
