@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
-from sfb.models.finite import naming_samples
+from sfb.models.finite import check_narrowed, naming_samples
 from sfb.models.ranks import Ranks
 
 __all__ = ["Classifier", "Estimator", "Number", "Shard"]
@@ -184,6 +184,7 @@ class Estimator(BaseEstimator):
         with ranks.together(call):
             if not total > 0:
                 raise ValueError("all sample weights are zero")
+            check_narrowed(weights, x.dtype, name="sample_weight")
         return Shard(x, y, weights.astype(x.dtype) if given or factors is not None else None, total)
 
     def _rows(self, x: Any) -> Any:

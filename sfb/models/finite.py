@@ -36,12 +36,13 @@ def naming_samples(x: Any, y: Any = None, *, x_name: str = "X", y_name: str = "y
         raise
 
 
-def check_narrowed(x: Any, dtype: Any) -> None:
-    """Raise ValueError, with the sample, if finite features become infinite in another type.
+def check_narrowed(x: Any, dtype: Any, *, name: str = "X") -> None:
+    """Raise ValueError, with the sample, if finite values become infinite in another type.
 
     Args:
-        x: N×D finite features, an array or a CSR matrix.
+        x: Features, targets or weights of N samples, an array or a CSR matrix.
         dtype: The type that they are to have.
+        name: What the message calls ``x``.
     """
     kind = np.dtype(dtype)
     values = x if isinstance(x, np.ndarray) else x.data
@@ -49,8 +50,8 @@ def check_narrowed(x: Any, dtype: Any) -> None:
         limit = float(np.finfo(kind).max)
         if np.abs(values).max() > limit:
             raise ValueError(
-                f"Input X contains a value too large for {kind}: {_place(x, limit)}; its values end at {limit:.1e}: "
-                "scale the features"
+                f"Input {name} contains a value too large for {kind}: {_place(x, limit)}; {kind} ends at {limit:.1e}: "
+                "scale the values"
             )
 
 

@@ -91,6 +91,16 @@ def test_a_float32_dictionary_takes_no_larger_values(world):
         model.partial_fit(spoiled(1e39))
 
 
+@pytest.mark.mpi
+def test_targets_and_weights_too_large_for_float32_features(world):
+    x, large = spoiled(1.0).astype(np.float32), np.ones(SAMPLES)
+    large[ROW] = 1e39
+    with pytest.raises(ValueError, match=rf"Input y contains a value too large for float32: 1e\+39 in sample {ROW}"):
+        MLPRegressor().fit(x, large)
+    with pytest.raises(ValueError, match=rf"Input sample_weight .*too large for float32: .*sample {ROW}"):
+        LogisticRegression().fit(x, np.arange(SAMPLES) % 2, sample_weight=large)
+
+
 def test_other_errors_pass():
     with pytest.raises(ValueError, match=r"^quux$"), naming_samples(spoiled(np.nan)):
         raise ValueError("quux")
