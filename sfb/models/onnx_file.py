@@ -56,7 +56,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str]) -> None:
             "components", graph.dense(graph.samples(source), source.components_, None), len(source.components_)
         )
     else:
-        raise ModelError(f"no ONNX file is defined for {source!r}")
+        raise ModelError(f"no ONNX file is defined for {source!r}: codes and topics take iterations")
     made = graph.finish(f"sfb {source.settings.get('model', source.kind)}")
     onnx.checker.check_model(made)
     write(Path(path), made.SerializeToString())
