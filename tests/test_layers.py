@@ -41,6 +41,7 @@ WITHOUT_MPI = (
     "factors",
     "kernels",
     "models.files",
+    "models.kinds",
     "models.losses",
     "models.model",
     "models.network",

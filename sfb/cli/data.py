@@ -13,13 +13,19 @@ __all__ = ["data_options", "reading"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_FILES = "a file: LIBSVM, CSV, Parquet, .npz or .npy; LIBSVM and CSV maybe .gz, .bz2 or .xz."
+_DATA = click.option("--data", default="mnist", metavar="FILE", help=f"mnist, digits, or {_FILES}")
+_REGRESSION_DATA = click.option("--data", required=True, metavar="FILE", help=f"{_FILES[0].upper()}{_FILES[1:]}")
+_TARGETS = click.option(
+    "--targets",
+    type=click.Choice(["classes", "numbers"]),
+    default="classes",
+    help="What the labels are; numbers are targets of a regression.",
+)
+_NUMBERS = click.option(
+    "--targets", type=click.Choice(["numbers"]), default="numbers", help="What the labels are: targets of a regression."
+)
 _READ = (
-    click.option(
-        "--data",
-        default="mnist",
-        metavar="FILE",
-        help="mnist, digits, or a file: LIBSVM, CSV, Parquet, .npz or .npy; LIBSVM and CSV maybe .gz, .bz2 or .xz.",
-    ),
     click.option(
         "--features",
         type=Names(),
@@ -38,12 +44,6 @@ _LEARN = (
         type=Finite(0, 1, min_open=True, max_open=True),
         default=0.2,
         help="Part of the data to hold out for testing.",
-    ),
-    click.option(
-        "--targets",
-        type=click.Choice(["classes", "numbers"]),
-        default="classes",
-        help="What the labels are; numbers are targets of a regression.",
     ),
     click.option(
         "--scale",
@@ -67,16 +67,19 @@ _LEARN = (
 _ARGUMENTS = ("test", "test_fraction", "features", "labels", "targets", "zero_based", "scale", "cache", "shard")
 
 
-def data_options(*, learn: bool) -> Callable[[_Command], _Command]:
+def data_options(*, learn: bool, regression: bool = False) -> Callable[[_Command], _Command]:
     """Return a decorator that adds the options of reading data to a command.
 
     Args:
         learn: Whether the command learns from the data. It then takes ``--test``, ``--test-fraction``, ``--targets``,
             ``--scale``, ``--shard`` and ``--cache``, too.
+        regression: Whether it learns numbers alone.
     """
+    data, targets = (_REGRESSION_DATA, _NUMBERS) if regression else (_DATA, _TARGETS)
+    options = (data, *_READ, *((*_LEARN, targets) if learn else ()))
 
     def decorate(command: _Command) -> _Command:
-        for option in reversed((*_READ, *(_LEARN if learn else ()))):
+        for option in reversed(options):
             command = option(command)
         return command
 

@@ -48,6 +48,10 @@ def predict(model: Path, data: str, output: Path | None, proba: bool, no_labels:
         loaded = load(model)
     except ModelError as error:
         raise Failure(str(error)) from error
+    if loaded.kind == "factorization":
+        raise Failure(
+            f"{model}: predicts ratings of users for items, not samples: sfb.models.load(FILE).predict(users, items)"
+        )
     # What is not said is left to the reader, which knows the formats.
     options = {name: value for name, value in reading.items() if value}
     if no_labels:

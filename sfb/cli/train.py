@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import click
 
 from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, plot_option, start
 from sfb.cli.data import data_options, reading
+from sfb.cli.fit import FITS
+from sfb.cli.groups import Grouped, config_option, group
 from sfb.files import write
 from sfb.models.network import ACTIVATIONS
 from sfb.models.registry import MODELS
@@ -26,19 +26,27 @@ __all__ = ["STOPPED", "compare", "train"]
 STOPPED = 75
 
 
-class Grouped(click.Command):
-    """A command whose help shows options in groups."""
+class Train(Grouped):
+    """The command train, which leaves models that are not trained by mini-batches to commands of their own."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write each group of options; see `click.Command.format_options`."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                groups.setdefault(getattr(parameter, "group", "Other options"), []).append(record)
-        for name, records in groups.items():
-            with formatter.section(name):
-                formatter.write_dl(records)
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of the command for the model that comes first; see `click.Command.make_context`."""
+        command = FITS.get(args[0]) if args else None
+        if command is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+
+class ModelName(click.Choice[str]):
+    """The name of a model that is trained by mini-batches."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        if value in FITS:
+            self.fail(f"{value} has options of its own and comes first: sfb train {value} [OPTIONS]", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Duration(click.ParamType):
@@ -52,21 +60,6 @@ class Duration(click.ParamType):
             return parse_duration(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def _group(heading: str, *options: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return a decorator that adds options under a heading."""
-
-    def decorate(command: Any) -> Any:
-        others = list(getattr(command, "__click_params__", []))
-        for option in reversed(options):
-            command = option(command)
-        for parameter in command.__click_params__:
-            if parameter not in others:
-                parameter.group = heading
-        return command
-
-    return decorate
 
 
 def _model_options() -> Iterable[Any]:
@@ -101,56 +94,19 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
     return decorate
 
 
-def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    """Take what the command line does not give from a TOML file."""
-    if value is None:
-        return
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        content = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{value}: {error}", ctx, param) from error
-    known: dict[str, click.Parameter] = {}
-    # Arguments last: "model" is the model, not the file.
-    for parameter in sorted(ctx.command.params, key=lambda each: isinstance(each, click.Argument)):
-        for name in (*parameter.opts, *parameter.secondary_opts):
-            if parameter is not param and (name.startswith("--") or isinstance(parameter, click.Argument)):
-                known[name.lstrip("-").lower().replace("-", "_")] = parameter
-    defaults: dict[str, Any] = {}
-    for key, given in content.items():
-        found = known.get(key.lower().replace("-", "_"))
-        if found is None:
-            near = difflib.get_close_matches(key.replace("-", "_"), known, n=3)
-            hint = f"; did you mean {' or '.join(name.replace('_', '-') for name in near)}?" if near else ""
-            raise click.BadParameter(f"{value}: no option is called {key!r}{hint}", ctx, param)
-        if isinstance(given, dict) or (isinstance(given, list) and any(isinstance(x, (dict, list)) for x in given)):
-            raise click.BadParameter(f"{value}: {key} must be a number, a text, a list or true or false", ctx, param)
-        # As on the command line: 5.5 is no number of epochs.
-        flag = isinstance(found, click.Option) and found.is_flag
-        if flag and not isinstance(given, bool):
-            raise click.BadParameter(f"{value}: {key} must be true or false, got {given!r}", ctx, param)
-        if isinstance(given, bool) and not flag:
-            raise click.BadParameter(f"{value}: {key} must not be true or false", ctx, param)
-        text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
-        assert found.name is not None
-        defaults[found.name] = given if flag else text
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-
-
 @click.command(
-    cls=Grouped,
-    epilog="\b\nExamples:\n"
+    cls=Train,
+    epilog="\b\nModels with options of their own:\n"
+    + "".join(f"  sfb train {name:5} --help    {command.get_short_help_str(80)}\n" for name, command in FITS.items())
+    + "\n\b\nExamples:\n"
     "  mpirun -n 4 sfb train mlp --data mnist --optimizer adam --lr 0.001\n"
     "  mpirun -n 4 sfb train mlr --data train.svm --sync ssp:3 --lr 0.5\n"
     "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0",
 )
-@click.argument("model", type=click.Choice(list(MODELS)))
-@_group("Data", data_options(learn=True))
-@_group("Model", *_model_options())
-@_group(
+@click.argument("model", type=ModelName(list(MODELS)))
+@group("Data", data_options(learn=True))
+@group("Model", *_model_options())
+@group(
     "Optimization",
     click.option("--epochs", type=click.IntRange(1), default=5, help="Passes over the training data."),
     click.option("--batch-size", type=click.IntRange(1), default=64,
@@ -175,7 +131,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     click.option("--time-limit", type=Duration(),
                  help="End after this time: 90s, 20m, 1h30m, 01:30:00."),
 )  # fmt: skip
-@_group(
+@group(
     "Communication",
     click.option("--sync", default="bsp", metavar="bsp|ssp:N|asp",
                  help="Wait for all ranks in each step; or let them run at most N steps apart, or freely, through the "
@@ -189,7 +145,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     click.option("--topology", default="halton", help="Graph of the ranks under ssp and asp."),
     click.option("--bandwidth", help="Most that a rank sends under ssp and asp, such as 100Mbit/s."),
 )  # fmt: skip
-@_group(
+@group(
     "Checkpoints",
     click.option("--checkpoint", metavar="DIR", help="Folder to write checkpoints to."),
     click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS",
@@ -197,11 +153,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     click.option("--keep", type=click.IntRange(1), default=2, help="Checkpoints to keep, the last ones."),
     click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder."),
 )  # fmt: skip
-@_group(
+@group(
     "Input and output",
-    click.option("--config", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
-                 callback=_read_config, metavar="FILE.toml",
-                 help="Take options from a file, lr = 0.1; the command line wins."),
+    config_option,
     click.option("--model", "--model-file", "model_file", type=Output(), metavar="FILE.npz",
                  help="Write the trained model."),
     json_option,

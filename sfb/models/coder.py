@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 import sfb.kernels as kernels
 from sfb.models.coding import encode
 from sfb.models.estimator import Estimator, Number
+from sfb.models.finite import naming_samples
+from sfb.models.predictors import ModelError
 from sfb.models.ranks import Ranks
 
-__all__ = ["LOOSE", "Coder", "arrays_of", "samples_of", "warn_of"]
+__all__ = ["LOOSE", "Coder", "samples_of", "warn_of"]
 
 # Elements of the diagonal of CᵀC up to which an atom counts as unused, as in scikit-learn and SPAMS.
 _UNUSED = 1e-6
@@ -59,7 +61,8 @@ class Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
     def transform(self, X: Any) -> np.ndarray:
         """Return the codes of local samples, N×D features: N×K, or N×2K with ``split_sign``."""
         check_is_fitted(self)
-        x = validate_data(self, X, dtype=(np.float64, np.float32), order="C", reset=False)
+        with naming_samples(X):
+            x = validate_data(self, X, dtype=(np.float64, np.float32), order="C", reset=False)
         alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
         if self.transform_algorithm == "lasso_cd":
             codes, undone = encode(
@@ -96,6 +99,22 @@ class Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         if self.split_sign:
             codes = codes[:, : len(self.components_)] - codes[:, len(self.components_) :]
         return codes @ self.components_
+
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        if self.transform_algorithm != "lasso_cd":
+            raise ModelError(
+                f"a model file finds codes by transform_algorithm='lasso_cd', not by {self.transform_algorithm!r}: "
+                "set_params(transform_algorithm='lasso_cd') makes the dictionary one that can be saved"
+            )
+        return {
+            "kind": "dictionary",
+            "model": type(self).__name__,
+            "components": self.components_,
+            "alpha": float(self.alpha if self.transform_alpha is None else self.transform_alpha),
+            "positive_code": bool(self.positive_code),
+            "split_sign": bool(self.split_sign),
+        }
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -146,20 +165,6 @@ class Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
             atoms[unused] = samples_of(ranks, x, chosen, noise)
             codes[:, unused] = 0
         kernels.update_atoms(sums, atoms, positive=self.positive_dict, least=_UNUSED)
-
-
-def arrays_of(estimator: Coder) -> dict[str, Any]:
-    """Return what a model file holds of a fitted estimator: the atoms, and how codes are found."""
-    check_is_fitted(estimator)
-    return {
-        "kind": "dictionary",
-        "components": estimator.components_,
-        "alpha": float(estimator.alpha if estimator.transform_alpha is None else estimator.transform_alpha),
-        "positive_code": bool(estimator.positive_code),
-        "split_sign": bool(estimator.split_sign),
-        "transform_algorithm": estimator.transform_algorithm,
-        "transform_n_nonzero_coefs": estimator.transform_n_nonzero_coefs,
-    }
 
 
 def samples_of(ranks: Ranks, x: np.ndarray, chosen: np.ndarray, noise: Any = 0.0) -> np.ndarray:

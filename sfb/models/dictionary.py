@@ -13,6 +13,7 @@ from sfb.models.coder import LOOSE, Coder, samples_of, warn_of
 from sfb.models.coding import coding_loss, encode
 from sfb.models.collective import batches, place, seed_of, take, threads_of, total
 from sfb.models.estimator import Number
+from sfb.models.finite import check_narrowed
 from sfb.models.ranks import Ranks
 from sfb.models.samples import check_samples
 from sfb.models.spectrum import principal
@@ -283,6 +284,8 @@ class MiniBatchDictionaryLearning(Coder):
                 self.n_steps_ = 0
             else:
                 atoms = self.components_.copy()
+                with ranks.together("partial_fit"):
+                    check_narrowed(x, atoms.dtype)
                 x = x.astype(atoms.dtype, copy=False)
             rng = np.random.RandomState([seed, self.n_steps_])
             rule = sfb.optim.SGD(self._sums, lr=1.0)

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
+from sfb.models.finite import check_narrowed, naming_samples
 from sfb.models.ranks import Ranks
 
 __all__ = ["Classifier", "Estimator", "Number", "Shard"]
@@ -135,7 +136,7 @@ class Estimator(BaseEstimator):
                 samples on any rank; on every rank.
         """
         options |= {"accept_sparse": "csr", "dtype": _FLOATS, "ensure_min_samples": int(ranks.size == 1)}
-        with ranks.together(call):
+        with ranks.together(call), naming_samples(x, y):
             x, y = validate_data(self, x, y, reset=reset, order="C", **options)
         said = ranks.gather((self.n_features_in_, x.dtype, len(y)))
         with ranks.together(call):
@@ -165,9 +166,14 @@ class Estimator(BaseEstimator):
         weights = np.ones(len(y))
         with ranks.together(call):
             if sample_weight is not None:
-                weights = check_array(
-                    sample_weight, dtype=np.float64, ensure_2d=False, ensure_min_samples=0, input_name="sample_weight"
-                )
+                with naming_samples(sample_weight, x_name="sample_weight"):
+                    weights = check_array(
+                        sample_weight,
+                        dtype=np.float64,
+                        ensure_2d=False,
+                        ensure_min_samples=0,
+                        input_name="sample_weight",
+                    )
                 if weights.shape != (len(y),):
                     raise ValueError(f"sample_weight must have shape {(len(y),)}, got {weights.shape}")
                 if (weights < 0).any():
@@ -178,12 +184,14 @@ class Estimator(BaseEstimator):
         with ranks.together(call):
             if not total > 0:
                 raise ValueError("all sample weights are zero")
+            check_narrowed(weights, x.dtype, name="sample_weight")
         return Shard(x, y, weights.astype(x.dtype) if given or factors is not None else None, total)
 
     def _rows(self, x: Any) -> Any:
         """Return features to predict from, checked."""
         check_is_fitted(self)
-        return validate_data(self, x, accept_sparse="csr", dtype=_FLOATS, reset=False)
+        with naming_samples(x):
+            return validate_data(self, x, accept_sparse="csr", dtype=_FLOATS, reset=False)
 
 
 class Classifier(ClassifierMixin, Estimator):

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sfb.models.alternating import Alternating, Problem, solve
 from sfb.models.compiling import load
 from sfb.models.estimator import Estimator, Number
+from sfb.models.finite import naming_samples
 from sfb.models.ranks import Ranks
 from sfb.models.rating_descent import Descent
 from sfb.models.rating_epochs import Progress
@@ -278,6 +279,20 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
     def _n_features_out(self) -> int:
         return self.n_components
 
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        limits = None if self.rating_range is None else [float(limit) for limit in self.rating_range]
+        return {
+            "kind": "factorization",
+            "model": type(self).__name__,
+            "user_factors": self.user_factors_,
+            "item_factors": self.item_factors_,
+            "user_biases": self.user_biases_,
+            "item_biases": self.item_biases_,
+            "mean": float(self.mean_),
+            "rating_range": limits,
+        }
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
         if self.feedback == "implicit" and (self.solver == "sgd" or self.early_stopping):
@@ -293,14 +308,15 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
         """Return what a user has passed, as ratings."""
         width = None if reset else self.n_features_in_
         if not isinstance(x, tuple):
-            x = validate_data(
-                self,
-                x,
-                accept_sparse=["csr", "coo"],
-                dtype=[np.float64, np.float32],
-                ensure_min_samples=least,
-                reset=reset,
-            )
+            with naming_samples(x):
+                x = validate_data(
+                    self,
+                    x,
+                    accept_sparse=["csr", "coo"],
+                    dtype=[np.float64, np.float32],
+                    ensure_min_samples=least,
+                    reset=reset,
+                )
         return read(
             x,
             duplicates=self.duplicates,

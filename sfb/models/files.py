@@ -14,7 +14,8 @@ import numpy as np
 
 from sfb import __version__
 from sfb.files import write
-from sfb.models.predictors import KINDS, ModelError, Predictor, Scaler
+from sfb.models.kinds import KINDS
+from sfb.models.predictors import ModelError, Predictor, Scaler
 
 __all__ = ["FORMAT", "ModelError", "load", "predictor_of", "save"]
 
@@ -65,8 +66,8 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         path: A file that `save` or ``sfb train`` wrote.
 
     Returns:
-        A `LinearPredictor`, `PerceptronPredictor`, `MetricPredictor` or `DictionaryPredictor`, which takes dense and
-        CSR rows.
+        A predictor, whose class is that of the kind in `sfb.models.kinds`; it takes dense and CSR rows, or users and
+        items.
 
     Raises:
         ModelError: The file is no model, has been cut short or damaged, or is of another version.

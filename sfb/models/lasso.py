@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
 from sfb.kernels.stages import compiled
 from sfb.models.columns import Columns, by_features, by_samples
 from sfb.models.estimator import Estimator, Number
+from sfb.models.finite import naming_samples
 from sfb.models.ranks import Ranks
 from sfb.models.working_sets import Penalty, Solution, Solver
 
@@ -107,6 +108,16 @@ class _Regression(RegressorMixin, Estimator):
         """Return the predictions for local samples, N×D features."""
         x = self._rows(X)
         return np.asarray(x @ self.coef_) + x.dtype.type(self.intercept_)
+
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        return {
+            "kind": "linear",
+            "model": type(self).__name__,
+            "out_activation": "identity",
+            "coef": self.coef_[np.newaxis],
+            "intercept": np.array([self.intercept_], self.coef_.dtype),
+        }
 
     def _ratio(self) -> float:
         """Return the part of the L1 penalty."""
@@ -306,8 +317,9 @@ def _load_kernels(ranks: Ranks) -> None:
 def _features(ranks: Ranks, x: Any, y: Any) -> tuple[Any, np.ndarray]:
     """Return features of all samples and their targets, checked; collective."""
     with ranks.together("fit"):
-        x = check_array(x, accept_sparse="csc", dtype=_FLOATS, ensure_min_features=0)
-        y = check_array(y, dtype=np.float64, ensure_2d=False)
+        with naming_samples(x, y):
+            x = check_array(x, accept_sparse="csc", dtype=_FLOATS, ensure_min_features=0, input_name="X")
+            y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
         y = column_or_1d(y, warn=True)
         check_consistent_length(x, y)
     said = ranks.gather((x.dtype, len(y), blake2b(y.tobytes()).digest(), x.shape[1]))

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sfb.kernels.stages import compiled
 from sfb.models.compiling import load
 from sfb.models.estimator import Estimator, Number
+from sfb.models.finite import naming_samples
 from sfb.models.gibbs import Options, Prior, Sampler
 from sfb.models.ranks import Ranks
 
@@ -202,8 +203,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
         ``components_`` (CVB0: Asuncion et al., "On Smoothing and Inference for Topic Models", UAI 2009, section 3.4).
         """
         check_is_fitted(self)
-        counts = _whole(validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False))
-        return self._infer(counts, self._topics())
+        return self._infer(self._read(X), self._topics())
 
     def perplexity(self, X: Any) -> float:
         """Return the perplexity of local documents that were not fitted, by completion.
@@ -219,7 +219,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean logarithm of the probability of a token, that of `perplexity`; local documents."""
         check_is_fitted(self)
-        counts = _whole(validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False))
+        counts = self._read(X)
         seen, held_out = _halves(counts)
         if not held_out.nnz:
             raise ValueError("a score needs a document with two tokens")
@@ -289,6 +289,26 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
     def _n_features_out(self) -> int:
         return len(self.components_)
 
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        found = {
+            "kind": "lda",
+            "model": type(self).__name__,
+            "components": self.components_,
+            "doc_topic_prior": np.asarray(self.doc_topic_prior_, np.float64),
+            "mean_change_tol": float(self.mean_change_tol),
+            "max_doc_update_iter": int(self.max_doc_update_iter),
+        }
+        if hasattr(self, "vocabulary_"):
+            found["vocabulary"] = np.array(self.vocabulary_, np.str_)
+        return found
+
+    def _read(self, x: Any) -> csr_matrix:
+        """Return the counts of documents to find topics of, checked."""
+        with naming_samples(x):
+            x = validate_data(self, x, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        return _whole(x)
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
         for name in ("doc_topic_prior", "topic_word_prior"):
@@ -298,7 +318,7 @@ class LatentDirichletAllocation(ClassNamePrefixFeaturesOutMixin, TransformerMixi
     def _counts(self, ranks: Ranks, x: Any, vocabulary: Sequence[str] | None, *, reset: bool) -> csr_matrix:
         """Return the counts of this rank's documents, checked; collective."""
         least = int(ranks.size == 1)
-        with ranks.together("fit"):
+        with ranks.together("fit"), naming_samples(x):
             x = validate_data(
                 self, x, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_min_samples=least, reset=reset
             )

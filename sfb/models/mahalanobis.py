@@ -11,8 +11,9 @@ from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
 
 from sfb.models.estimator import Estimator
+from sfb.models.finite import naming_samples
 
-__all__ = ["Mahalanobis", "arrays_of"]
+__all__ = ["Mahalanobis"]
 
 
 class Mahalanobis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
@@ -68,7 +69,8 @@ class Mahalanobis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
             N distances.
         """
         check_is_fitted(self)
-        pairs = check_array(pairs, allow_nd=True, dtype=(np.float64, np.float32))
+        with naming_samples(pairs, x_name="pairs"):
+            pairs = check_array(pairs, allow_nd=True, dtype=(np.float64, np.float32), input_name="pairs")
         if pairs.ndim != 3 or pairs.shape[1:] != (2, self.n_features_in_):
             raise ValueError(f"pairs must be N×2×{self.n_features_in_}, got {pairs.shape}")
         return np.linalg.norm((pairs[:, 0] - pairs[:, 1]) @ self.components_.T, axis=1)
@@ -98,11 +100,11 @@ class Mahalanobis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
         check_is_fitted(self)
         return self.components_.T @ self.components_
 
-
-def arrays_of(estimator: Mahalanobis) -> dict[str, Any]:
-    """Return what a model file holds of a fitted estimator: components, and the references if it keeps them."""
-    check_is_fitted(estimator)
-    found: dict[str, Any] = {"kind": "metric", "components": estimator.components_}
-    if estimator.references_ is not None:
-        found["references"], found["labels"] = estimator.references_
-    return found
+    def _contents(self) -> dict[str, Any]:
+        check_is_fitted(self)
+        found: dict[str, Any] = {"kind": "metric", "model": type(self).__name__, "components": self.components_}
+        if self.references_ is not None:
+            references, labels = self.references_
+            classes, indices = np.unique(labels, return_inverse=True)
+            found |= {"kind": "nearest", "references": references, "labels": indices, "classes": classes}
+        return found

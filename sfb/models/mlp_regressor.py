@@ -9,6 +9,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import column_or_1d
 
 from sfb.models.estimator import Shard
+from sfb.models.finite import check_narrowed
 from sfb.models.network import Network
 from sfb.models.perceptron import Perceptron
 from sfb.models.ranks import Ranks
@@ -92,6 +93,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         with ranks.together(call):
             if y.ndim == 2 and y.shape[1] == 1:
                 y = column_or_1d(y, warn=True)
+            check_narrowed(y, x.dtype, name="y")
         widths = {targets for targets in ranks.gather(y.shape[1:] if len(y) else None) if targets is not None}
         with ranks.together(call):
             if len(widths) > 1:

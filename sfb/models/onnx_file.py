@@ -10,9 +10,9 @@ import numpy as np
 
 from sfb.files import write
 from sfb.models.files import predictor_of
+from sfb.models.maps import MetricPredictor
 from sfb.models.predictors import (
     LinearPredictor,
-    MetricPredictor,
     ModelError,
     PerceptronPredictor,
     Predictor,
@@ -39,7 +39,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ImportError: The package onnx is missing.
-        ModelError: No graph is defined for the model: the codes of a dictionary take iterations.
+        ModelError: No graph is defined for the model, such as for the codes of a dictionary, which take iterations.
         OSError: The file cannot be written; it then holds what it held before.
     """
     try:
@@ -56,7 +56,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str]) -> None:
             "components", graph.dense(graph.samples(source), source.components_, None), len(source.components_)
         )
     else:
-        raise ModelError(f"no ONNX file is defined for {source!r}: its codes take iterations")
+        raise ModelError(f"no ONNX file is defined for {source!r}: codes and topics take iterations")
     made = graph.finish(f"sfb {source.settings.get('model', source.kind)}")
     onnx.checker.check_model(made)
     write(Path(path), made.SerializeToString())

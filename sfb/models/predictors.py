@@ -1,28 +1,16 @@
-"""Models that predict by NumPy alone, from the arrays of a model file; no MPI, Numba, SciPy or scikit-learn."""
+"""Networks that predict by NumPy alone, from the arrays of a model file; no MPI, Numba, SciPy or scikit-learn."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sfb.models.rows import CSR, Scaler, check_rows, product
+from sfb.models.rows import Scaler, check_rows, product
 
-__all__ = [
-    "KINDS",
-    "DictionaryPredictor",
-    "LinearPredictor",
-    "MetricPredictor",
-    "ModelError",
-    "PerceptronPredictor",
-    "Predictor",
-    "Scaler",
-]
-
-# Samples that a dictionary encodes at a time.
-_SAMPLES = 4096
+__all__ = ["LinearPredictor", "ModelError", "PerceptronPredictor", "Predictor", "Scaler"]
 
 
 class ModelError(ValueError):
@@ -103,6 +91,13 @@ class Predictor(ABC):
         if not np.isfinite(array).all():
             raise ModelError(f"{name} holds NaN or infinity")
         return array
+
+    def _number(self, name: str) -> float:
+        """Return a number ≥ 0 that the header must have."""
+        value = self.settings.get(name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < np.inf:
+            raise ModelError(f"{name} must be a number ≥ 0, got {value!r}")
+        return float(value)
 
     def _setting(self, name: str, choices: tuple[str, ...]) -> str:
         """Return a name that the header must have."""
@@ -225,89 +220,3 @@ class PerceptronPredictor(_Scores):
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             found = self._activation(found) @ weight.T + bias
         return found
-
-
-class MetricPredictor(Predictor):
-    """A linear map: components K×D, between whose results Euclidean distances are the learned ones."""
-
-    kind = "metric"
-
-    def _open(self) -> int:
-        self.components_ = self._array("components", (None, None))
-        return self.components_.shape[1]
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Return the samples where Euclidean distances are the learned ones, N×K.
-
-        Args:
-            X: N×D features, an array or a CSR matrix.
-        """
-        return self._product(X, self.components_.T)
-
-
-class DictionaryPredictor(Predictor):
-    """A dictionary: components K×D, the atoms; alpha, the penalty of codes."""
-
-    kind = "dictionary"
-
-    def _open(self) -> int:
-        self.components_ = self._array("components", (None, None))
-        alpha = self.settings.get("alpha")
-        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 <= alpha < np.inf:
-            raise ModelError(f"alpha must be a number ≥ 0, got {alpha!r}")
-        self.alpha = float(alpha)
-        return self.components_.shape[1]
-
-    def transform(self, X: Any, *, tol: float = 1e-6, max_iter: int = 1000) -> np.ndarray:
-        """Return the sparse codes of samples, N×K: the c that minimise ½‖x − cD‖² + alpha·‖c‖₁ for the atoms D.
-
-        Coordinate descent takes one atom after another, for all samples at once (Friedman, Hastie and Tibshirani,
-        "Regularization Paths for Generalized Linear Models via Coordinate Descent", J. Stat. Softw. 33(1), 2010,
-        section 2.2).
-
-        Args:
-            X: N×D features, an array or a CSR matrix.
-            tol: The largest change of a code in a pass, relative to the largest code, at which it ends.
-            max_iter: Most passes over the atoms.
-        """
-        rows = check_rows(X, self.n_features_in_)
-        gram = self.components_ @ self.components_.T
-        codes = [
-            self._encode(product(part, self.components_.T, self.scaler), gram, tol, max_iter) for part in _parts(rows)
-        ]
-        return np.concatenate(codes) if codes else np.empty((0, len(gram)), gram.dtype)
-
-    def _encode(self, correlations: np.ndarray, gram: np.ndarray, tol: float, max_iter: int) -> np.ndarray:
-        """Return the codes of samples whose ``correlations`` with the atoms, N×K, are overwritten."""
-        codes = np.zeros_like(correlations)
-        positive = bool(self.settings.get("positive_code", False))
-        for _ in range(max_iter):
-            change = 0.0
-            for k, square in enumerate(np.diagonal(gram)):
-                if not square > 0:  # an atom of zeros takes no part
-                    continue
-                wanted = correlations[:, k] + square * codes[:, k]
-                size = wanted - self.alpha if positive else np.abs(wanted) - self.alpha
-                found = np.maximum(size, 0) / square
-                if not positive:
-                    found = np.copysign(found, wanted)
-                step = found - codes[:, k]
-                moved = np.flatnonzero(step)
-                if moved.size:
-                    correlations[moved] -= np.multiply.outer(step[moved], gram[k])
-                    codes[:, k] = found
-                    change = max(change, float(np.abs(step).max()))
-            if change <= tol * float(np.abs(codes).max(initial=0)):
-                break
-        return codes
-
-
-def _parts(rows: np.ndarray | CSR) -> Iterator[np.ndarray | CSR]:
-    """Yield some rows at a time."""
-    for start in range(0, rows.shape[0], _SAMPLES):
-        yield rows[start : start + _SAMPLES]
-
-
-KINDS: dict[str, type[Predictor]] = {
-    cls.kind: cls for cls in (LinearPredictor, PerceptronPredictor, MetricPredictor, DictionaryPredictor)
-}

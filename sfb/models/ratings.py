@@ -81,8 +81,12 @@ def read(
     """
     rows, columns, values, shape = _entries(x, width)
     values = values.astype(values.dtype if values.dtype in _KINDS else np.float64, copy=False)
-    if not np.isfinite(values).all():
-        raise ValueError("Input X contains NaN or infinity: a rating must be a finite number")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(
+            f"Input X contains NaN or infinity: user {rows[bad[0]]} has {values[bad[0]]} for item {columns[bad[0]]}; a "
+            "rating must be a finite number"
+        )
     if implicit:
         _within(rows, columns, values, 0.0, np.inf, "Negative values in data: strengths of feedback")
         kept = values != 0

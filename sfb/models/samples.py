@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 
 from sfb.models.estimator import Estimator
+from sfb.models.finite import naming_samples
 from sfb.models.ranks import Ranks
 
 __all__ = ["check_samples"]
@@ -30,7 +31,7 @@ def check_samples(
         TypeError, ValueError: What a rank passed is wrong, or ranks differ in their features, or there are no samples
             on any rank; on every rank.
     """
-    with ranks.together(call):
+    with ranks.together(call), naming_samples(x):
         x = validate_data(
             estimator,
             x,

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_array, column_or_1d
 
 from sfb.models.dml import Metric
+from sfb.models.finite import naming_samples
 from sfb.models.pairs import NOBODY
 
 __all__ = ["Given", "Labelled", "given_pairs"]
@@ -60,7 +61,10 @@ class Given:
 def given_pairs(pairs: Any, y: Any, x: Any) -> tuple[np.ndarray, np.ndarray, Any]:
     """Return the indices of pairs, whether each is similar, and the samples that the indices belong to."""
     if x is None:
-        pairs = check_array(pairs, allow_nd=True, dtype=(np.float64, np.float32), ensure_min_samples=0)
+        with naming_samples(pairs, x_name="pairs"):
+            pairs = check_array(
+                pairs, allow_nd=True, dtype=(np.float64, np.float32), ensure_min_samples=0, input_name="pairs"
+            )
         if pairs.ndim != 3 or pairs.shape[1] != 2:
             raise ValueError(f"pairs must be N×2×D, or N×2 indices with X, got {pairs.shape}")
         rows, x = np.arange(2 * len(pairs)).reshape(-1, 2), pairs.reshape(-1, pairs.shape[2])

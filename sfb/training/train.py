@@ -14,7 +14,6 @@ from mpi4py import MPI
 
 import sfb
 from sfb.environment import describe
-from sfb.models.files import save
 from sfb.models.model import Model
 from sfb.models.network import Network
 from sfb.models.ranks import Ranks
@@ -24,6 +23,7 @@ from sfb.training.batches import Samples
 from sfb.training.config import COMMS, Config, TrainingError
 from sfb.training.data import Dataset, load
 from sfb.training.fingerprint import fingerprint
+from sfb.training.model_file import save_model
 from sfb.training.saving import Saver
 from sfb.training.stopping import Watch
 from sfb.training.sync import Tick, no_tick
@@ -161,19 +161,7 @@ def _bits(world: MPI.Intracomm, comm: sfb.Comm, config: Config, profile: sfb.Pro
 
 
 def _save(world: MPI.Intracomm, path: Path, model: Model, dataset: Dataset) -> None:
-    """Let rank 0 write the model file; collective.
-
-    Raises:
-        TrainingError: It cannot be written; on every rank.
-    """
-    problem = ""
-    if world.rank == 0:
-        try:
-            classes = dataset.classes if model.measure == "accuracy" else None
-            scaler = dataset.scaler and (dataset.scaler.offset, dataset.scaler.factor)
-            save(path, model, scaler, classes=classes)
-        except (OSError, ValueError) as error:
-            problem = f"{path}: cannot write the model: {error}"
-    problem = world.bcast(problem)
-    if problem:
-        raise TrainingError(problem)
+    """Let rank 0 write the model file; collective."""
+    classes = dataset.classes if model.measure == "accuracy" else None
+    scaler = dataset.scaler and (dataset.scaler.offset, dataset.scaler.factor)
+    save_model(world, path, model, scaler, classes=classes)

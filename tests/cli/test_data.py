@@ -1,7 +1,6 @@
 """The options of reading data, and what they become."""
 
 from inspect import signature
-from pathlib import Path
 
 import click
 import pytest
@@ -42,7 +41,7 @@ def test_values():
     options = reading(run("--features", "a,b", "--labels", "y", "--cache", "maps", "--no-shard", "--scale", "maxabs"))
     assert options["features"] == ("a", "b")
     assert options["labels"] == "y"
-    assert options["cache"] == Path("maps")
+    assert options["cache"] == "maps"
     assert options["shard"] is False
     assert options["scale"] == "maxabs"
     assert reading(run())["shard"] is None

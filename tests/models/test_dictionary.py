@@ -18,7 +18,6 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sfb import MismatchError
 from sfb.models import DictionaryLearning, MiniBatchDictionaryLearning
-from sfb.models.coder import arrays_of
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
 
@@ -184,8 +183,8 @@ def test_codes_that_are_not_optimal(world):
 
 def test_what_a_model_file_holds(world):
     (mine,) = shard(world, digits())
-    arrays = arrays_of(DictionaryLearning(5, alpha=0.2, max_iter=1).fit(mine))
-    assert (arrays["kind"], arrays["alpha"], arrays["transform_algorithm"]) == ("dictionary", 0.2, "lasso_cd")
+    arrays = DictionaryLearning(5, alpha=0.2, max_iter=1).fit(mine)._contents()
+    assert (arrays["kind"], arrays["alpha"], arrays["split_sign"]) == ("dictionary", 0.2, False)
     assert arrays["components"].shape == (5, 64)
 
 

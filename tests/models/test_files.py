@@ -222,6 +222,32 @@ BROKEN = {
         lambda path: raw(path, LINEAR, coef=COEF, intercept=INTERCEPT, classes=THREE, scale_offset=np.ones(2)),
         "scale_factor",
     ),
+    "no labels of references": (
+        lambda path: raw(
+            path, LINEAR | {"kind": "nearest"}, components=COEF, references=np.ones((2, 3)), classes=THREE
+        ),
+        r"integers of shape \(2,\)",
+    ),
+    "a label beyond the classes": (
+        lambda path: raw(
+            path, LINEAR | {"kind": "nearest"}, components=COEF, references=np.eye(3), classes=THREE, labels=THREE + 1
+        ),
+        "from 0 to 2",
+    ),
+    "a limit": (
+        lambda path: raw(
+            path, LINEAR | {"kind": "factorization", "mean": 0, "rating_range": [5, 1]}, user_factors=COEF,
+            item_factors=COEF, user_biases=INTERCEPT, item_biases=INTERCEPT,
+        ),
+        "rating_range",
+    ),
+    "a prior": (
+        lambda path: raw(
+            path, LINEAR | {"kind": "lda", "mean_change_tol": 0.1, "max_doc_update_iter": 9}, components=COEF,
+            doc_topic_prior=INTERCEPT,
+        ),
+        "doc_topic_prior must be > 0",
+    ),
     "a penalty": (lambda path: raw(path, LINEAR | {"kind": "dictionary"}, components=COEF), "alpha"),
 }  # fmt: skip
 
@@ -308,6 +334,120 @@ def test_what_cannot_be_predicted_from(tmp_path, what):
     save(tmp_path / "m.npz", given(**LINEAR, coef=COEF, intercept=INTERCEPT, classes=THREE))
     with pytest.raises(ValueError, match=words):
         load(tmp_path / "m.npz").predict(make())
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_metric_learning(tmp_path, rng, labels, dtype):
+    x, kinds = samples(rng, dtype, 1.0), LABELS[labels]
+    y = kinds[rng.integers(0, len(kinds), SAMPLES)]
+    model = sfb.models.MetricLearning(3, max_iter=2, random_state=0).fit(x, y)
+    save(tmp_path / "m.npz", model)
+    loaded, new = load(tmp_path / "m.npz"), samples(rng, dtype, 1.0)
+    nearest = np.linalg.norm(model.transform(new)[:, np.newaxis] - model.references_[0], axis=2).argmin(axis=1)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    for form in FORMS.values():
+        np.testing.assert_allclose(loaded.transform(form(new)), model.transform(new), rtol=tolerance, atol=tolerance)
+        assert (loaded.predict(form(new)) == model.references_[1][nearest]).all()
+    assert np.mean(loaded.predict(new) == y) == pytest.approx(model.score(new, y))
+    save(tmp_path / "m.npz", sfb.models.MetricLearning(3, max_iter=1, store_references=False).fit(x, y))
+    assert not hasattr(load(tmp_path / "m.npz"), "predict")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"split_sign": True}, {"positive_code": True}, {"transform_alpha": 0.05}], ids=str
+)
+@pytest.mark.parametrize("name", ["DictionaryLearning", "MiniBatchDictionaryLearning"])
+def test_dictionary_learning(tmp_path, rng, name, settings):
+    x = samples(rng, fill=1.0)
+    model = getattr(sfb.models, name)(5, alpha=0.3, max_iter=3, random_state=0, **settings).fit(x)
+    save(tmp_path / "d.npz", model)
+    found, expected = load(tmp_path / "d.npz").transform(x, tol=1e-10), model.transform(x)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("algorithm", ["omp", "lasso_lars"])
+def test_a_dictionary_of_another_algorithm_is_refused(tmp_path, rng, algorithm):
+    model = sfb.models.DictionaryLearning(5, max_iter=1, transform_algorithm=algorithm).fit(samples(rng))
+    with pytest.raises(ModelError, match=f"lasso_cd.*not by '{algorithm}'"):
+        save(tmp_path / "d.npz", model)
+    save(tmp_path / "d.npz", model.set_params(transform_algorithm="lasso_cd"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["Lasso", "ElasticNet"])
+def test_lasso(tmp_path, rng, name, dtype):
+    x = samples(rng, dtype)
+    model = getattr(sfb.models, name)(alpha=0.01).fit(x, 7 + x @ np.arange(FEATURES))
+    save(tmp_path / "l.npz", model)
+    for form in FORMS.values():
+        found = load(tmp_path / "l.npz").predict(form(x))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, model.predict(x), rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+def ratings(rng):
+    """Return a matrix of ratings from 1 to 5; a user and an item have none."""
+    x = rng.integers(1, 6, (12, 9)) * (rng.random((12, 9)) < 0.5)
+    x[4], x[:, 5] = 0, 0
+    return sparse.csr_matrix(x.astype(float))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"rating_range": (1, 5)}, {"biases": False}, {"feedback": "implicit"}], ids=str
+)
+def test_matrix_factorization(tmp_path, rng, settings):
+    x = ratings(rng)
+    model = sfb.models.MatrixFactorization(3, random_state=0, tol=0, max_iter=4, **settings).fit(x)
+    save(tmp_path / "f.npz", model)
+    loaded = load(tmp_path / "f.npz")
+    users, items = np.arange(12)[:, np.newaxis], np.arange(9)
+    np.testing.assert_allclose(loaded.predict(users, items), model.predict(users, items), rtol=1e-12)
+    for user in range(12):
+        found, scores = loaded.recommend(user, 4, exclude=x[user].indices)
+        expected, values = model.recommend(user, 4, exclude=x)
+        assert found.tolist() == expected[np.isfinite(values)].tolist()
+        np.testing.assert_allclose(scores, values[np.isfinite(values)], rtol=1e-12)
+    for user, item in ((12, 0), (-1, 0), (0, 9), (0.5, 0)):
+        with pytest.raises(ValueError, match="must be a number from 0 to"):
+            loaded.predict(user, item)
+
+
+def test_names_of_users_and_items(tmp_path, rng):
+    model = sfb.models.MatrixFactorization(2, random_state=0, tol=0, max_iter=4).fit(ratings(rng))
+    users, items = np.array([f"user{i:02}" for i in range(12)]), np.arange(100, 109)
+    save(tmp_path / "f.npz", given(**model._contents(), users=users, items=items))
+    loaded = load(tmp_path / "f.npz")
+    np.testing.assert_allclose(loaded.predict(["user03", "user11"], 107), model.predict([3, 11], [7, 7]), rtol=1e-12)
+    found, _ = loaded.recommend("user03", 3, exclude=[100, 101])
+    assert set(found.tolist()) <= {*range(102, 109)}
+    assert len(found) == 3
+    for user, item in (("user12", 100), ("user03", 99), ("user03", 109), (3, 100)):
+        with pytest.raises(ValueError, match=r"knows no|the names of users are"):
+            loaded.predict(user, item)
+    with pytest.raises(ModelError, match="12 names in ascending order"):
+        save(tmp_path / "f.npz", given(**model._contents(), users=users[::-1]))
+
+
+def test_topics(tmp_path, rng):
+    counts = rng.poisson(0.7, (SAMPLES, 30))
+    counts[3] = 0
+    words = [f"word{i}" for i in range(30)]
+    model = sfb.models.LatentDirichletAllocation(4, max_iter=15, optimize_interval=5, random_state=0)
+    model.fit(counts, vocabulary=words)
+    save(tmp_path / "t.npz", model)
+    loaded = load(tmp_path / "t.npz")
+    for form in FORMS.values():
+        np.testing.assert_allclose(loaded.transform(form(counts.astype(float))), model.transform(counts), rtol=1e-9)
+    once = sparse.csr_array(counts.astype(float))
+    halves = SimpleNamespace(
+        indptr=2 * once.indptr, indices=np.repeat(once.indices, 2), data=np.repeat(once.data / 2, 2), shape=once.shape
+    )
+    np.testing.assert_allclose(loaded.transform(halves), model.transform(counts), rtol=1e-9)
+    assert loaded.top_words(3) == model.top_words(3)
+    with pytest.raises(ValueError, match="Negative values"):
+        loaded.transform(-counts)
 
 
 def test_a_support_vector_machine_has_no_probabilities(tmp_path, rng):

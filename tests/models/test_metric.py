@@ -15,7 +15,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from sfb import MismatchError
 from sfb.models import MetricLearning
-from sfb.models.mahalanobis import arrays_of
 
 pytestmark = pytest.mark.mpi
 
@@ -163,11 +162,11 @@ def test_components_to_start_from(world):
 
 def test_what_a_model_file_holds(world):
     metric = MetricLearning(5, max_iter=1, random_state=0).fit(*shard(world, *digits(4)))
-    arrays = arrays_of(metric)
-    assert arrays["kind"] == "metric"
+    arrays = metric._contents()
+    assert arrays["kind"] == "nearest"
     assert (arrays["components"].shape, arrays["references"].shape, len(arrays["labels"])) == ((5, 64), (300, 5), 300)
     metric = MetricLearning(5, max_iter=1, store_references=False).fit(*shard(world, *digits(4)))
-    assert set(arrays_of(metric)) == {"kind", "components"}
+    assert set(metric._contents()) == {"kind", "model", "components"}
 
 
 def test_one_class(world):
