@@ -283,7 +283,7 @@ def test_stale_training_converges_to_the_same_objective(world, sync):
 
 
 def test_a_store_without_staleness_takes_the_steps_of_one_process(world):
-    """With decay, which is part of one step for all ranks, and a schedule, whose rate holds from the first update on."""
+    """With decay, part of one step for all ranks, and a schedule, whose rate holds from the first update on."""
     options = {"optimizer": "sgd", "weight_decay": 0.1, "schedule": "linear", "lr": 0.1}
     _, _, found = fit(world, "mlp", sync="ssp:0", **options)
     _, _, theirs = alone("mlp", **options)
@@ -296,7 +296,7 @@ CONVERGING = {
     "mlr": {"lr": 0.5, "weight_decay": 0.05},
     "svm": {"lr": 0.3, "weight_decay": 0.05},
     "regression": {"lr": 0.3, "weight_decay": 0.02},
-    "dml": {"lr": 0.01, "weight_decay": 0.0, "options": {"components": FEATURES, "candidates": 1}},
+    "dml": {"lr": 0.005, "weight_decay": 0.0, "options": {"components": FEATURES, "candidates": 1}},
     "dictionary": {"lr": 0.3},
 }
 
@@ -304,7 +304,7 @@ CONVERGING = {
 @pytest.mark.parametrize("model", NAMES)
 def test_stale_training_converges_to_the_objective_of_every_model(world, model):
     """Within 1 %, with the penalty that decay stands for; where there is none, of the objective alone."""
-    options = {"optimizer": "sgd", "schedule": "linear", "epochs": 40, "batch_size": 30, **CONVERGING[model]}
+    options = {"optimizer": "sgd", "schedule": "linear", "epochs": 20, "batch_size": 30, **CONVERGING[model]}
     decay = options.get("weight_decay", 0.0)
 
     def minimum(trainer):
