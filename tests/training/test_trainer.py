@@ -296,7 +296,7 @@ CONVERGING = {
     "mlr": {"lr": 0.5, "weight_decay": 0.05},
     "svm": {"lr": 0.3, "weight_decay": 0.05},
     "regression": {"lr": 0.3, "weight_decay": 0.02},
-    "dml": {"lr": 0.005, "weight_decay": 0.0, "options": {"components": FEATURES, "candidates": 1}},
+    "dml": {"lr": 0.01, "batch_size": 75, "weight_decay": 0.0, "options": {"components": FEATURES, "candidates": 1}},
     "dictionary": {"lr": 0.3},
 }
 
