@@ -49,8 +49,8 @@ class Case:
 
 CASES = {
     "mlr": Case((1000, 20000), 0, 0.5, "momentum"),
-    "dml": Case((512, 4096), 10, 0.01, "sgd", "components"),
-    "dictionary": Case((1024, 4096), 10, 0.5, "sgd", "components"),
+    "dml": Case((512, 4096), 10, 0.001, "sgd", "components"),
+    "dictionary": Case((512, 8192), 10, 1.0, "sgd", "components"),
     "mlp": Case((2048, 784), 10, 0.05, "momentum", "hidden"),
 }
 
@@ -73,9 +73,9 @@ class Config:
     models: Sequence[str] = tuple(CASES)
     shapes: Sequence[tuple[int, int]] | None = None
     comms: Sequence[str] = ("mpi", "auto")
-    samples: int = 2048
+    samples: int = 768
     batch: int = 64
-    epochs: int = 2
+    epochs: int = 3
     repeats: int = 1
     seed: int = 0
 

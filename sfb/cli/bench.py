@@ -318,13 +318,13 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
               help="Any of mlr, a wide logistic regression; dml, metric learning; dictionary; mlp.")  # fmt: skip
 @click.option("--shapes", type=Shapes(),
               help="Rows and columns of the largest parameter of each.  "
-              "[default: 1000x20000,512x4096,1024x4096,2048x784]")  # fmt: skip
+              "[default: 1000x20000,512x4096,512x8192,2048x784]")  # fmt: skip
 @click.option("-a", "--comm", "comms", multiple=True,
               type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded"]),
               help="Time only this beside mpi; repeat it for several.  [default: auto]")  # fmt: skip
-@click.option("--samples", type=click.IntRange(2), default=2048, help="Made samples to learn from, of all ranks.")
+@click.option("--samples", type=click.IntRange(2), default=768, help="Made samples to learn from, of all ranks.")
 @click.option("--batch", type=click.IntRange(1), default=64, help="Examples of a step, of all ranks.")
-@click.option("--epochs", type=click.IntRange(1), default=2, help="Epochs of the run whose loss is the target.")
+@click.option("--epochs", type=click.IntRange(1), default=3, help="Epochs of the run whose loss is the target.")
 @click.option("-r", "--repeats", type=click.IntRange(1), default=1, help="Times that each case runs.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of samples and parameters.")
 @_output_options(plot=True)

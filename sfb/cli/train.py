@@ -15,7 +15,7 @@ from sfb.cli.fit import FITS
 from sfb.cli.groups import Grouped, config_option, group
 from sfb.files import write
 from sfb.models.network import ACTIVATIONS
-from sfb.models.registry import MODELS
+from sfb.models.registry import MODELS, Entry
 from sfb.training.config import COMMS, OPTIMIZERS
 from sfb.training.rates import SCHEDULES
 from sfb.units import parse_duration
@@ -69,19 +69,41 @@ def _model_options() -> Iterable[Any]:
         "activation": click.option(
             "--activation", type=click.Choice(ACTIVATIONS), help="Between layers.  [default: relu]"
         ),
-        "components": click.option("--components", type=click.IntRange(1), help="Rows of the matrix to learn."),
-        "alpha": click.option("--alpha", type=Finite(0), help="Penalty of the sparse codes."),
+        "components": click.option(
+            "--components", type=click.IntRange(1), help="Rows of the matrix to learn.  [default: 64]"
+        ),
+        "alpha": click.option("--alpha", type=Finite(0), help="Penalty of the sparse codes.  [default: 1]"),
         "candidates": click.option(
-            "--candidates", type=click.IntRange(1), help="The partner of a sample is the nearest of so many."
+            "--candidates",
+            type=click.IntRange(1),
+            help="The partner of a sample is the nearest of so many.  [default: 8]",
         ),
         "dissimilar_weight": click.option(
-            "--dissimilar-weight", type=Finite(0, min_open=True), help="Weight of pairs that are to be apart."
+            "--dissimilar-weight",
+            type=Finite(0, min_open=True),
+            help="Weight of pairs that are to be apart.  [default: 8]",
         ),
     }
     for name, option in options.items():
         takers = [model for model, entry in MODELS.items() if name in entry.options]
         if takers:
             yield _described(option, f"({', '.join(takers)})")
+
+
+def _by_model(name: str) -> str:
+    """Return the text of a default that depends on the model.
+
+    >>> from sfb.cli.train import _by_model
+    >>> _by_model("lr")
+    '0.05; 0.005 of dml, 0.1 of dictionary'
+    """
+    usual = getattr(Entry, name)
+    models: dict[Any, list[str]] = {}
+    for model, entry in MODELS.items():
+        if (own := getattr(entry, name)) != usual:
+            models.setdefault(own, []).append(model)
+    others = ", ".join(f"{value} of {' and '.join(names)}" for value, names in models.items())
+    return f"{usual}; {others}" if others else str(usual)
 
 
 def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
@@ -112,8 +134,8 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
     click.option("--batch-size", type=click.IntRange(1), default=64,
                  help="Examples of a step on all ranks together."),
     click.option("--optimizer", type=click.Choice(OPTIMIZERS),
-                 help="Update rule.  [default: momentum; sgd with --l1 or rows within a ball]"),
-    click.option("--lr", type=Finite(0, min_open=True), default=0.05, help="Learning rate."),
+                 help=f"Update rule.  [default: {_by_model('optimizer')}; sgd with --l1]"),
+    click.option("--lr", type=Finite(0, min_open=True), help=f"Learning rate.  [default: {_by_model('lr')}]"),
     click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
                  help="How the learning rate changes: in drops, to 0 by a cosine or linearly, or as 1/√step."),
     click.option("--warmup-steps", type=click.IntRange(0), default=0,

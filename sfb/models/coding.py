@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,9 @@ class Dictionary(Model):
         some = self._dense(x, rows[:, 0])
         return coding_loss(some, self.codes(some), self.atoms, self.alpha)
 
-    def score(self, x: Any, y: np.ndarray) -> tuple[float, float]:
+    def score(
+        self, x: Any, y: np.ndarray, references: Sequence[np.ndarray] = (), first: int = 0
+    ) -> tuple[float, float]:
         """Return ‖X‖² − ‖X − CA‖² and ‖X‖²."""
         left = total = 0.0
         for low in range(0, x.shape[0], _BLOCK):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Metric(Model):
     """
 
     measure = "1-NN accuracy, leave one out"
+    terms = 2  # a similar pair and a dissimilar one
 
     def __init__(
         self,
@@ -141,15 +142,22 @@ class Metric(Model):
         projected = (dense(x, chosen[:, 0]) - dense(x, chosen[:, 1])) @ self.components.T
         return float(pair_loss(projected, similar, self.dissimilar_weight)[0].sum())
 
-    def score(self, x: Any, y: np.ndarray) -> tuple[float, float]:
-        """Return how many samples have the label of the nearest of the others, and how many samples there are."""
-        z, right = self.transform(x), 0
-        squares = np.einsum("ij,ij->i", z, z)
-        for low in range(0, len(z) if len(z) > 1 else 0, _BLOCK):
+    def references(self, x: Any, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return samples as `transform` gives them, N×R, and their labels."""
+        return self.transform(x), y
+
+    def score(
+        self, x: Any, y: np.ndarray, references: Sequence[np.ndarray] = (), first: int = 0
+    ) -> tuple[float, float]:
+        """Return how many samples have the label of the nearest other reference, and how many samples there are."""
+        others, labels = references or self.references(x, y)
+        z, right = others[first : first + len(y)], 0
+        squares = np.einsum("ij,ij->i", others, others)
+        for low in range(0, len(z) if len(others) > 1 else 0, _BLOCK):
             mine = np.arange(low, min(low + _BLOCK, len(z)))
-            distances = squares - 2 * (z[mine] @ z.T)
-            distances[np.arange(len(mine)), mine] = np.inf
-            right += int(np.sum(y[distances.argmin(axis=1)] == y[mine]))
+            distances = squares - 2 * (z[mine] @ others.T)
+            distances[np.arange(len(mine)), first + mine] = np.inf
+            right += int(np.sum(labels[distances.argmin(axis=1)] == y[mine]))
         return float(right), float(len(z))
 
     def save(self) -> dict[str, Any]:

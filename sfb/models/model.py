@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,10 +43,12 @@ class Model(ABC):
     Attributes:
         parameters: The parameters, from the first layer to the last.
         measure: What `score` returns, for reports: "accuracy", "mean squared error", "1-NN accuracy", …
+        terms: Most rows of factors that an example adds to a gradient.
     """
 
     parameters: list[Parameter]
     measure: str
+    terms: int = 1
 
     @abstractmethod
     def initialise(self, x: Any, y: np.ndarray) -> None:
@@ -59,6 +61,8 @@ class Model(ABC):
 
     def examples(self, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return the samples of which each example of an epoch consists: N×M, int64; the trainer orders them.
+
+        A number below 0 stands for no sample.
 
         Args:
             y: The targets of the samples to learn from.
@@ -75,7 +79,7 @@ class Model(ABC):
         Args:
             x: The samples of this rank, N×D, dense or CSR.
             y: Their N targets.
-            rows: S×M: the samples of each example; S may be 0.
+            rows: S×M: the samples of each example, as `examples` numbers them; S may be 0.
             size: The number of examples of the batch, of all ranks.
 
         Returns:
@@ -88,9 +92,30 @@ class Model(ABC):
     def objective(self, x: Any, y: np.ndarray, rows: np.ndarray) -> float:
         """Return the sum of the losses of examples with the present parameters, without penalty; see `gradients`."""
 
+    def references(self, x: Any, y: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return arrays of N rows, with which `score` compares samples; none where a sample is scored by itself.
+
+        The trainer passes every rank the rows of all ranks' samples.
+
+        Args:
+            x: Samples to score, N×D, dense or CSR; N may be 0.
+            y: Their N targets.
+        """
+        return ()
+
     @abstractmethod
-    def score(self, x: Any, y: np.ndarray) -> tuple[float, float]:
-        """Return two sums over samples, N×D and N targets; the ratio of both over all ranks is the `measure`."""
+    def score(
+        self, x: Any, y: np.ndarray, references: Sequence[np.ndarray] = (), first: int = 0
+    ) -> tuple[float, float]:
+        """Return two sums over samples; the ratio of both over all ranks is the `measure`.
+
+        Args:
+            x: Samples, N×D, dense or CSR.
+            y: Their N targets.
+            references: What `references` returns of the samples of all ranks, in the order of ranks; () for these N
+                samples alone.
+            first: The row of the references that is sample 0 of ``x``.
+        """
 
     @abstractmethod
     def save(self) -> dict[str, Any]:

@@ -153,7 +153,9 @@ class Network(Model):
             total += float(losses.sum(dtype=np.float64))
         return total
 
-    def score(self, x: Any, y: np.ndarray) -> tuple[float, float]:
+    def score(
+        self, x: Any, y: np.ndarray, references: Sequence[np.ndarray] = (), first: int = 0
+    ) -> tuple[float, float]:
         """Return the samples whose class is right and all samples; or, of numbers, Σ error² and how many there are."""
         total = 0.0
         for part in _parts(np.arange(len(y))):

@@ -23,6 +23,8 @@ class Entry:
         options: Options of `sfb train` that the function takes.
         supervised: Whether the targets tell the number of outputs.
         objective: What the reports call the loss of an example.
+        lr: Learning rate where the user gives none.
+        optimizer: Update rule where the user gives none.
     """
 
     module: str
@@ -30,6 +32,8 @@ class Entry:
     options: tuple[str, ...] = ()
     supervised: bool = True
     objective: str = "cross-entropy"
+    lr: float = 0.05
+    optimizer: str = "momentum"
 
 
 class Registry(Mapping[str, Entry]):
@@ -79,6 +83,8 @@ MODELS = Registry(
             "distance metric learning by pairs of labelled samples",
             ("components", "dissimilar_weight", "candidates"),
             objective="loss of pairs",
+            lr=0.005,
+            optimizer="sgd",
         ),
         "dictionary": Entry(
             "sfb.models.coding",
@@ -86,6 +92,8 @@ MODELS = Registry(
             ("components", "alpha"),
             supervised=False,
             objective="½‖x − Aᵀc‖² + alpha·‖c‖₁",
+            lr=0.1,
+            optimizer="sgd",
         ),
     }
 )

@@ -85,7 +85,8 @@ class Epochs:
         """Return the samples of which each example of an epoch consists, N×M; of this rank's shard if it has one."""
         samples = self._samples
         seed = (self._seed, number, 1) if samples.whole else (self._seed, number, 1, self._world.rank)
-        return samples.rows[self._model.examples(samples.y[samples.rows], np.random.default_rng(seed))]
+        found = self._model.examples(samples.y[samples.rows], np.random.default_rng(seed))
+        return np.where(found < 0, found, samples.rows[found])
 
     def batches(self, number: int) -> Batches:
         """Return the batches of an epoch, from 1; collective."""

@@ -36,10 +36,10 @@ class Bulk(Synchronisation):
         world: The communicator that the user passed, whose Allreduce is MPI's.
         config: How to exchange.
         model: The model.
-        samples: Samples of this rank in a step, by which algorithms are chosen before the first.
+        examples: Examples of this rank in a step, by which algorithms are chosen before the first.
     """
 
-    def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, model: Model, samples: int) -> None:
+    def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, model: Model, examples: int) -> None:
         super().__init__(model)
         self._world, self._config = world, config
         self._first_of_node = comm.node.rank == 0
@@ -61,7 +61,7 @@ class Bulk(Synchronisation):
             self._exchange = MpiExchange(world, config.overlap)
         else:
             self._exchange = FactorExchange(comm, config.comm, config.overlap)
-            self._plan(comm, samples)
+            self._plan(comm, examples * model.terms)
         self._arrays = Tally()  # of gradients that are no factors
         self._array_seconds = 0.0
         self._steps = 0
@@ -72,7 +72,7 @@ class Bulk(Synchronisation):
         return self._rules
 
     def _plan(self, comm: sfb.Comm, samples: int) -> None:
-        """Choose algorithms and allocate buffers before the first step; collective."""
+        """Choose algorithms and allocate buffers for factors of so many rows before the first step; collective."""
         for parameter in self._model.parameters:
             (rows, columns), dtype = parameter.array.shape, parameter.array.dtype
             if rows > 1:

@@ -39,8 +39,9 @@ class Config:
         reading: Further arguments of `sfb.training.data.load`.
         epochs: Passes over the training data.
         batch_size: Examples of one step, of all ranks together.
-        lr: Learning rate.
-        optimizer: Update rule; None for "momentum", or "sgd" where rows are to stay within a ball or ``l1`` is set.
+        lr: Learning rate; None for that of the model (`sfb.models.registry.Entry`).
+        optimizer: Update rule; None for that of the model, or "sgd" where rows are to stay within a ball or ``l1`` is
+            set.
         momentum: Momentum of "momentum" and "nesterov".
         weight_decay: Weight decay, for parameters that decay.
         l1: Factor of the sum of magnitudes, for parameters that decay.
@@ -69,7 +70,7 @@ class Config:
     reading: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 5
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float | None = None
     optimizer: str | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -91,6 +92,11 @@ class Config:
     checkpoint_every: int | None = None
     keep: int = 2
     resume: bool = False
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, that of the model if none is given."""
+        return MODELS[self.model].lr if self.lr is None else self.lr
 
     def check(self) -> None:
         """Raise TrainingError if options do not go together."""
@@ -140,7 +146,7 @@ class Config:
                 f"{self.model} keeps rows within a ball by projected steps, which need --optimizer sgd, "
                 f"got {self.optimizer}"
             )
-        return self.optimizer or ("sgd" if bound or self.l1 else "momentum")
+        return self.optimizer or ("sgd" if bound or self.l1 else MODELS[self.model].optimizer)
 
     def rule(self, name: str, parameter: Parameter, parts: int = 1) -> sfb.optim.Optimizer:
         """Return the update rule of a parameter, not yet bound to it.
@@ -153,22 +159,22 @@ class Config:
         decay, l1 = (value / parts if parameter.decays else 0.0 for value in (self.weight_decay, self.l1))
         if parameter.radius is not None:
             bound: dict[str, Any] = {"radius": parameter.radius}
-            return sfb.optim.Proximal(lr=self.lr, l1=l1, l2=decay, **bound)
+            return sfb.optim.Proximal(lr=self.rate, l1=l1, l2=decay, **bound)
         if l1:
-            return sfb.optim.Proximal(lr=self.lr, l1=l1, l2=decay)
+            return sfb.optim.Proximal(lr=self.rate, l1=l1, l2=decay)
         if name in ("momentum", "nesterov"):
-            return sfb.optim.SGD(lr=self.lr, momentum=self.momentum, weight_decay=decay, nesterov=name == "nesterov")
+            return sfb.optim.SGD(lr=self.rate, momentum=self.momentum, weight_decay=decay, nesterov=name == "nesterov")
         rules: dict[str, Callable[..., sfb.optim.Optimizer]] = {
             "sgd": sfb.optim.SGD,
             "adam": sfb.optim.Adam,
             "adamw": sfb.optim.AdamW,
             "adagrad": sfb.optim.Adagrad,
         }
-        return rules[name](lr=self.lr, weight_decay=decay)
+        return rules[name](lr=self.rate, weight_decay=decay)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the options that a run which goes on from a checkpoint must share with the one that wrote it."""
-        kept: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in _KEPT} | {"lr": self.rate}
         kept["options"] = {
             name: list(value) if isinstance(value, tuple) else value for name, value in sorted(self.options.items())
         }

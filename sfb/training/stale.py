@@ -41,7 +41,9 @@ class Stale(Synchronisation):
         assert consistency is not None
         self._consistency = consistency
         name = config.rule_name(model)
-        self._unbound = {p.name: config.rule(name, p, world.size) for p in model.parameters}
+        # A store that orders updates takes one step for the sum of all ranks'; another takes one for each.
+        parts = 1 if consistency.ordered else world.size
+        self._unbound = {p.name: config.rule(name, p, parts) for p in model.parameters}
         # What the ranks hold where they meet. The rules are those of no store: they keep the state.
         self._held = {p.name: p.array for p in model.parameters}
         self._rules = {p.name: self._unbound[p.name].bind(p.array) for p in model.parameters}
@@ -73,7 +75,9 @@ class Stale(Synchronisation):
         stretch = Stretch(self._world.allreduce(done, MPI.MAX), float(sums[0]))
         stretch.note(sums[1:])
         if np.isfinite(stretch.loss) and self._world.allreduce(done < stretch.stop, MPI.LOR):
-            rest, _, _ = self._session(x, y, batches, done, stretch.stop, rate, None, tick)
+            # Ranks of a store need the same rate in the same clock, whichever steps they lack.
+            shift = self._world.allreduce(done, MPI.MIN) - done
+            rest, _, _ = self._session(x, y, batches, done, stretch.stop, lambda step: rate(step + shift), None, tick)
             stretch.loss += self._world.allreduce(rest)
         return stretch
 
@@ -96,6 +100,8 @@ class Stale(Synchronisation):
         model, total = self._model, 0.0
         flags = np.zeros(len(REASONS))
         with self._store() as store:
+            for parameter in model.parameters:  # the first read may already apply updates of faster ranks
+                store.optimizer(parameter.name).lr = rate(first)
             for step in range(first, stop):
                 began = perf_counter()
                 for parameter in model.parameters:

@@ -86,7 +86,7 @@ def train(
                 _save(world, model_file, model, dataset)
             return {
                 "format": 1,
-                "config": asdict(config),
+                "config": asdict(config) | {"lr": config.rate},
                 "environment": describe(world),
                 "measure": model.measure,
                 "steps_per_epoch": trainer.steps,
@@ -108,7 +108,9 @@ def _compare(world: MPI.Intracomm, config: Config) -> None:
 
 def _samples(world: MPI.Intracomm, dataset: Dataset) -> tuple[Samples, tuple[Any, np.ndarray]]:
     """Return the samples of this rank to learn from, and those to test on."""
-    mine = dataset.test if dataset.sharded else dataset.test[world.rank :: world.size]
+    mine = dataset.test
+    if not dataset.sharded:
+        mine = np.array_split(mine, world.size)[world.rank]
     y, test_y = dataset.y, dataset.test_y
     if not len(dataset.classes):  # targets of the precision of the features
         y, test_y = (targets.astype(np.float32, copy=False) for targets in (y, test_y))

@@ -141,7 +141,7 @@ class Trainer:
         self.steps = self._batches.steps
         self.total = self.steps * config.epochs
         self._schedule = Schedule(
-            config.schedule, config.lr, self.total, config.warmup_steps, config.drop, config.drop_every * self.steps
+            config.schedule, config.rate, self.total, config.warmup_steps, config.drop, config.drop_every * self.steps
         )
         self.position = Position()
         self.epochs: list[Epoch] = []
@@ -246,7 +246,10 @@ class Trainer:
     def score(self) -> float:
         """Return the model's measure on the samples to test on, of all ranks; NaN without any; collective."""
         x, y = self._test
-        sums = np.array(self.model.score(x, y) if len(y) else (0.0, 0.0))
+        parts = self._world.allgather(self.model.references(x, y))
+        references = tuple(map(np.concatenate, zip(*parts, strict=True)))
+        first = sum(len(part[0]) for part in parts[: self._world.rank]) if references else 0
+        sums = np.array(self.model.score(x, y, references, first) if len(y) else (0.0, 0.0))
         self._world.Allreduce(MPI.IN_PLACE, sums)
         return float(sums[0] / sums[1]) if sums[1] else float("nan")
 

@@ -10,7 +10,7 @@ from sfb import cli
 from sfb.bench import models as module
 from sfb.models import MODELS
 
-SMALL = {"samples": 300, "batch": 32, "epochs": 2, "repeats": 1}
+SMALL = {"samples": 300, "batch": 32, "epochs": 4, "repeats": 1}
 
 
 @pytest.mark.mpi

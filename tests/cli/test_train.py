@@ -218,6 +218,40 @@ def test_killed_and_resumed(tmp_path, ranks, model):
     assert not different
 
 
+def test_learning_rates_and_rules_depend_on_the_model(parse):
+    text = " ".join(CliRunner().invoke(module.train, ["--help"], terminal_width=200).output.split())
+    assert "Learning rate. [default: 0.05; 0.005 of dml, 0.1 of dictionary]" in text
+    assert "Update rule. [default: momentum; sgd of dml and dictionary; sgd with --l1]" in text
+    assert parse("dml")["lr"] is None
+
+
+@pytest.mark.parametrize("model", ["mlr", "svm", "dml", "dictionary"])
+def test_the_model_file_of_each_model(sfb, tmp_path, model):
+    """It predicts by `sfb predict`, or maps the samples."""
+    from sklearn.datasets import load_digits
+    from sklearn.neighbors import KNeighborsClassifier
+
+    file, values = tmp_path / "m.npz", tmp_path / "v.npy"
+    sfb("train", model, "--data", "digits", "--epochs", 3, "--model", file)
+    out, _ = sfb("predict", file, "digits", "-o", values)
+    assert out.startswith("1797 samples")
+    found = np.load(values)
+    x, y = load_digits(return_X_y=True)
+    x /= 16
+    with np.load(file) as arrays:
+        if model in ("mlr", "svm"):
+            assert float(re.search(r"accuracy ([\d.]+)", out)[1]) == pytest.approx(np.mean(found == y), abs=1e-4)
+            assert np.mean(found == y) > 0.9
+            np.testing.assert_array_equal(found, (x @ arrays["coef"].T + arrays["intercept"]).argmax(axis=1))
+        elif model == "dml":
+            np.testing.assert_allclose(found, x @ arrays["components"].T, rtol=1e-4, atol=1e-5)
+            assert KNeighborsClassifier(1).fit(found[::2], y[::2]).score(found[1::2], y[1::2]) > 0.95
+        else:
+            rest = x - found @ arrays["components"]
+            assert np.sum(rest**2) < 0.2 * np.sum(x**2)
+            assert np.mean(found != 0) < 0.3
+
+
 def test_the_model_file(sfb, tmp_path):
     files = pytest.importorskip("sfb.models.files")
     sfb("train", "mlp", *SMALL, "--model", tmp_path / "m.npz")

