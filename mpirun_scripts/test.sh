@@ -2,7 +2,7 @@
 # Run the tests: in one process, then under mpirun with 2, 3, 4 and 5 ranks.
 #
 # SFB_TEST_RANKS    numbers of ranks (default "2 3 4 5")
-# SFB_TEST_SECONDS  hard limit of each run (default 900)
+# SFB_TEST_SECONDS  hard limit of each run (default 1500)
 # SFB_MPI, SFB_VENV, SFB_PYTHON as _setup.sh says; arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
@@ -11,7 +11,7 @@ set_up models data onnx mcmc plot test
 cd "$root"
 logs=$(mktemp -d)
 trap 'stop_mpi; rm -rf "$logs"' EXIT
-limit=${SFB_TEST_SECONDS:-900}
+limit=${SFB_TEST_SECONDS:-1500}
 # BLAS and Numba at one thread a rank: the ranks fill the cores.
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 # The tests that start mpirun themselves use this one.
