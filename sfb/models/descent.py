@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 import sfb
+from sfb.models.collective import place, take
 from sfb.models.network import Network
 from sfb.models.ranks import Ranks
 
-__all__ = ["Descent", "batches", "weights_of_batches"]
+__all__ = ["Descent", "weights_of_batches"]
 
 
 class Descent:
@@ -40,7 +41,7 @@ class Descent:
             width = layer.bias.array.size
             layer.bias.array = flat[:, low : low + width]
             low += width
-            layer.weights.array = self._place(layer.weights.array)
+            layer.weights.array = place(self._ranks, layer.weights.array)
             self._rules[layer.weights.name] = rule.bind(layer.weights.array)
 
     def step(self, x: Any, y: np.ndarray, mine: np.ndarray, size: float, lr: float, **penalty: float) -> float:
@@ -65,12 +66,7 @@ class Descent:
                 continue
             rule = self._rules[parameter.name]
             _change(rule, lr=lr, **penalty)
-            if self._ranks.comm is not None:
-                self._ranks.comm.Allreduce(gradient, rule)
-            else:
-                rule.prepare(np.zeros)
-                rule.update(gradient.u, gradient.v, 0, rule.shape[0])
-                rule.end()
+            take(self._ranks, gradient, rule)
         if self._biases is not None:
             _change(self._biases, lr=lr)
             # The gradients come from the last layer on.
@@ -96,23 +92,12 @@ class Descent:
                 rule.steps = steps
             for key, array in zip(rule.states, arrays, strict=False):
                 own = array.astype(rule.dtype)
-                setattr(rule, key, own if name == "biases" else self._place(own))
+                setattr(rule, key, own if name == "biases" else place(self._ranks, own))
 
     def _all_rules(self) -> Iterator[tuple[str, sfb.optim.Optimizer]]:
         yield from self._rules.items()
         if self._biases is not None:
             yield "biases", self._biases
-
-    def _place(self, array: np.ndarray) -> np.ndarray:
-        """Return the array of a node's leader in memory that the ranks of the node share; collective."""
-        comm = self._ranks.comm
-        if comm is None:
-            return array
-        placed = comm.shared(array.shape, array.dtype)
-        if comm.node.rank == 0:
-            placed[:] = array
-        comm.Barrier()
-        return placed
 
 
 def _change(rule: sfb.optim.Optimizer, **settings: float) -> None:
@@ -120,24 +105,6 @@ def _change(rule: sfb.optim.Optimizer, **settings: float) -> None:
     for name, value in settings.items():
         if getattr(rule, name) != value:
             setattr(rule, name, value)
-
-
-def batches(order: np.ndarray, sizes: list[int], batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield this rank's part of each batch of an epoch, which may be empty, and the samples of all ranks in it.
-
-    A batch takes from each rank in proportion to its samples, so that all ranks end an epoch together.
-
-    Args:
-        order: This rank's samples, in the order in which the epoch takes them.
-        sizes: The number of samples of each rank.
-        batch: The samples of a batch, of all ranks.
-    """
-    steps = -(-sum(sizes) // batch)
-    for step in range(steps):
-        low, high = (len(order) * i // steps for i in (step, step + 1))
-        count = sum(size * (step + 1) // steps - size * step // steps for size in sizes)
-        if count:
-            yield order[low:high], count
 
 
 def weights_of_batches(ranks: Ranks, weights: np.ndarray, parts: list[tuple[np.ndarray, int]]) -> np.ndarray:

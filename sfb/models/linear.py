@@ -11,7 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 import sfb
-from sfb.models.descent import Descent, batches, weights_of_batches
+from sfb.models.collective import batches
+from sfb.models.descent import Descent, weights_of_batches
 from sfb.models.estimator import Classifier, Shard
 from sfb.models.network import Network
 from sfb.models.ranks import Ranks

@@ -15,7 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 import sfb
-from sfb.models.descent import Descent, batches, weights_of_batches
+from sfb.models.collective import batches
+from sfb.models.descent import Descent, weights_of_batches
 from sfb.models.estimator import Estimator, Number, Shard
 from sfb.models.network import ACTIVATIONS, Network, activate
 from sfb.models.ranks import Ranks

@@ -9,7 +9,8 @@ from oracle import assert_same_bits
 pytest.importorskip("sklearn")
 
 import sfb
-from sfb.models.descent import Descent, batches, weights_of_batches
+from sfb.models.collective import batches
+from sfb.models.descent import Descent, weights_of_batches
 from sfb.models.network import Network
 from sfb.models.ranks import Ranks
 
