@@ -16,6 +16,7 @@ from sfb.bench.engine import Benchmark, Column, Heading, Row
 from sfb.bench.factorization import SlowDescent, made_ratings
 from sfb.bench.lda import SlowSampler, made_corpus
 from sfb.models.alternating import Problem
+from sfb.models.compiling import load
 from sfb.models.gibbs import Options, Prior
 from sfb.models.ranks import Ranks
 from sfb.models.ratings import read
@@ -90,6 +91,7 @@ def _mf(stack: ExitStack, ranks: Ranks, config: Config, passes: int) -> _Case:
 
 
 MODELS = {"lda": _lda, "mf": _mf}
+KERNELS = {"lda": "gibbs", "mf": "factorization"}
 
 
 def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Row]:
@@ -103,6 +105,7 @@ def _rows(world: MPI.Intracomm, config: Config, heading: Heading) -> Iterator[Ro
         for passes in config.passes:
             with ExitStack() as stack:
                 ranks = stack.enter_context(Ranks(world))
+                load(ranks, KERNELS[model], "bench slow")
                 sweep, objective, extra = MODELS[model](stack, ranks, config, passes)
                 seconds, number = 0.0, 0
                 while seconds < config.seconds:

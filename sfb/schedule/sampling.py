@@ -156,22 +156,29 @@ class Priority(Schedule):
     def select(self) -> np.ndarray:
         """Return independent variables, the most urgent first."""
         drawn = self._draw()
-        related = np.abs(self._correlation(drawn))
-        if related.shape != (len(drawn), len(drawn)):
-            raise ValueError(f"correlation of {len(drawn)} variables returned shape {related.shape}")
+        # Correlations cost the square of their number: those of further candidates are wanted only if some are refused.
+        kept = self._independent(drawn[:0], drawn[: self._width])
+        return self._independent(kept, drawn[self._width :]) if len(kept) < self._width < len(drawn) else kept
+
+    def _independent(self, kept: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Return the variables kept so far and the candidates that depend on none kept, in their order."""
+        both = np.concatenate((kept, candidates))
+        related = np.abs(self._correlation(both))
+        if related.shape != (len(both), len(both)):
+            raise ValueError(f"correlation of {len(both)} variables returned shape {related.shape}")
         # A correlation that is NaN, of a constant variable, is none below the threshold.
         free = related < self._threshold
-        allowed = np.ones(len(drawn), bool)  # those that depend on none kept
-        kept: list[int] = []
-        for i in range(len(drawn)):
-            if len(kept) == self._width:
+        chosen = list(range(len(kept)))
+        allowed = free[chosen].all(axis=0)  # those that depend on none kept
+        for i in range(len(kept), len(both)):
+            if len(chosen) == self._width:
                 break
             if allowed[i]:
-                kept.append(i)
+                chosen.append(i)
                 allowed &= free[i]
             else:
                 self.refused += 1
-        return drawn[kept]
+        return both[chosen]
 
     def feedback(self, selected: np.ndarray, changes: np.ndarray) -> None:
         """Take by how much each selected variable has changed."""
