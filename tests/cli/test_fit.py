@@ -14,27 +14,11 @@ from jobs import mpirun, needs_mpirun
 
 pytest.importorskip("sklearn")
 
-from sfb import cli
 from sfb.cli import train as module
 from sfb.cli.fit import FITS
 from sfb.models import load
 
 RATINGS = "".join(f"{u},{i},{1 + (u * i) % 5}\n" for u in range(9) for i in range(7) if (u + i) % 3)
-
-
-@pytest.fixture
-def sfb(monkeypatch, capsys):
-    """Return a function that runs the command in this process, and returns its output and its error output."""
-    pytest.importorskip("mpi4py.MPI")
-
-    def sfb(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["sfb", *map(str, arguments)])
-        found = cli.run()
-        out, err = capsys.readouterr()
-        assert found == code, out + err
-        return out, err
-
-    return sfb
 
 
 @pytest.mark.parametrize("name", FITS)

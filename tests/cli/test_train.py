@@ -20,26 +20,10 @@ from kill_and_resume import Trials
 
 pytest.importorskip("sklearn")
 
-from sfb import cli
 from sfb.cli import train as module
 from sfb.training.checkpoint import Folder, read
 
 SMALL = ("--data", "digits", "--epochs", 2, "--hidden", "20,20")
-
-
-@pytest.fixture
-def sfb(monkeypatch, capsys):
-    """Return a function that runs the command in this process, and returns its output and its error output."""
-    pytest.importorskip("mpi4py.MPI")
-
-    def sfb(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["sfb", *map(str, arguments)])
-        found = cli.run()
-        out, err = capsys.readouterr()
-        assert found == code, out + err
-        return out, err
-
-    return sfb
 
 
 @pytest.fixture
