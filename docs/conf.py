@@ -1,0 +1,109 @@
+"""Settings of the site; `mpirun_scripts/docs.sh` builds it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+# Ranks are started by mpirun, not by the build: one thread, and no launcher of the shell that runs it.
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+from inventories import write_inventories  # noqa: E402
+from reference import write_pages  # noqa: E402
+
+from sfb import __version__  # noqa: E402
+
+project = "sfb"
+author = "the sfb authors"
+copyright = f"2026, {author}"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_click",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["examples", "_ext", "_inventories"]
+# Pages of features that a checkout may lack: the patterns of the tables of contents find those that exist.
+suppress_warnings = ["toc.empty_glob"]
+default_role = "py:obj"  # names in single backticks of docstrings
+
+# Markdown
+myst_enable_extensions = ["attrs_inline", "colon_fence"]
+myst_heading_anchors = 4
+
+# Reference: a page for each public package, a page for each public name.
+write_pages(HERE / "reference")
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "object,BaseException,tuple,Intracomm,Request,BaseEstimator,Mapping",
+}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # Args: says what arguments are, shapes and dtypes included
+python_maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Names of other projects, by inventories in the tree: the build needs no network.
+intersphinx_mapping = write_inventories(HERE / "_inventories", HERE.parent / "build" / "inventories")
+
+# Gallery: the programs run under mpirun, which `docs.sh --examples` does; the build shows what they printed and drew.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"(?!)",
+    "ignore_pattern": r"models\.py",  # draws the figures of the pages about models
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1e9,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"sfb {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "logo": {"text": "sfb"},
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+    "navigation_depth": 3,
+    "show_prev_next": True,
+    "footer_start": ["copyright"],
+    "footer_end": ["theme-version"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars = {"index": [], "benchmarks": []}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: object) -> None:
+    """Leave members out that packages below put into our classes."""
+    app.connect("autodoc-skip-member", _skip)  # type: ignore[attr-defined]
+
+
+def _skip(app: object, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Return True for methods of scikit-learn and mpi4py, whose docstrings refer to pages of theirs."""
+    module = getattr(member, "__module__", None) or ""
+    foreign = module.split(".")[0] in ("sklearn", "mpi4py", "torch")
+    return True if foreign or (name.startswith("set_") and name.endswith("_request")) else None
