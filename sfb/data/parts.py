@@ -49,6 +49,11 @@ class Part:
             labels.
         notes: What the user should know.
         folder: Folder for memory maps; None where there is no cache.
+
+    >>> import sfb.data
+    >>> part = sfb.data.read_part(sfb.data.describe("digits"), 1, 4)
+    >>> part.rows, part.width, sorted(part.distinct.tolist())
+    (449, 64, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
     rows: int
@@ -105,6 +110,11 @@ def read(
 
     Raises:
         DataError: There is no such data, or it cannot be read or trained on.
+
+    >>> import sfb.data
+    >>> x, y = sfb.data.read("digits")
+    >>> x.shape, x.dtype, y[:3]
+    ((1797, 64), dtype('float32'), array([0, 1, 2]))
     """
     described = describe(
         source, zero_based=zero_based, features=features, labels=labels, targets=targets, labelled=labelled
@@ -145,6 +155,11 @@ def read_part(source: Source, part: int = 0, parts: int = 1, *, cache: Path | No
     >>> part = sfb.data.read_part(source, 1, 3)
     >>> part.x().shape, part.distinct[part.labels[:4]]
     ((599, 64), array([3, 2, 1, 7]))
+
+    >>> import sfb.data
+    >>> source = sfb.data.describe("digits")
+    >>> [sfb.data.read_part(source, part, 4).rows for part in range(4)]
+    [449, 449, 449, 450]
     """
     direct = source.mapped(part, parts)
     if direct is not None:

@@ -18,6 +18,16 @@ class Schedule(ABC):
 
     Attributes:
         variables: The number of variables n.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Schedule
+    >>> class Even(Schedule):
+    ...     variables = 6
+    ...
+    ...     def select(self):
+    ...         return np.arange(0, 6, 2)
+    >>> Even().select()
+    array([0, 2, 4])
     """
 
     variables: int
@@ -61,6 +71,11 @@ class Random(Schedule):
         variables: The number of variables.
         width: The number of variables of a round; all of them if there are fewer.
         seed: The seed, the same on all ranks.
+
+    >>> from sfb.schedule import Random
+    >>> schedule = Random(100, 3, seed=0)
+    >>> len(set(schedule.select().tolist()))
+    3
     """
 
     def __init__(self, variables: int, width: int, *, seed: int = 0) -> None:

@@ -68,6 +68,13 @@ class Handle:
         optimizer: The optimizer.
         comm: The communicator of the ranks.
         fused: Whether weights of linear layers are updated without forming their gradients.
+
+    >>> import torch, sfb.torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> handle = sfb.torch.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> handle.model is model
+    True
+    >>> handle.detach()
     """
 
     def __init__(
