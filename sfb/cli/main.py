@@ -15,6 +15,7 @@ from sfb._version import __version__
 from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, examples, load_mpi, start
 from sfb.cli.doctor import doctor, info
+from sfb.cli.letters import HANDLER
 from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.cli.train import compare, train
@@ -32,7 +33,7 @@ def run() -> int:
     """Run the command line, and return the exit code; what ends one rank of a job ends all."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # not every encoding has × and λ
+            stream.reconfigure(errors=HANDLER)  # not every encoding has × and λ
     try:
         return _run()
     except (click.Abort, KeyboardInterrupt):

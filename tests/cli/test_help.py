@@ -24,9 +24,9 @@ COMMANDS = dict(commands(cli)) | {("sfb", "train", name): command for name, comm
 def examples(path, command):
     """Return the words of each example at the end of a command's help, from "sfb" on."""
     context = click.Context(command, info_name=" ".join(path), max_content_width=100)
-    _, _, end = command.get_help(context).partition("Example")
-    lines = [line.split("  #")[0] for line in end.splitlines() if re.match(r"  \S.* ?sfb ", f"{line} ")]
-    return [words[words.index("sfb") :] for words in map(shlex.split, lines)]
+    end = re.split(r"^Examples?:$", command.get_help(context), flags=re.MULTILINE)[-1]
+    lines = [shlex.split(line, comments=True) for line in end.splitlines()]
+    return [words[words.index("sfb") :] for words in lines if "sfb" in words]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -34,15 +34,10 @@ def test_help_ends_with_examples_that_parse(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("n2.json", "n4.json", "mpi.json", "auto.json", "model.npz"):  # files that examples read
         (tmp_path / name).touch()
-    found = examples(path, COMMANDS[path])
-    assert found
-    for words in found:
+    assert examples(path, COMMANDS[path])
+    for words in examples(path, COMMANDS[path]):
         assert tuple(words[: len(path)]) == path
-        command, context = cli, None
-        rest = words[1:]
-        while True:  # as click does it, but the command is not called
-            context = command.make_context(command.name, list(rest), parent=context)
-            if not isinstance(context.command, click.Group):
-                break
-            rest = [*context._protected_args, *context.args]
-            command, rest = context.command.commands[rest[0]], rest[1:]
+        command, rest = cli, words[1:]
+        while isinstance(command, click.Group):
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(command.name, rest)  # raises if an option does not exist
