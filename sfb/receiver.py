@@ -163,6 +163,12 @@ class Optimizer(Receiver):
     Raises:
         TypeError: ``param`` is not a NumPy array of float32 or float64, or a setting is unknown.
         ValueError: ``param`` cannot be updated in place, or a setting is not what it must be.
+
+    >>> import numpy as np
+    >>> import sfb
+    >>> rule = sfb.optim.SGD(lr=0.5)  # a rule alone
+    >>> isinstance(rule, sfb.optim.Optimizer), rule.lr
+    (True, 0.5)
     """
 
     hyperparameters: tuple[str, ...] = ()

@@ -77,7 +77,15 @@ def _table(heading: str, names: Any, section: str, module: str = "") -> list[str
         for name in names:
             lines += [f".. autodata:: {name}", "   :no-value:", ""]
         return lines
-    return [*lines, ".. autosummary::", "   :toctree: generated", "   :nosignatures:", "", *(f"   {n}" for n in names), ""]
+    return [
+        *lines,
+        ".. autosummary::",
+        "   :toctree: generated",
+        "   :nosignatures:",
+        "",
+        *(f"   {n}" for n in names),
+        "",
+    ]
 
 
 def _write(path: Path, text: str) -> None:

@@ -315,9 +315,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
         raise Failure(str(error)) from error
 
 
-@bench.command(
-    "consistency", epilog=examples("mpirun -n 4 sfb bench consistency --steps 300 --plot consistency.png")
-)
+@bench.command("consistency", epilog=examples("mpirun -n 4 sfb bench consistency --steps 300 --plot consistency.png"))
 @click.option("--data", default="mnist", help="What to learn, as in sfb train.")
 @click.option("--modes", type=Names(), default="bsp,ssp:1,ssp:3,ssp:10,asp", help="Any of bsp, ssp:S and asp.")
 @click.option("--priority", "priorities", type=Names(), default="fifo",

@@ -16,7 +16,9 @@ __all__ = ["topology"]
 
 @click.command(
     cls=Single,
-    epilog=examples("sfb topology halton 64 --plot halton.png", "sfb topology halton,exponential,ring 8:1024 -J graphs.json"),
+    epilog=examples(
+        "sfb topology halton 64 --plot halton.png", "sfb topology halton,exponential,ring 8:1024 -J graphs.json"
+    ),
 )
 @click.argument("names", metavar="NAME[,NAME...]", type=Names())
 @click.argument("sizes", metavar="RANKS", type=Sizes(1))

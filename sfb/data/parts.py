@@ -146,6 +146,9 @@ def read_part(source: Source, part: int = 0, parts: int = 1, *, cache: Path | No
         cache: Folder in which the features become memory maps, so that memory holds a block of samples at a time. A
             later call with the same arguments finds them there, unless the file has changed.
 
+    Returns:
+        The samples of the part, and their labels.
+
     Raises:
         DataError: The part cannot be read or trained on, or takes more than 2³¹ − 1 values in CSR form.
         OSError: The cache cannot be written.
@@ -155,11 +158,6 @@ def read_part(source: Source, part: int = 0, parts: int = 1, *, cache: Path | No
     >>> part = sfb.data.read_part(source, 1, 3)
     >>> part.x().shape, part.distinct[part.labels[:4]]
     ((599, 64), array([3, 2, 1, 7]))
-
-    >>> import sfb.data
-    >>> source = sfb.data.describe("digits")
-    >>> [sfb.data.read_part(source, part, 4).rows for part in range(4)]
-    [449, 449, 449, 450]
     """
     direct = source.mapped(part, parts)
     if direct is not None:

@@ -33,6 +33,9 @@ class Costs:
 
     Attributes:
         values: Seconds of each block; 0 for a block that nobody has measured.
+
+    Raises:
+        ValueError: There is no block, or ``memory`` is out of range.
     """
 
     def __init__(self, blocks: int, *, memory: float = 0.5) -> None:

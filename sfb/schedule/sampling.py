@@ -97,6 +97,9 @@ class StaticBlocks(Schedule):
 
     Args:
         blocks: The variables of each block. Together the blocks hold every number from 0 up to their count once.
+
+    Raises:
+        ValueError: The blocks do not.
     """
 
     def __init__(self, blocks: Sequence[Sequence[int] | np.ndarray]) -> None:
@@ -144,6 +147,9 @@ class Priority(Schedule):
         changes: The last change of each variable; infinite for one that no round has chosen yet, and such variables
             come first.
         refused: Candidates that were refused so far, since they depended on one kept.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(

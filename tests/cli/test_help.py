@@ -24,7 +24,7 @@ COMMANDS = dict(commands(cli)) | {("sfb", "train", name): command for name, comm
 def examples(path, command):
     """Return the words of each example at the end of a command's help, from "sfb" on."""
     context = click.Context(command, info_name=" ".join(path), max_content_width=100)
-    end = re.split(r"^Examples?:$", command.get_help(context), flags=re.MULTILINE)[-1]
+    end = re.split(r"^ *Examples?:$", command.get_help(context), flags=re.MULTILINE)[-1]
     lines = [shlex.split(line, comments=True) for line in end.splitlines()]
     return [words[words.index("sfb") :] for words in lines if "sfb" in words]
 
