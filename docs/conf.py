@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
@@ -34,9 +35,8 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["examples", "_ext", "_inventories"]
-# Pages of features that a checkout may lack: the patterns of the tables of contents find those that exist.
-suppress_warnings = ["toc.empty_glob"]
+exclude_patterns = ["examples", "_ext", "_inventories", "_templates"]
+templates_path = ["_templates"]
 default_role = "py:obj"  # names in single backticks of docstrings
 
 # Markdown
@@ -47,10 +47,6 @@ myst_heading_anchors = 4
 write_pages(HERE / "reference")
 autosummary_generate = True
 autosummary_ignore_module_all = False
-autodoc_default_options = {
-    "members": True,
-    "inherited-members": "object,BaseException,tuple,Intracomm,Request,BaseEstimator,Mapping",
-}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Args: says what arguments are, shapes and dtypes included
 python_maximum_signature_line_length = 80
@@ -97,12 +93,24 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-def setup(app: object) -> None:
-    """Leave members out that packages below put into our classes."""
-    app.connect("autodoc-skip-member", _skip)  # type: ignore[attr-defined]
+# Pages of features that a checkout may lack.
+OPTIONAL = ("compatibility", "elastic", "reliability", "slurm", "trace")
 
 
-def _skip(app: object, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+def setup(app: Any) -> None:
+    """Connect what changes members and tables of contents."""
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("source-read", _leave_out)
+
+
+def _leave_out(app: Any, name: str, source: list[str]) -> None:
+    """Leave pages that are not there out of tables of contents."""
+    for page in OPTIONAL:
+        if not (HERE / f"{page}.md").is_file():
+            source[0] = source[0].replace(f"\n/{page}\n", "\n")
+
+
+def _skip(app: Any, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
     """Return True for methods of scikit-learn and mpi4py, whose docstrings refer to pages of theirs."""
     module = getattr(member, "__module__", None) or ""
     foreign = module.split(".")[0] in ("sklearn", "mpi4py", "torch")

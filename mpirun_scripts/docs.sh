@@ -27,7 +27,7 @@ example() {
     echo "== mpirun -n $ranks python -m mpi4py $name.py $*"
     {
         echo "$ mpirun -n $ranks python -m mpi4py $name.py${*:+ $*}"
-        run_mpi 300 "$ranks" "$bin/python" -m mpi4py "docs/examples/$name.py" --plot "$output/$name.png" "$@"
+        run_mpi 900 "$ranks" "$bin/python" -m mpi4py "docs/examples/$name.py" --plot "$output/$name.png" "$@"
     } >"$output/$name.new"
     mv "$output/$name.new" "$output/$name.txt"
 }

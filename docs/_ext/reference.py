@@ -17,9 +17,24 @@ INTERNAL = ("sfb.cli", "sfb.collectives", "sfb.doctor")
 # Public modules that are no packages.
 MODULES = ("sfb.optim",)
 # What public functions return, beside the names that packages export.
-RETURNED = {"sfb": ("sfb.tuning.plan.Plan", "sfb.store.store.Stats"), "sfb.topology": ("sfb.topology.graph.Circulant",)}
+RETURNED = {
+    "sfb": ("sfb.tuning.plan.Plan", "sfb.store.store.Stats"),
+    "sfb.topology": ("sfb.topology.graph.Circulant",),
+}
 # Packages that need PyTorch.
 OPTIONAL = {"sfb.torch": "torch", "sfb.models": "sklearn"}
+
+# What constants are; autodoc would show the docstring of their type.
+CONSTANTS = {
+    "sfb.data.SCALES": "The kinds of scale that `fit_scaler` takes.",
+    "sfb.data.SOURCES": "What `describe` takes, in words, for messages.",
+    "sfb.kernels.ARRAY_STAGES": "Modules that collectives of plain arrays need, as `STAGES`.",
+    "sfb.kernels.HALF_STAGES": "Modules that 16 bits on the wire need beside `STAGES`.",
+    "sfb.kernels.SPARSE_STAGES": "Modules that sparse factors need beside `STAGES`.",
+    "sfb.kernels.STAGES": "Modules to compile, stage by stage; those of a stage do not need each other.",
+    "sfb.models.MODELS": "The models of ``sfb train`` by name; ``MODELS.build(name, features, outputs)`` returns one.",
+    "sfb.topology.NAMES": "Functions that return a graph of so many ranks, by the names that `create` takes.",
+}
 
 TITLES = {"classes": "Classes", "functions": "Functions", "exceptions": "Exceptions", "data": "Constants"}
 
@@ -56,26 +71,27 @@ def write_pages(folder: Path) -> None:
     for package in packages():
         module = import_module(package)
         title = f"``{package}``"
-        lines = [title, "=" * len(title), "", f".. automodule:: {package}", "   :no-members:", ""]
+        lines = [title, "=" * len(title), "", f".. automodule:: {package}", ""]
         sections: dict[str, list[str]] = {}
         for name, value in public_names(package).items():
             sections.setdefault(kind(value), []).append(name)
         for section, heading in TITLES.items():
             if section in sections:
                 lines += _table(heading, sorted(sections[section], key=str.lower), section, package)
-        if package in RETURNED:
-            lines += _table("What calls return", RETURNED[package], "classes")
+        for name in RETURNED.get(package, ()):
+            home, _, own = name.rpartition(".")
+            heading = "What calls return" if name == RETURNED[package][0] else ""
+            lines += _table(heading, (own,), "classes", home)
         _write(folder / f"{module.__name__}.rst", "\n".join(lines) + "\n")
 
 
-def _table(heading: str, names: Any, section: str, module: str = "") -> list[str]:
+def _table(heading: str, names: Any, section: str, module: str) -> list[str]:
     """Return a section that lists names, with a page for each; constants stand on the page itself."""
-    lines = [heading, "-" * len(heading), ""]
-    if module:
-        lines += [f".. currentmodule:: {module}", ""]
+    lines = [heading, "-" * len(heading), ""] if heading else []
+    lines += [f".. currentmodule:: {module}", ""]
     if section == "data":
         for name in names:
-            lines += [f".. autodata:: {name}", "   :no-value:", ""]
+            lines += [f".. py:data:: {name}", "", f"   {CONSTANTS[f'{module}.{name}']}", ""]
         return lines
     return [
         *lines,

@@ -121,7 +121,7 @@ class Priority(Schedule):
     """Variables that have changed most, drawn so that none depends much on another (STRADS, EuroSys 2016, section 3).
 
     Candidates are drawn with probability ∝ (last change)² + ε. In the order in which they are drawn, a candidate is
-    kept if its |correlation| with every one kept so far is below the threshold. Updating such variables at the same
+    kept if its absolute correlation with every one kept so far is below the threshold. Updating such variables at the same
     time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel Coordinate
     Descent for L1-Regularized Loss Minimization", ICML 2011).
 
@@ -137,7 +137,7 @@ class Priority(Schedule):
         width: Most variables of a round.
         correlation: Function that returns the correlations of some variables with each other, a c×c array for c
             variables, the same on all ranks; every rank calls it in the same rounds.
-        threshold: The |correlation| below which two variables may be updated together.
+        threshold: The absolute correlation below which two variables may be updated together.
         epsilon: The ε of the probability, relative to the mean square of the changes: the part of rounds that goes to
             variables which have not changed.
         candidates: The number of candidates for each variable of a round.
