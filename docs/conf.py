@@ -57,7 +57,7 @@ napoleon_use_rtype = False
 # Names of other projects, by inventories in the tree: the build needs no network.
 intersphinx_mapping = write_inventories(HERE / "_inventories", HERE.parent / "build" / "inventories")
 
-# Gallery: the programs run under mpirun, which `docs.sh --examples` does; the build shows what they printed and drew.
+# Gallery: the programs run under mpirun, which `docs.sh --examples` does; the build shows what they printed and drew then.
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
@@ -93,6 +93,13 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
+# Pictures of gallery programs that other pages show, too.
+PICTURES = {
+    "dictionary_learning": "models/dictionary_learning.png",
+    "metric_learning": "models/metric_learning.png",
+    "ratings": "models/matrix_factorization.png",
+    "topics": "models/lda.png",
+}
 # Pages of features that a checkout may lack.
 OPTIONAL = ("compatibility", "elastic", "reliability", "slurm", "trace")
 
@@ -101,6 +108,7 @@ def setup(app: Any) -> None:
     """Connect what changes members and tables of contents."""
     app.connect("autodoc-skip-member", _skip)
     app.connect("source-read", _leave_out)
+    app.connect("source-read", _show_output)
 
 
 def _leave_out(app: Any, name: str, source: list[str]) -> None:
@@ -108,6 +116,24 @@ def _leave_out(app: Any, name: str, source: list[str]) -> None:
     for page in OPTIONAL:
         if not (HERE / f"{page}.md").is_file():
             source[0] = source[0].replace(f"\n/{page}\n", "\n")
+
+
+def _show_output(app: Any, name: str, source: list[str]) -> None:
+    """Show below a program of the gallery what it printed and drew when `docs.sh --examples` last ran it."""
+    folder, _, program = name.rpartition("/")
+    if folder != "gallery" or not (HERE / "examples" / f"{program}.py").is_file():
+        return
+    text, picture = f"examples/output/{program}.txt", f"examples/output/{program}.png"
+    how, below = "What it drew", ""
+    if not (HERE / picture).is_file() and program in PICTURES:
+        picture = PICTURES[program]
+        how = f"What it drew with the options that :doc:`/{picture.removesuffix('.png')}` names"
+    if (HERE / text).is_file():
+        below += f".. rubric:: What it printed\n\n.. literalinclude:: /{text}\n   :language: none\n\n"
+    if (HERE / picture).is_file():
+        below += f".. rubric:: {how}\n\n.. image:: /{picture}\n\n"
+    code, mark, links = source[0].partition(f".. _sphx_glr_download_gallery_{program}.py:")
+    source[0] = code + below + mark + links
 
 
 def _skip(app: Any, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:

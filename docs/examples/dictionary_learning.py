@@ -93,12 +93,4 @@ def draw(path, model, x, codes):
 if __name__ == "__main__":
     main()
 
-# sphinx_gallery_thumbnail_path = "examples/output/dictionary_learning.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/dictionary_learning.txt
-#    :language: none
-#
-# .. image:: /examples/output/dictionary_learning.png
+# sphinx_gallery_thumbnail_path = "models/dictionary_learning.png"

@@ -46,13 +46,3 @@ if world.rank == 0 and options.plot:
         axes.set_title(f"{y_test[i]} taken for {found[i]}", fontsize=8)
         axes.set_axis_off()
     figure.savefig(options.plot, dpi=100)
-
-# sphinx_gallery_thumbnail_path = "examples/output/estimators.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/estimators.txt
-#    :language: none
-#
-# .. image:: /examples/output/estimators.png

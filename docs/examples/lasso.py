@@ -43,13 +43,3 @@ if world.rank == 0:
         axes.set(xscale="log", xlabel="alpha", ylabel="coefficient")
         axes.legend()
         figure.savefig(options.plot, dpi=100)
-
-# sphinx_gallery_thumbnail_path = "examples/output/lasso.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/lasso.txt
-#    :language: none
-#
-# .. image:: /examples/output/lasso.png

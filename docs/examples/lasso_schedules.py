@@ -140,11 +140,3 @@ if __name__ == "__main__":
     main()
 
 # sphinx_gallery_thumbnail_path = "examples/output/lasso_schedules.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/lasso_schedules.txt
-#    :language: none
-#
-# .. image:: /examples/output/lasso_schedules.png

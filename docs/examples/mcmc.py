@@ -57,11 +57,3 @@ if MPI.COMM_WORLD.rank == 0:
         figure.savefig(options.plot, dpi=100)
 
 # sphinx_gallery_thumbnail_path = "examples/output/mcmc.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/mcmc.txt
-#    :language: none
-#
-# .. image:: /examples/output/mcmc.png

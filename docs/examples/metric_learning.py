@@ -92,12 +92,4 @@ def draw(options, euclid, learned, principal):
 if __name__ == "__main__":
     main()
 
-# sphinx_gallery_thumbnail_path = "examples/output/metric_learning.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/metric_learning.txt
-#    :language: none
-#
-# .. image:: /examples/output/metric_learning.png
+# sphinx_gallery_thumbnail_path = "models/metric_learning.png"

@@ -95,13 +95,3 @@ if world.rank == 0:
         axes.grid(alpha=0.3)
         figure.savefig(arguments.plot, dpi=100)
 handle.detach()
-
-# sphinx_gallery_thumbnail_path = "examples/output/pytorch_digits.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/pytorch_digits.txt
-#    :language: none
-#
-# .. image:: /examples/output/pytorch_digits.png

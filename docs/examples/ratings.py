@@ -62,12 +62,4 @@ if "--plot" in sys.argv and world.rank == 0:
     axes.legend()
     figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
 
-# sphinx_gallery_thumbnail_path = "examples/output/ratings.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/ratings.txt
-#    :language: none
-#
-# .. image:: /examples/output/ratings.png
+# sphinx_gallery_thumbnail_path = "models/matrix_factorization.png"

@@ -56,11 +56,3 @@ if __name__ == "__main__":
     main()
 
 # sphinx_gallery_thumbnail_path = "examples/output/rotation.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/rotation.txt
-#    :language: none
-#
-# .. image:: /examples/output/rotation.png

@@ -66,12 +66,4 @@ if "--plot" in sys.argv:
         axes.legend()
         figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
 
-# sphinx_gallery_thumbnail_path = "examples/output/topics.png"
-
-# %%
-# What ``mpirun_scripts/docs.sh --examples`` last printed and drew with it:
-#
-# .. literalinclude:: /examples/output/topics.txt
-#    :language: none
-#
-# .. image:: /examples/output/topics.png
+# sphinx_gallery_thumbnail_path = "models/lda.png"

@@ -121,8 +121,8 @@ class Priority(Schedule):
     """Variables that have changed most, drawn so that none depends much on another (STRADS, EuroSys 2016, section 3).
 
     Candidates are drawn with probability ∝ (last change)² + ε. In the order in which they are drawn, a candidate is
-    kept if its absolute correlation with every one kept so far is below the threshold. Updating such variables at the same
-    time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel Coordinate
+    kept if its absolute correlation with every one kept so far is below the threshold. Updating such variables at the
+    same time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel Coordinate
     Descent for L1-Regularized Loss Minimization", ICML 2011).
 
     >>> import numpy as np
