@@ -57,7 +57,7 @@ napoleon_use_rtype = False
 # Names of other projects, by inventories in the tree: the build needs no network.
 intersphinx_mapping = write_inventories(HERE / "_inventories", HERE.parent / "build" / "inventories")
 
-# Gallery: the programs run under mpirun, which `docs.sh --examples` does; the build shows what they printed and drew then.
+# Gallery: `docs.sh --examples` runs the programs under mpirun; the build shows what they printed and drew then.
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",

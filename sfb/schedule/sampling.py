@@ -122,8 +122,8 @@ class Priority(Schedule):
 
     Candidates are drawn with probability ∝ (last change)² + ε. In the order in which they are drawn, a candidate is
     kept if its absolute correlation with every one kept so far is below the threshold. Updating such variables at the
-    same time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel Coordinate
-    Descent for L1-Regularized Loss Minimization", ICML 2011).
+    same time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel
+    Coordinate Descent for L1-Regularized Loss Minimization", ICML 2011).
 
     >>> import numpy as np
     >>> from sfb.schedule import Priority
