@@ -47,7 +47,23 @@ def check_rows(out: np.ndarray, start: int, stop: int | None, first: int, given:
 
 
 def states_of(rule: Rule, w: np.ndarray, states: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """Return two arrays to pass for the states; w, which is not touched as such, for those that the rule lacks."""
+    """Return two arrays to pass for the states; w, which is not touched as such, for those that the rule lacks.
+
+    Args:
+        rule: The rule.
+        w: The parameter, K×D.
+        states: The rule's states, K×D each.
+
+    Raises:
+        ValueError: A state is missing, or has another shape or dtype than w.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import sgd, states_of
+    >>> w, velocity = np.zeros((1, 2)), np.zeros((1, 2))
+    >>> first, second = states_of(sgd(0.1, momentum=0.9), w, [velocity])
+    >>> first is velocity, second is w
+    (True, True)
+    """
     both = [w, w]
     for i in range(rule.states):
         state = states[i] if i < len(states) else None

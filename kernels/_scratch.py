@@ -30,7 +30,18 @@ local = _Local()
 
 
 def scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return this thread's scratch, after making room for ``room`` elements."""
+    """Return this thread's scratch, after making room for ``room`` elements.
+
+    Args:
+        room: Elements to have room for; more may be there.
+        dtype: float32 or float64.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import scratch
+    >>> memory = scratch(100, np.dtype(np.float32))
+    >>> memory.size >= 100, memory.dtype
+    (True, dtype('float32'))
+    """
     memory = local.memory[dtype.itemsize]
     if memory.size < room:
         raw = np.empty(room * dtype.itemsize + _ALIGN, np.uint8)
@@ -40,13 +51,33 @@ def scratch(room: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:
-    """Return this thread's scratch, with room for what any kernel does with up to ``depth`` samples of w's factors."""
+    """Return this thread's scratch, with room for what any kernel does with up to ``depth`` samples of w's factors.
+
+    Args:
+        depth: Most samples.
+        w: The parameter, K×D float32 or float64.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import scratch_for
+    >>> scratch_for(8, np.zeros((4, 100))).dtype
+    dtype('float64')
+    """
     return scratch(room_for(depth, w.shape[1], w.itemsize), w.dtype)
 
 
 @functools.lru_cache(1024)
 def room_for(depth: int, columns: int, itemsize: int) -> int:
-    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 5 MiB."""
+    """Return the elements of scratch for what any kernel does with up to ``depth`` samples: at most some 5 MiB.
+
+    Args:
+        depth: Most samples.
+        columns: Columns D of the parameter.
+        itemsize: Bytes of an element.
+
+    >>> from sfb.kernels import room_for
+    >>> 0 < room_for(8, 100, 4) * 4 < 6e6
+    True
+    """
     panels, tiles, updates = compiled("_panels"), compiled("_tiles"), compiled("_updates")
     samples, deep = min(depth, panels.DEPTH), depth > panels.DEPTH
     width = tiles.LINE // itemsize

@@ -13,7 +13,17 @@ _WORTH = 1 << 21
 
 
 def partition(rows: int, parts: int, index: int) -> tuple[int, int]:
-    """Return the rows that part ``index`` of ``parts`` owns: as many as the others, or one less."""
+    """Return the rows that part ``index`` of ``parts`` owns: as many as the others, or one less.
+
+    Args:
+        rows: The number of rows.
+        parts: The number of parts.
+        index: The part.
+
+    >>> from sfb.kernels import partition
+    >>> [partition(10, 3, index) for index in range(3)]
+    [(0, 3), (3, 6), (6, 10)]
+    """
     return rows * index // parts, rows * (index + 1) // parts
 
 

@@ -85,6 +85,14 @@ def update_atoms(sums: np.ndarray, dictionary: np.ndarray, *, positive: bool = F
     Raises:
         ValueError: Shapes that do not fit.
         TypeError: Dtypes, orders or read-only arrays that the kernels do not take.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import update_atoms
+    >>> x, c = np.array([[3.0, 4.0]]), np.array([[1.0]])  # one sample, whose code is 1
+    >>> dictionary = np.array([[1.0, 0.0]])
+    >>> update_atoms(np.hstack([c.T @ x, c.T @ c]), dictionary)
+    >>> dictionary
+    array([[0.6, 0.8]])
     """
     check_arrays(dictionary, sums=sums)
     atoms, features = dictionary.shape

@@ -62,6 +62,14 @@ def rebuild(
     Raises:
         ValueError: Shapes that do not fit, or rows out of range.
         TypeError: Dtypes, orders or read-only arrays that the kernels do not take.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import rebuild
+    >>> g = np.empty((2, 3))
+    >>> rebuild(np.array([[1.0, 2.0]]), np.ones((1, 3)), g)
+    >>> g
+    array([[1., 1., 1.],
+           [2., 2., 2.]])
     """
     _accumulate(u, v, g, start, stop, first, False, alpha, 0.0, threads)
 
@@ -78,7 +86,30 @@ def accumulate(
     beta: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Set rows of w to those of β·w + α·uᵀv; arguments and errors are those of `rebuild`."""
+    """Set rows of w to those of β·w + α·uᵀv.
+
+    Args:
+        u: m×K, as in `rebuild`.
+        v: m×D, as in `rebuild`.
+        w: K×D, C-contiguous and writeable; shares no memory with u or v.
+        start: First row.
+        stop: End of the rows; all that u has by default.
+        first: As in `rebuild`.
+        alpha: Factor of the product.
+        beta: Factor of w.
+        threads: The most threads that share the rows.
+
+    Raises:
+        ValueError, TypeError: As `rebuild` does.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import accumulate
+    >>> w = np.ones((2, 2))
+    >>> accumulate(np.array([[1.0, 2.0]]), np.ones((1, 2)), w, alpha=-0.5)
+    >>> w
+    array([[0.5, 0.5],
+           [0. , 0. ]])
+    """
     _accumulate(u, v, w, start, stop, first, True, alpha, beta, threads)
 
 
@@ -112,6 +143,13 @@ def update(
     Raises:
         ValueError: Shapes or states that do not fit, or rows out of range.
         TypeError: As `rebuild` does.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import sgd, update
+    >>> w = np.zeros((1, 2))
+    >>> update(sgd(0.5), np.ones((1, 1)), np.array([[1.0, 2.0]]), w)
+    >>> w
+    array([[-0.5, -1. ]])
     """
     if rule.kind in (ASSIGN, SGD):
         scale, keep = rule.linear
@@ -148,7 +186,29 @@ def update_dense(
     alpha: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Let a rule take the gradient α·g; g is K×D like w, or has some of these rows, from ``first`` on."""
+    """Let a rule take the gradient α·g.
+
+    Args:
+        rule: `assign`, `sgd`, `adam`, `adagrad` or `proximal`.
+        g: K×D like w, or some of these rows, from ``first`` on.
+        w: K×D, C-contiguous and writeable float32 or float64.
+        states: The K×D arrays like w that the rule keeps.
+        start: First row.
+        stop: End of the rows; all by default.
+        first: The row of w that row 0 of g belongs to.
+        alpha: Factor of the gradient.
+        threads: The most threads that share the rows.
+
+    Raises:
+        ValueError: Shapes or states that do not fit, or rows out of range.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import sgd, update_dense
+    >>> w = np.zeros((1, 2))
+    >>> update_dense(sgd(0.5), np.array([[1.0, 2.0]]), w)
+    >>> w
+    array([[-0.5, -1. ]])
+    """
     if g.shape[1] != w.shape[1]:
         raise ValueError(f"the gradient must have the {w.shape[1]} columns of the parameter, got {g.shape}")
     stop = check_rows(w, start, stop, first, g.shape[0])
@@ -178,6 +238,14 @@ def shrink_rows(w: np.ndarray, threshold: float, start: int = 0, stop: int | Non
 
     Raises:
         ValueError: Rows out of range, or a negative threshold.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import shrink_rows
+    >>> w = np.array([[3.0, 4.0], [0.0, 1.0]])
+    >>> shrink_rows(w, 2.5)
+    >>> w
+    array([[1.5, 2. ],
+           [0. , 0. ]])
     """
     stop = check_rows(w, start, stop, 0, w.shape[0])
     if not threshold >= 0:
@@ -198,6 +266,14 @@ def project_rows(w: np.ndarray, radius: float, start: int = 0, stop: int | None 
 
     Raises:
         ValueError: Rows out of range, or a radius that is not above 0.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import project_rows
+    >>> w = np.array([[3.0, 4.0], [0.0, 1.0]])
+    >>> project_rows(w, 1.0)
+    >>> w
+    array([[0.6, 0.8],
+           [0. , 1. ]])
     """
     stop = check_rows(w, start, stop, 0, w.shape[0])
     if not radius > 0:
@@ -216,6 +292,11 @@ def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
         u: m×K, C-contiguous float32 or float64.
         v: m×D, C-contiguous, of the same type.
         threads: The most threads that share the work.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import norm
+    >>> norm(np.array([[1.0, 0.0]]), np.array([[3.0, 4.0]]))
+    5.0
     """
     product = compiled("_reductions").inner_product
     grams = _grams(u, v, threads)
@@ -229,7 +310,16 @@ def norm(u: np.ndarray, v: np.ndarray, *, threads: int = 1) -> float:
 
 
 def norm_dense(g: np.ndarray) -> float:
-    """Return the Frobenius norm of g, C-contiguous float32 or float64, summed in float64; the same on every machine."""
+    """Return the Frobenius norm of an array, summed in float64; the same on every machine.
+
+    Args:
+        g: C-contiguous float32 or float64.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import norm_dense
+    >>> norm_dense(np.array([[3.0, 4.0]]))
+    5.0
+    """
     product = compiled("_reductions").inner_product
     square = product(g, g)
     if _LEAST <= square <= 1 / _LEAST:
@@ -261,6 +351,13 @@ def reduce(parts: np.ndarray, start: int, stop: int) -> None:
 
     Raises:
         ValueError: Elements out of range.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import reduce
+    >>> parts = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    >>> reduce(parts, 0, 2)
+    >>> parts[0]
+    array([11., 22.,  3.])
     """
     if parts.ndim != 2 or not 0 <= start <= stop <= parts.shape[1]:
         raise ValueError(f"elements {start} to {stop} do not lie within the rows of {parts.shape}")

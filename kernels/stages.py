@@ -19,7 +19,12 @@ SPARSE_STAGES = (("_sparse",),)
 
 
 class KernelError(ImportError):
-    """Numba is missing, or cannot compile here; the text says what to change."""
+    """Numba is missing, or cannot compile here; the text says what to change.
+
+    >>> from sfb.kernels import KernelError
+    >>> issubclass(KernelError, ImportError)
+    True
+    """
 
 
 def load(module: str) -> None:
@@ -27,6 +32,12 @@ def load(module: str) -> None:
 
     Raises:
         KernelError: Numba is missing, or cannot compile here.
+
+    Args:
+        module: Name of a module, as in `STAGES`.
+
+    >>> from sfb.kernels import load
+    >>> load("_reductions")
     """
     compiled(module)
 

@@ -263,8 +263,8 @@ class Adagrad(Optimizer):
 class Proximal(Optimizer):
     """Proximal gradient descent for a smooth loss plus l1·‖w‖₁ + l2/2·‖w‖² + rows·Σ‖row of w‖, rows within a ball.
 
-    x = w − lr·g; w ← soft(x, lr·l1)/(1 + lr·l2), where soft(x, t) = sign(x)·max(|x| − t, 0); then each row r of w is
-    scaled by max(0, 1 − lr·rows/‖r‖), and with ``radius`` by min(1, radius/‖r‖). Parikh and Boyd, "Proximal
+    x = w − lr·g; w ← soft(x, lr·l1)/(1 + lr·l2), where soft(x, t) = ``sign(x)·max(|x| − t, 0)``; then each row r of w
+    is scaled by max(0, 1 − lr·rows/‖r‖), and with ``radius`` by min(1, radius/‖r‖). Parikh and Boyd, "Proximal
     Algorithms", 2014, sections 4.2 and 6.5; for l1 with rows Simon et al., "A Sparse-Group Lasso", JCGS 2013, section
     3; for the ball after other penalties Yu, "On Decomposing the Proximal Map", NIPS 2013, section 3.
 

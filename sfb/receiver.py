@@ -150,7 +150,7 @@ class Optimizer(Receiver):
             `sfb.Store` and `bind` take.
         max_norm: Scale the gradient, the sum over all ranks, down to this Frobenius norm (Pascanu, Mikolov and Bengio,
             "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1), as
-            torch.nn.utils.clip_grad_norm_ does for one parameter. The norm comes from the factors of all ranks, so
+            ``torch.nn.utils.clip_grad_norm_`` does for one parameter. The norm comes from the factors of all ranks, so
             "auto" takes `broadcast` or `node`. A gradient that holds NaN or Inf makes all of the parameter NaN. None
             for no clipping.
         **settings: The settings of a subclass.
@@ -163,6 +163,12 @@ class Optimizer(Receiver):
     Raises:
         TypeError: ``param`` is not a NumPy array of float32 or float64, or a setting is unknown.
         ValueError: ``param`` cannot be updated in place, or a setting is not what it must be.
+
+    >>> import numpy as np
+    >>> import sfb
+    >>> rule = sfb.optim.SGD(lr=0.5)  # a rule alone
+    >>> isinstance(rule, sfb.optim.Optimizer), rule.lr
+    (True, 0.5)
     """
 
     hyperparameters: tuple[str, ...] = ()

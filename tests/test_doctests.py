@@ -1,4 +1,4 @@
-"""The examples in docstrings of public modules."""
+"""The examples in docstrings."""
 
 import doctest
 from importlib import import_module
@@ -10,7 +10,7 @@ import sfb.kernels
 
 
 def modules_with_examples():
-    """Return the text of each public module that has examples, by the module's name."""
+    """Return the text of each module that has examples, by the module's name."""
     found = {}
     for package in (sfb, sfb.kernels):
         folder = Path(package.__file__).parent
@@ -18,7 +18,7 @@ def modules_with_examples():
             parts = path.relative_to(folder).with_suffix("").parts
             parts = parts[:-1] if parts[-1] == "__init__" else parts
             text = path.read_text(encoding="utf-8")
-            if ">>> " in text and not any(part.startswith("_") for part in parts):
+            if ">>> " in text:
                 found[".".join((package.__name__, *parts))] = text
     return found
 

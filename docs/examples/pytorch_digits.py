@@ -1,4 +1,7 @@
-"""Train a small net on scikit-learn's handwritten digits, each rank on its share of them, and resume from a checkpoint.
+"""PyTorch with attach
+===================
+
+A small net for handwritten digits, each rank on its share of them, and a second run that resumes from a checkpoint::
 
     mpirun -n 2 python -m mpi4py docs/examples/pytorch_digits.py --epochs 6 --checkpoint digits.pt
     mpirun -n 2 python -m mpi4py docs/examples/pytorch_digits.py --epochs 12 --checkpoint digits.pt --resume
@@ -25,6 +28,7 @@ parser.add_argument("--epochs", type=int, default=12, help="epochs in all, those
 parser.add_argument("--batch", type=int, default=16, help="samples of a rank in a step")
 parser.add_argument("--checkpoint", type=Path, help="file to write after every epoch")
 parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+parser.add_argument("--plot", metavar="FILE", help="draw the accuracy by epoch")
 arguments = parser.parse_args()
 if arguments.resume and arguments.checkpoint is None:
     parser.error("--resume needs --checkpoint")
@@ -58,6 +62,7 @@ loader = DataLoader(train, batch_size=arguments.batch, sampler=sampler)
 comm = sfb.Comm(world, reproducible=True)  # the same bits in every run, at some cost; left out, speed decides
 handle = sfb.torch.attach(model, optimizer, comm)  # two
 
+accuracies = []
 for epoch in range(begin, arguments.epochs):
     sampler.set_epoch(epoch)
     model.train()
@@ -71,6 +76,7 @@ for epoch in range(begin, arguments.epochs):
     model.eval()
     with torch.no_grad():
         accuracy = (model(x[held_out]).argmax(dim=1) == y[held_out]).float().mean()
+    accuracies.append(float(accuracy))
     if world.rank == 0:
         print(f"epoch {epoch + 1}/{arguments.epochs}  accuracy {accuracy:.4f}", flush=True)
         if arguments.checkpoint is not None:
@@ -79,4 +85,13 @@ for epoch in range(begin, arguments.epochs):
 
 if world.rank == 0:
     print(handle.explain())
+    if arguments.plot:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(begin + 1, arguments.epochs + 1), accuracies, "o-")
+        axes.set(xlabel="epoch", ylabel="accuracy on samples held out")
+        axes.grid(alpha=0.3)
+        figure.savefig(arguments.plot, dpi=100)
 handle.detach()

@@ -1,6 +1,12 @@
-"""Made ratings, each rank with those of some users: mpirun -n 2 python -m mpi4py ratings.py.
+"""Ratings of users for items
+==========================
 
-With --plot FILE: the error of ratings held out after each epoch.
+Factors of users and items from made ratings, by alternating least squares and by gradient steps; each rank has some of
+the users::
+
+    mpirun -n 2 python -m mpi4py ratings.py
+
+`--plot FILE` draws the error of ratings held out after each epoch.
 """
 
 import sys
@@ -55,3 +61,5 @@ if "--plot" in sys.argv and world.rank == 0:
     axes.set(xlabel="epoch", ylabel="RMSE of ratings held out", ylim=(0.9 * NOISE, 1.5))
     axes.legend()
     figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
+
+# sphinx_gallery_thumbnail_path = "models/matrix_factorization.png"

@@ -1,6 +1,12 @@
-"""Blocks rotate while rank 0 is slow, without extra passes and with them: mpirun -n 3 python -m mpi4py rotation.py.
+"""Blocks that rotate past a slow rank
+===================================
 
-Option: --plot FILE.png.
+Blocks of a model visit all ranks in turn while rank 0 takes four times as long. With extra passes the others work on
+instead of waiting::
+
+    mpirun -n 3 python -m mpi4py rotation.py
+
+`--plot FILE` draws what each rank did.
 """
 
 import argparse
@@ -48,3 +54,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "examples/output/rotation.png"

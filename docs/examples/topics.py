@@ -1,6 +1,11 @@
-"""Topics of made texts, each rank with a part of them: mpirun -n 2 python -m mpi4py topics.py.
+"""Topics of texts
+===============
 
-With --plot FILE: the log-likelihood of a token after each sweep, for some numbers of ranks.
+Latent Dirichlet allocation of made texts about three themes, each rank with a part of them::
+
+    mpirun -n 2 python -m mpi4py topics.py
+
+`--plot FILE` draws the log-likelihood of a token after each sweep, for some numbers of ranks.
 """
 
 import sys
@@ -60,3 +65,5 @@ if "--plot" in sys.argv:
         axes.set(xlabel="sweep", ylabel="log-likelihood of a token")
         axes.legend()
         figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
+
+# sphinx_gallery_thumbnail_path = "models/lda.png"

@@ -323,15 +323,18 @@ class _Printer:
     def heading(self) -> None:
         """Print the names of the columns; CSV has them in its first row."""
         if self._active and not self._csv:
-            names = "".join(f"{column.heading:>{column.width}}" for column in self._columns)
-            print("#" + names[1:], flush=True)
+            print("#" + self._line(column.heading for column in self._columns)[1:], flush=True)
+
+    def _line(self, texts: Iterable[str]) -> str:
+        """Return texts in columns; one that is wider than its column keeps a space before it."""
+        return "".join(f" {text:>{c.width - 1}}" for text, c in zip(texts, self._columns, strict=True))
 
     def row(self, row: Row) -> None:
         """Print one row."""
         if not self._active:
             return
         if not self._csv:
-            print("".join(f"{c.show(row[c.key]):>{c.width}}" for c in self._columns), flush=True)
+            print(self._line(c.show(row[c.key]) for c in self._columns), flush=True)
             return
         if self._writer is None:
             self._writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")

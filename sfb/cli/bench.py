@@ -11,13 +11,31 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Bytes, Failure, Finite, Names, Shapes, Single, Sizes, json_option, plot_option, start
+from sfb.cli.common import (
+    Bytes,
+    Failure,
+    Finite,
+    Names,
+    Shapes,
+    Single,
+    Sizes,
+    examples,
+    json_option,
+    plot_option,
+    start,
+)
 from sfb.units import parse_rate
 
 __all__ = ["bench"]
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "mpirun -n 4 sfb bench allreduce -K 4096 -D 4096 -S 1:100",
+        "mpirun -n 4 sfb bench torch",
+        "sfb bench kernels",
+    )
+)
 def bench() -> None:
     """Microbenchmarks, by the conventions of OSU and nccl-tests."""
 
@@ -66,7 +84,14 @@ _rows_option = click.option("-K", "rows", type=Sizes(1), default="4096", help="R
 _columns_option = click.option("-D", "columns", type=Sizes(1), default="4096", help="Columns of the gradient.")
 
 
-@bench.command("allreduce")
+@bench.command(
+    "allreduce",
+    epilog=examples(
+        "mpirun -n 4 sfb bench allreduce -K 4096 -D 4096 -S 1:100 --plot allreduce.png",
+        "mpirun -n 4 sfb bench allreduce -K 50 -D 47000 -S 64 --filled 0.002 -r sgd",
+        "mpirun -n 4 sfb bench allreduce -b 8 -e 128M",
+    ),
+)
 @_rows_option
 @_columns_option
 @click.option("--shapes", type=Shapes(), help="Rows and columns together, in place of -K and -D: 10x784,4096x4096.")
@@ -169,7 +194,7 @@ def _sizes(begin: int | None, end: int | None, factor: int) -> list[int]:
     return sizes
 
 
-@bench.command("overlap")
+@bench.command("overlap", epilog=examples("mpirun -n 4 sfb bench overlap -K 4096 -D 4096 -S 1,10,100"))
 @_rows_option
 @_columns_option
 @click.option("-S", "samples", type=Sizes(0), default="1,10,100", help="Samples of each rank.")
@@ -183,7 +208,12 @@ def bench_overlap(output: dict[str, Any], rows: Sequence[int], columns: Sequence
     overlap.run(world, overlap.Config(shapes=tuple(product(rows, columns)), **options), **output)
 
 
-@bench.command("kernels")
+@bench.command(
+    "kernels",
+    epilog=examples(
+        "sfb bench kernels -t 0.7 --plot roofline.png", "sfb bench kernels -k accumulate --shapes 4096x784 -m 1,10,100"
+    ),
+)
 @click.option("--shapes", type=Shapes(), default="4096x4096,1000x21504,4096x784,10x784,777x1333",
               help="Rows and columns of the gradient.")  # fmt: skip
 @click.option("-m", "--depths", type=Sizes(0), default="1,2,4,8,10,16,20,40,64,128,400,1000",
@@ -205,7 +235,12 @@ def bench_kernels(output: dict[str, Any], **options: Any) -> None:
     kernels.run(world, kernels.Config(**options), **output)
 
 
-@bench.command("torch")
+@bench.command(
+    "torch",
+    epilog=examples(
+        "mpirun -n 4 sfb bench torch --plot torch.png", "mpirun -n 4 sfb bench torch -m mlp -l 784,1024,10 -a attach"
+    ),
+)
 @click.option("-m", "--models", type=Names(), default="mlp,embedding,conv",
               help="Any of mlp, a perceptron; embedding, a text classifier; conv, a convolutional net.")  # fmt: skip
 @click.option("-l", "--layers", type=Sizes(1), default="784,4096,4096,10", help="Widths of the perceptron.")
@@ -245,7 +280,7 @@ def bench_torch(output: dict[str, Any], **options: Any) -> int:
     return int(any(row["wrong"] for row in results))
 
 
-@bench.command("choice", cls=Single)
+@bench.command("choice", cls=Single, epilog=examples("sfb bench choice n2.json n4.json --plot choice.png"))
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @plot_option
 def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
@@ -256,12 +291,12 @@ def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
         cells = read(files)
     except ChoiceError as error:
         raise Failure(str(error)) from error
-    click.echo(report(cells))
     if plot is not None:
         draw(cells, plot)
+    click.echo(report(cells))
 
 
-@bench.command("store")
+@bench.command("store", epilog=examples("mpirun -n 4 sfb bench store -S 1,10 --topology halton,ring"))
 @click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the table.")
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the table.")
 @click.option("-S", "samples", type=Sizes(0), default="1,10", help="Samples of each rank's update.")
@@ -280,7 +315,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
         raise Failure(str(error)) from error
 
 
-@bench.command("consistency")
+@bench.command("consistency", epilog=examples("mpirun -n 4 sfb bench consistency --steps 300 --plot consistency.png"))
 @click.option("--data", default="mnist", help="What to learn, as in sfb train.")
 @click.option("--modes", type=Names(), default="bsp,ssp:1,ssp:3,ssp:10,asp", help="Any of bsp, ssp:S and asp.")
 @click.option("--priority", "priorities", type=Names(), default="fifo",
@@ -313,7 +348,9 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
         raise Failure(str(error)) from error
 
 
-@bench.command("models")
+@bench.command(
+    "models", epilog=examples("mpirun -n 4 sfb bench models", "mpirun -n 4 sfb bench models -m mlp --shapes 1024x784")
+)
 @click.option("-m", "--models", type=Names(), default="mlr,dml,dictionary,mlp",
               help="Any of mlr, a wide logistic regression; dml, metric learning; dictionary; mlp.")  # fmt: skip
 @click.option("--shapes", type=Shapes(),
@@ -344,7 +381,9 @@ def bench_models(
     benchmark.run(world, config, **output)
 
 
-@bench.command("estimators")
+@bench.command(
+    "estimators", epilog=examples("mpirun -n 4 sfb bench estimators --problems digits --estimators logistic,svc")
+)
 @click.option("--problems", type=Names(), default="digits,mnist,mnist-csr,sparse",
               help="Any of digits; mnist, 5000 digits; mnist-csr, in CSR form; sparse, made like RCV1.")  # fmt: skip
 @click.option("--estimators", type=Names(), default="logistic,svc,mlp", help="Any of logistic, svc and mlp.")
@@ -371,7 +410,7 @@ def bench_estimators(output: dict[str, Any], **options: Any) -> None:
         raise Failure(str(error)) from error
 
 
-@bench.command("lasso")
+@bench.command("lasso", epilog=examples("mpirun -n 4 sfb bench lasso -N 2000 -D 20000 -a scikit-learn"))
 @click.option("-N", "samples", type=click.IntRange(2), default=2000, help="Samples.")
 @click.option("-D", "features", type=click.IntRange(1), default=20_000, help="Features.")
 @click.option("--correlation", type=Finite(0, 1, max_open=True), default=0.5, help="Of neighbouring features.")
@@ -395,7 +434,7 @@ def bench_lasso(output: dict[str, Any], **options: Any) -> None:
     lasso.run(world, lasso.Config(**options), **output)
 
 
-@bench.command("lda")
+@bench.command("lda", epilog=examples("mpirun -n 4 sfb bench lda -K 20 --documents 10000 -a sfb"))
 @click.option("-K", "--topics", type=Sizes(1), default="20,1000", help="Numbers of topics.")
 @click.option("--documents", type=click.IntRange(1), default=100_000, help="Documents of all ranks.")
 @click.option("--words", type=click.IntRange(1), default=50_000, help="Words.")
@@ -422,7 +461,7 @@ def bench_lda(output: dict[str, Any], **options: Any) -> None:
     lda.run(world, lda.Config(**options), **output)
 
 
-@bench.command("mf")
+@bench.command("mf", epilog=examples("mpirun -n 4 sfb bench mf -K 32 --ratings 1000000 -a als-cg -a sgd"))
 @click.option("-K", "--factors", type=Sizes(1), default="32,64", help="Numbers of factors.")
 @click.option("--users", type=click.IntRange(1), default=200_000, help="Users of all ranks.")
 @click.option("--items", type=click.IntRange(1), default=20_000, help="Items.")
@@ -450,7 +489,7 @@ def bench_mf(output: dict[str, Any], **options: Any) -> None:
     factorization.run(world, factorization.Config(**options), **output)
 
 
-@bench.command("slow")
+@bench.command("slow", epilog=examples("mpirun -n 4 sfb bench slow -m mf --passes 0,10 --slow 4"))
 @click.option("-m", "--models", type=Names(), default="lda,mf", help="Any of lda and mf.")
 @click.option("--passes", type=Sizes(0), default="0,10", help="Most further passes over a block, one case each.")
 @click.option("--slow", type=Finite(1), default=4.0, help="By which factor rank 0 is slower.")

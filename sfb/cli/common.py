@@ -24,11 +24,22 @@ __all__ = [
     "Shapes",
     "Single",
     "Sizes",
+    "examples",
     "json_option",
     "load_mpi",
     "plot_option",
     "start",
 ]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: lines to type, as they stand.
+
+    >>> from sfb.cli.common import examples
+    >>> examples("sfb topology ring 8").splitlines()[1:]
+    ['Example:', '  sfb topology ring 8']
+    """
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
 class Failure(click.ClickException):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sfb._version import __version__
-from sfb.cli.common import Finite, json_option, start
+from sfb.cli.common import Finite, examples, json_option, start
 from sfb.doctor.finding import Level
 from sfb.doctor.launcher import first_process
 from sfb.doctor.report import Report
@@ -27,7 +27,7 @@ __all__ = ["doctor", "info"]
 _HARD, _AT_LEAST = 3.0, 60.0
 
 
-@click.command()
+@click.command(epilog=examples("mpirun -n 4 sfb info", "mpirun -n 4 sfb info -J info.json"))
 @json_option
 def info(json_file: Path | None) -> int:
     """Show what is installed, and how the ranks lie on nodes and cores.
@@ -59,7 +59,7 @@ def _environment(world: MPI.Intracomm) -> tuple[dict[str, Any], list[str]]:
     return environment, [*header(environment), f"threads per rank that the commands use: {threads}"]
 
 
-@click.command()
+@click.command(epilog=examples("mpirun -n 4 sfb doctor", "srun -N 2 -n 16 sfb doctor -t 60 -J doctor.json"))
 @click.option("-t", "--seconds", type=Finite(5), default=20.0,
               help="Time to take, roughly; most of it for the links between nodes and for Allreduce.")  # fmt: skip
 @json_option

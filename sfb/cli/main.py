@@ -13,8 +13,9 @@ import click
 
 from sfb._version import __version__
 from sfb.cli.bench import bench
-from sfb.cli.common import Failure, Finite, Output, Single, load_mpi, start
+from sfb.cli.common import Failure, Finite, Output, Single, examples, load_mpi, start
 from sfb.cli.doctor import doctor, info
+from sfb.cli.letters import HANDLER
 from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.cli.train import compare, train
@@ -32,7 +33,7 @@ def run() -> int:
     """Run the command line, and return the exit code; what ends one rank of a job ends all."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # not every encoding has × and λ
+            stream.reconfigure(errors=HANDLER)  # not every encoding has × and λ
     try:
         return _run()
     except (click.Abort, KeyboardInterrupt):
@@ -66,16 +67,20 @@ def _join(error: click.ClickException) -> None:
             load_mpi()
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(
+    context_settings=_CONTEXT,
+    epilog=examples(
+        "mpirun -n 4 sfb doctor",
+        "mpirun -n 4 sfb train mlp --data mnist",
+        "mpirun -n 4 sfb bench allreduce -K 4096 -D 4096 -S 1:100",
+    ),
+)
 @click.version_option(__version__, prog_name="sfb")
 def cli() -> None:
-    """MPI collectives over sufficient factors.
-
-    Start it with mpirun: mpirun -n 4 sfb train mlp
-    """
+    """MPI collectives over sufficient factors; start commands that use ranks with mpirun or srun."""
 
 
-@cli.command()
+@cli.command(epilog=examples("mpirun -n 4 sfb warmup"))
 def warmup() -> None:
     """Compile all kernels into Numba's cache; the ranks of a node share the work."""
     world = start()
@@ -88,7 +93,7 @@ def warmup() -> None:
         click.echo("kernels are compiled and cached")
 
 
-@cli.command()
+@cli.command(epilog=examples("mpirun -n 4 sfb tune", "mpirun -n 16 sfb tune -o 2x8.json -t 20"))
 @click.option("-o", "--output", type=Output(), help="Write the profile to FILE, too; SFB_PROFILE=FILE selects it.")
 @click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Time to measure for, roughly.")
 def tune(output: Path | None, seconds: float) -> None:
@@ -122,7 +127,13 @@ def tune(output: Path | None, seconds: float) -> None:
         raise Failure(f"{problem}; -o FILE writes it elsewhere")
 
 
-@cli.command(cls=Single)
+@cli.command(
+    cls=Single,
+    epilog=examples(
+        "sfb explain -K 4096 -D 4096 -S 100 --ranks 64 --nodes 8",
+        "sfb explain -K 50 -D 47000 -S 64 --filled 0.002 -r sgd --ranks 4",
+    ),
+)
 @click.option("-K", "rows", type=click.IntRange(1), default=4096, help="Rows of the gradient.")
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the gradient.")
 @click.option("-S", "samples", type=click.IntRange(0), default=32, help="Samples of each rank.")

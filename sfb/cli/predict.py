@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sfb.cli.common import Failure, Names, Output, Single
+from sfb.cli.common import Failure, Names, Output, Single, examples
 from sfb.files import write
 
 if TYPE_CHECKING:
@@ -25,7 +25,13 @@ _MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
 _UNKNOWN = 5  # labels that a message names
 
 
-@click.command(cls=Single)
+@click.command(
+    cls=Single,
+    epilog=examples(
+        "sfb predict model.npz test.csv --labels species",
+        "sfb predict model.npz new.csv --no-labels -o predictions.csv",
+    ),
+)
 @click.argument("model", type=_MODEL)
 @click.argument("data")
 @click.option("-o", "--output", type=Output(), help="Write the predictions to FILE: .npy, .csv or .txt.")
@@ -73,7 +79,7 @@ def predict(model: Path, data: str, output: Path | None, proba: bool, no_labels:
         click.echo(f"written: {output}")
 
 
-@click.command(cls=Single)
+@click.command(cls=Single, epilog=examples("sfb export model.npz model.onnx"))
 @click.argument("model", type=_MODEL)
 @click.argument("output", type=Output())
 def export(model: Path, output: Path) -> None:

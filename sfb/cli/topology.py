@@ -8,13 +8,18 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Failure, Names, Single, Sizes, json_option, plot_option
+from sfb.cli.common import Failure, Names, Single, Sizes, examples, json_option, plot_option
 from sfb.files import write
 
 __all__ = ["topology"]
 
 
-@click.command(cls=Single)
+@click.command(
+    cls=Single,
+    epilog=examples(
+        "sfb topology halton 64 --plot halton.png", "sfb topology halton,exponential,ring 8:1024 -J graphs.json"
+    ),
+)
 @click.argument("names", metavar="NAME[,NAME...]", type=Names())
 @click.argument("sizes", metavar="RANKS", type=Sizes(1))
 @json_option
@@ -58,20 +63,23 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
     table = Table(box=None, pad_edge=False)
     for heading in ("topology", "ranks", "degree", "diameter", "mean distance", "λ2", "gap", "offsets"):
         table.add_column(heading, justify="left" if heading in ("topology", "offsets") else "right", overflow="fold")
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file takes lines of any length; a terminal folds them
+        console.width = 10_000
+    most = 12 if console.is_terminal else None  # offsets of a large graph
     for row in rows:
         if row["problem"]:
             table.add_row(row["topology"], str(row["ranks"]), "", "", "", "", "", row["problem"].split(": ")[0])
             continue
         offsets = row["offsets"] or []
-        shown = " ".join(map(str, offsets[:12])) + (" …" if len(offsets) > 12 else "")
+        shown = " ".join(map(str, offsets[:most])) + (" …" if len(offsets[:most]) < len(offsets) else "")
         numbers = f"{row['mean_distance']:.2f}", f"{row['second_eigenvalue']:.3f}", f"{row['spectral_gap']:.3f}"
         table.add_row(*(str(row[key]) for key in ("topology", "ranks", "degree", "diameter")), *numbers, shown)
     if json_file is not None:
         write(json_file, json.dumps({"format": 1, "results": rows}, indent=1) + "\n")
-    # A file takes lines of any length; a terminal folds them.
-    Console(width=None if Console().is_terminal else 10_000, highlight=False).print(table)
     if plot is not None:
         if len(rows) == 1:
             draw_graph(graphs[0], plot)
         else:
             draw_quality([row for row in rows if not row["problem"]], plot)
+    console.print(table)

@@ -217,9 +217,9 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     if world.rank == 0:
         if json_file is not None:
             write(json_file, json.dumps(result, indent=1) + "\n")
-        progress.finish(result)
         if plot is not None and result["epochs"]:
             draw(result, plot)
+        progress.finish(result)
     return STOPPED if result["resumable"] else 0
 
 

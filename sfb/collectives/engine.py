@@ -43,6 +43,14 @@ class Exchange(NamedTuple):
         wire_bytes: Bytes that this rank received from others, through memory or network.
         exchange_seconds: Seconds of communication, including the wait for other ranks.
         rebuild_seconds: Seconds of forming and applying the sum.
+
+    >>> from mpi4py import MPI
+    >>> import numpy as np, sfb
+    >>> with sfb.Comm(MPI.COMM_SELF) as comm:
+    ...     comm.Allreduce(sfb.Factors(np.ones((2, 3)), np.ones((2, 4))), np.empty((3, 4)))
+    ...     exchange = comm.last_exchange
+    >>> exchange.wire_bytes  # a rank alone
+    0
     """
 
     algorithm: str

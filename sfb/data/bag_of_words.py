@@ -31,6 +31,17 @@ def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_
 
     Raises:
         DataError: There is no such file, or it is of another format.
+        ValueError: ``rank`` is not below ``size``, or negative.
+
+    >>> import tempfile
+    >>> from sfb.data import read_bag_of_words
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+    ...     for line in ("2", "3", "3", "1 1 2", "1 3 1", "2 2 5"):
+    ...         print(line, file=file, flush=True)
+    ...     counts = read_bag_of_words(file.name)
+    >>> counts.toarray()
+    array([[2, 0, 1],
+           [0, 5, 0]])
     """
     from scipy.sparse import csr_matrix
 
@@ -70,6 +81,18 @@ def read_vocabulary(path: Path | str) -> list[str]:
 
     Raises:
         DataError: There is no such file.
+
+    Args:
+        path: The file.
+
+    >>> import tempfile
+    >>> from sfb.data import read_vocabulary
+    >>> with tempfile.NamedTemporaryFile("w") as file:
+    ...     for word in ("sail", "wave"):
+    ...         print(word, file=file, flush=True)
+    ...     words = read_vocabulary(file.name)
+    >>> words
+    ['sail', 'wave']
     """
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()

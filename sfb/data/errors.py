@@ -6,7 +6,14 @@ _LONG = 60  # characters of a text that a message shows
 
 
 class DataError(Exception):
-    """A model cannot be trained on the data; raised on every rank."""
+    """A model cannot be trained on the data; raised on every rank.
+
+    >>> import sfb.data
+    >>> sfb.data.read("missing.csv")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    sfb.data.errors.DataError: no such file; expected mnist, digits, or a file: ...
+    """
 
 
 def brief(text: object) -> str:

@@ -69,6 +69,15 @@ def describe(
 
     Raises:
         DataError: There is no such data, or it is of no known format.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import sfb.data
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/data.npz", x=np.ones((5, 3)), y=np.arange(5))
+    ...     source = sfb.data.describe(f"{folder}/data.npz")
+    >>> source.rows, source.width
+    (5, 3)
     """
     if targets not in ("classes", "numbers"):
         raise DataError(f'targets must be "classes" or "numbers", got {targets!r}')

@@ -49,6 +49,11 @@ class Part:
             labels.
         notes: What the user should know.
         folder: Folder for memory maps; None where there is no cache.
+
+    >>> import sfb.data
+    >>> part = sfb.data.read_part(sfb.data.describe("digits"), 1, 4)
+    >>> part.rows, part.width, sorted(part.distinct.tolist())
+    (449, 64, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
     rows: int
@@ -105,6 +110,11 @@ def read(
 
     Raises:
         DataError: There is no such data, or it cannot be read or trained on.
+
+    >>> import sfb.data
+    >>> x, y = sfb.data.read("digits")
+    >>> x.shape, x.dtype, y[:3]
+    ((1797, 64), dtype('float32'), array([0, 1, 2]))
     """
     described = describe(
         source, zero_based=zero_based, features=features, labels=labels, targets=targets, labelled=labelled
@@ -135,6 +145,9 @@ def read_part(source: Source, part: int = 0, parts: int = 1, *, cache: Path | No
         parts: The number of parts. Text is divided by bytes, all else by samples.
         cache: Folder in which the features become memory maps, so that memory holds a block of samples at a time. A
             later call with the same arguments finds them there, unless the file has changed.
+
+    Returns:
+        The samples of the part, and their labels.
 
     Raises:
         DataError: The part cannot be read or trained on, or takes more than 2³¹ − 1 values in CSR form.

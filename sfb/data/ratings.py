@@ -38,6 +38,13 @@ class RatingTable:
         values: The ratings, float64.
         user_names: Names or numbers of users, in ascending order.
         item_names: Names or numbers of items, in ascending order.
+
+    >>> import numpy as np
+    >>> from sfb.data import RatingTable
+    >>> users, items = np.array([0, 1]), np.array([0, 0])
+    >>> table = RatingTable(users, items, np.array([4.5, 3.0]), np.array([7, 9]), np.array([50]))
+    >>> table.shard(0, 2).toarray()  # user 7's
+    array([[4.5]])
     """
 
     users: np.ndarray
@@ -77,6 +84,18 @@ def read_ratings(path: Path | str) -> RatingTable:
 
     Raises:
         DataError: There is no such file, or it is of another format.
+
+    Returns:
+        The ratings, and the names of users and items.
+
+    >>> import tempfile
+    >>> from sfb.data import read_ratings
+    >>> with tempfile.NamedTemporaryFile("w") as file:
+    ...     for line in ("userId,movieId,rating", "7,50,4.5", "9,50,3.0"):
+    ...         print(line, file=file, flush=True)
+    ...     table = read_ratings(file.name)
+    >>> table.user_names, table.item_names, table.values
+    (array([7, 9]), array([50]), array([4.5, 3. ]))
     """
     path = Path(path)
     if not path.is_file():

@@ -34,6 +34,11 @@ class Scaler:
         kind: "standard", "minmax" or "maxabs".
         offset: D numbers, float64; zeros for data in CSR form.
         factor: D numbers, float64; 1 for a feature that is constant.
+
+    >>> import numpy as np
+    >>> from sfb.data import Scaler
+    >>> Scaler("maxabs", np.zeros(2), np.array([0.5, 1.0])).apply(np.array([[2, 1]], np.float32))
+    array([[1., 1.]], dtype=float32)
     """
 
     kind: str

@@ -28,6 +28,11 @@ class Block:
         y: S labels: int64, uint64, bool or strings for classes, float64 for numbers, S×T if a sample has several;
             None without labels.
         notes: What the user should know.
+
+    >>> import sfb.data
+    >>> block = next(sfb.data.describe("digits").blocks(0, 4))
+    >>> block.x.shape, block.y.shape
+    ((449, 64), (449,))
     """
 
     x: np.ndarray | csr_matrix
@@ -50,6 +55,11 @@ class Source(ABC):
         notes: What the user should know.
         sparse: Whether samples come in CSR form.
         untyped: Whether labels are text that may stand for numbers.
+
+    >>> import sfb.data
+    >>> source = sfb.data.describe("digits")
+    >>> source.rows, source.width, source.targets, source.sparse
+    (1797, 64, 'classes', False)
     """
 
     path: str

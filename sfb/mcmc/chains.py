@@ -129,6 +129,12 @@ def diagnostics(result: Any) -> dict[str, float]:
         ``rhat``, the largest rank-normalised split-R̂ of all parameters; ``ess_bulk`` and ``ess_tail``, the least
         effective sample sizes; and ``divergences``, the number of draws whose trajectory diverged. Results are good
         where R̂ < 1.01 and the sizes exceed 100 for each chain.
+
+    >>> import numpy as np
+    >>> from sfb.mcmc import diagnostics, run_chains
+    >>> result = run_chains(lambda x: -0.5 * x @ x, np.zeros(1), gradient=lambda x: -x, draws=100, warmup=100)
+    >>> sorted(diagnostics(result))
+    ['divergences', 'ess_bulk', 'ess_tail', 'rhat']
     """
     arviz = _arviz()
 

@@ -72,6 +72,14 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     Raises:
         ModelError: The file is no model, has been cut short or damaged, or is of another version.
         OSError: The file cannot be read.
+
+    >>> import tempfile
+    >>> import sfb.models
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sfb.models.save(f"{folder}/model.npz", sfb.models.LogisticRegression().fit([[0.0], [1.0]], [3, 4]))
+    ...     model = sfb.models.load(f"{folder}/model.npz")
+    >>> model.predict([[0.2], [0.9]])
+    array([3, 4])
     """
     try:
         with Path(path).open("rb") as file:

@@ -30,6 +30,10 @@ def mlp(
         activation: "identity", "relu", "tanh" or "logistic".
         regression: Whether targets are numbers.
         seed: Seed of the initial weights.
+
+    >>> from sfb.models import mlp
+    >>> [parameter.array.shape for parameter in mlp(784, 10, hidden=[32]).parameters]
+    [(32, 784), (1, 32), (10, 32), (1, 10)]
     """
     loss = "squared" if regression else "cross-entropy"
     scale = 2.0 if activation == "relu" else 1.0

@@ -26,6 +26,11 @@ class Parameter:
             in its place, one that the ranks of a node share or a replica of a store, so a model looks it up each time.
         decays: Whether weight decay applies.
         radius: Radius of the ball onto which rows are projected after each update; None for no projection.
+
+    >>> import numpy as np
+    >>> from sfb.models import Parameter
+    >>> Parameter("bias1", np.zeros((1, 10), np.float32), decays=False).array.shape
+    (1, 10)
     """
 
     name: str
@@ -44,6 +49,11 @@ class Model(ABC):
         parameters: The parameters, from the first layer to the last.
         measure: What `score` returns, for reports: "accuracy", "mean squared error", "1-NN accuracy", …
         terms: Most rows of factors that an example adds to a gradient.
+
+    >>> from sfb.models import MODELS, Model
+    >>> model = MODELS.build("mlr", 64, 10)
+    >>> isinstance(model, Model), model.measure, [parameter.name for parameter in model.parameters]
+    (True, 'accuracy', ['layer1', 'bias1'])
     """
 
     parameters: list[Parameter]

@@ -47,6 +47,12 @@ class Layer:
     Attributes:
         weights: K×D weights for K outputs and D inputs.
         bias: 1×K biases, which do not decay.
+
+    >>> import numpy as np
+    >>> from sfb.models import Layer, Parameter
+    >>> layer = Layer(Parameter("weights", np.ones((1, 2))), Parameter("bias", np.zeros((1, 1)), decays=False))
+    >>> layer(np.array([[1.0, 2.0]]))
+    array([[3.]])
     """
 
     weights: Parameter

@@ -41,6 +41,13 @@ def to_onnx(model: Any, path: str | os.PathLike[str]) -> None:
         ImportError: The package onnx is missing.
         ModelError: No graph is defined for the model, such as for the codes of a dictionary, which take iterations.
         OSError: The file cannot be written; it then holds what it held before.
+
+    >>> import os, tempfile
+    >>> from sfb.models import LogisticRegression, to_onnx
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_onnx(LogisticRegression().fit([[0.0], [1.0]], [3, 4]), f"{folder}/model.onnx")
+    ...     os.listdir(folder)
+    ['model.onnx']
     """
     try:
         import onnx

@@ -14,7 +14,14 @@ __all__ = ["LinearPredictor", "ModelError", "PerceptronPredictor", "Predictor", 
 
 
 class ModelError(ValueError):
-    """A file is no model that this version can use, or a model cannot be written into one."""
+    """A file is no model that this version can use, or a model cannot be written into one.
+
+    >>> import sfb.models
+    >>> sfb.models.load("/dev/null")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    sfb.models.predictors.ModelError: /dev/null: is no model file, ...
+    """
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:

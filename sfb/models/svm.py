@@ -11,5 +11,14 @@ def svm(features: int, outputs: int, *, seed: int = 0) -> Network:
     """Return linear scores with zero weights under the hinge loss of Crammer and Singer, trained by subgradients.
 
     Factors of a sample (a, b) whose margin is below 1: onehot(strongest rival of b) − onehot(b), a; zero otherwise.
+
+    Args:
+        features: The number of features.
+        outputs: The number of classes.
+        seed: Taken as by `mlp`; the weights do not depend on it.
+
+    >>> from sfb.models import svm
+    >>> svm(64, 10).loss
+    'hinge'
     """
     return Network([features, outputs], loss="hinge", scale=0.0, seed=seed)

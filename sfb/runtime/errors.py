@@ -14,7 +14,17 @@ Report = tuple[str, str]
 
 
 class MismatchError(ValueError):
-    """Ranks have entered a collective with arguments that do not fit together."""
+    """Ranks have entered a collective with arguments that do not fit together.
+
+    >>> from mpi4py import MPI
+    >>> import numpy as np, sfb
+    >>> x = np.ones(3)
+    >>> with sfb.Comm(MPI.COMM_WORLD) as comm:
+    ...     try:
+    ...         comm.Allreduce(MPI.IN_PLACE, x)
+    ...     except sfb.MismatchError as error:  # says what each rank passed
+    ...         print(error)
+    """
 
 
 # Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.

@@ -80,7 +80,21 @@ class PolledRequest(_Waiting):
 
 
 class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
-    """A request for an `Iallreduce` that a thread advances; an `MPI.Request`."""
+    """A request for an `Iallreduce` that a thread advances; an `MPI.Request`.
+
+    Args:
+        queue: The exchanges of the communicator that are under way.
+        queued: The exchange.
+
+    >>> from mpi4py import MPI
+    >>> import numpy as np, sfb
+    >>> g, G = sfb.Factors(np.ones((2, 3)), np.ones((2, 4))), np.empty((3, 4))
+    >>> with sfb.Comm(MPI.COMM_SELF) as comm:
+    ...     request = comm.Iallreduce(g, G)
+    ...     done = request.Wait()
+    >>> G[0]
+    array([2., 2., 2., 2.])
+    """
 
     def __new__(cls, queue: Queue, queued: QueuedExchange) -> Request:
         """Make a generalized request of MPI, which the end of the exchange completes."""
@@ -155,6 +169,16 @@ class Persistent(_Waiting):
 
     Attributes:
         plan: The `Plan`: the algorithm chosen, with the estimates behind the choice.
+
+    >>> from mpi4py import MPI
+    >>> import numpy as np, sfb
+    >>> g, G = sfb.Factors(np.ones((2, 3)), np.ones((2, 4))), np.empty((3, 4))
+    >>> with sfb.Comm(MPI.COMM_SELF) as comm, comm.Allreduce_init(g, G) as plan:
+    ...     for _ in range(2):
+    ...         plan.Start()
+    ...         done = plan.Wait()
+    >>> G[0]
+    array([2., 2., 2., 2.])
     """
 
     def __init__(self, plan: Any, queue: Queue, begin: Callable[[], QueuedExchange]) -> None:

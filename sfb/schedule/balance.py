@@ -33,6 +33,9 @@ class Costs:
 
     Attributes:
         values: Seconds of each block; 0 for a block that nobody has measured.
+
+    Raises:
+        ValueError: There is no block, or ``memory`` is out of range.
     """
 
     def __init__(self, blocks: int, *, memory: float = 0.5) -> None:
@@ -63,7 +66,17 @@ class Costs:
 
 
 def loads(owners: Sequence[int] | np.ndarray, costs: Sequence[float] | np.ndarray, parts: int) -> np.ndarray:
-    """Return the summed cost of the items of each part."""
+    """Return the summed cost of the items of each part.
+
+    Args:
+        owners: The part of each item.
+        costs: The cost of each item.
+        parts: The number of parts.
+
+    >>> from sfb.schedule import loads
+    >>> loads([0, 1, 0], [1.0, 2.0, 3.0], 2)
+    array([4., 2.])
+    """
     return np.bincount(np.asarray(owners, np.intp), np.asarray(costs, float), minlength=parts)
 
 

@@ -134,6 +134,22 @@ class Program(ABC):
     Attributes:
         width: Numbers that `push` returns for each variable.
         effects: Numbers of the second array that `pull` returns.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Layout, Program, RoundRobin, run
+    >>> class Halve(Program):
+    ...     x = np.ones(4)
+    ...
+    ...     def push(self, own):
+    ...         return self.x[own]
+    ...
+    ...     def pull(self, own, total):
+    ...         self.x[own] = total / 2
+    ...         return self.x[own] - total, None
+    >>> with Layout(None, samples=1, variables=4) as layout:
+    ...     done = run(Halve(), RoundRobin(4, 2), 3, layout)
+    >>> Halve.x
+    array([0.25, 0.25, 0.5 , 0.5 ])
     """
 
     width: int = 1
@@ -175,6 +191,12 @@ class Round:
         number: The number of the round, from 0.
         selected: The variables.
         changes: By how much each of them has changed.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Round
+    >>> done = Round(number=0, selected=np.array([3]), changes=np.array([-0.5]))  # as ``until`` of `run` gets it
+    >>> bool(np.abs(done.changes).max() < 0.1)
+    False
     """
 
     number: int
@@ -192,6 +214,11 @@ class Rounds:
         scheduling: Seconds in which this rank chose variables.
         working: Seconds of push, pull and commit.
         exchanging: Seconds in which the rank exchanged sums, waiting included.
+
+    >>> from sfb.schedule import Rounds
+    >>> done = Rounds(rounds=3, updates=6, scheduling=0.0, working=0.3, exchanging=0.1)  # as `run` returns it
+    >>> done.updates / done.rounds
+    2.0
     """
 
     rounds: int
@@ -227,6 +254,25 @@ def run(
         ValueError: The program returns arrays of other sizes than it says, or layout and schedule have different
             numbers of variables; on every rank.
         Exception: A method of the program raised on a rank; on every rank, at the end of the next round at the latest.
+
+    Returns:
+        What the rounds have done.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Layout, Program, Random, run
+    >>> class Zero(Program):
+    ...     x = np.ones(4)
+    ...
+    ...     def push(self, own):
+    ...         return self.x[own]
+    ...
+    ...     def pull(self, own, total):
+    ...         self.x[own] = 0
+    ...         return -total, None
+    >>> with Layout(None, samples=1, variables=4) as layout:
+    ...     done = run(Zero(), Random(4, 2), 100, layout, until=lambda round: not Zero.x.any())
+    >>> done.rounds < 100
+    True
     """
     agree(layout.comm, "run", f"run of {rounds} rounds", _misfit(program, schedule, layout))
     loop = _Loop(program, layout, trace)

@@ -58,6 +58,18 @@ class Block:
         arrays: The arrays of the block, a list, to be changed in place. They are this rank's until `BlockProgram.push`
             or `BlockProgram.improve` returns.
         step: The step of the sweep.
+
+    Args:
+        number: The number of the block.
+        arrays: The arrays of the block.
+        step: The step of the sweep.
+        progress: Function that takes messages of other blocks forward.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Block
+    >>> block = Block(0, (np.zeros(2),), 0, lambda: None)  # as a rotation passes it to a program
+    >>> block.arrays[0] += 1
+    >>> block.check()
     """
 
     def __init__(self, number: int, arrays: tuple[np.ndarray, ...], step: int, progress: Callable[[], None]) -> None:
@@ -86,6 +98,16 @@ class BlockProgram(ABC):
         summand: An array of float64, float32 or int64 that this rank changes in `push`, and that the ranks sum at each
             sync point: its sum over ranks goes to `pull`, and the array is set to 0. None for nothing. Of the same
             shape and dtype on all ranks; the program keeps the same array for good.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import BlockProgram, Rotation
+    >>> class Fill(BlockProgram):
+    ...     def push(self, block):
+    ...         block.arrays[0][:] = block.number
+    >>> with Rotation(None, {0: [np.ones(2)], 1: [np.ones(1)]}) as rotation:
+    ...     sweep = rotation.sweep(Fill())
+    ...     print(rotation.blocks)
+    {0: (array([0., 0.]),), 1: (array([1.]),)}
     """
 
     summand: np.ndarray | None = None
@@ -118,6 +140,11 @@ class Sweep:
         improve: Seconds of extra passes.
         wait: Seconds in which it waited for blocks or for other ranks.
         seconds: Seconds of the sweep.
+
+    >>> from sfb.schedule import Sweep
+    >>> sweep = Sweep(steps=2, extra=0, work=0.3, improve=0.0, wait=0.1, seconds=0.4)  # as `Rotation.sweep` returns it
+    >>> sweep.wait / sweep.seconds
+    0.25
     """
 
     steps: int

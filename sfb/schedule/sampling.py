@@ -18,6 +18,16 @@ class Schedule(ABC):
 
     Attributes:
         variables: The number of variables n.
+
+    >>> import numpy as np
+    >>> from sfb.schedule import Schedule
+    >>> class Even(Schedule):
+    ...     variables = 6
+    ...
+    ...     def select(self):
+    ...         return np.arange(0, 6, 2)
+    >>> Even().select()
+    array([0, 2, 4])
     """
 
     variables: int
@@ -61,6 +71,11 @@ class Random(Schedule):
         variables: The number of variables.
         width: The number of variables of a round; all of them if there are fewer.
         seed: The seed, the same on all ranks.
+
+    >>> from sfb.schedule import Random
+    >>> schedule = Random(100, 3, seed=0)
+    >>> len(set(schedule.select().tolist()))
+    3
     """
 
     def __init__(self, variables: int, width: int, *, seed: int = 0) -> None:
@@ -82,6 +97,9 @@ class StaticBlocks(Schedule):
 
     Args:
         blocks: The variables of each block. Together the blocks hold every number from 0 up to their count once.
+
+    Raises:
+        ValueError: The blocks do not.
     """
 
     def __init__(self, blocks: Sequence[Sequence[int] | np.ndarray]) -> None:
@@ -103,9 +121,9 @@ class Priority(Schedule):
     """Variables that have changed most, drawn so that none depends much on another (STRADS, EuroSys 2016, section 3).
 
     Candidates are drawn with probability ∝ (last change)² + ε. In the order in which they are drawn, a candidate is
-    kept if its |correlation| with every one kept so far is below the threshold. Updating such variables at the same
-    time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel Coordinate
-    Descent for L1-Regularized Loss Minimization", ICML 2011).
+    kept if its absolute correlation with every one kept so far is below the threshold. Updating such variables at the
+    same time gives nearly what updating one after another gives (Bradley, Kyrola, Bickson and Guestrin, "Parallel
+    Coordinate Descent for L1-Regularized Loss Minimization", ICML 2011).
 
     >>> import numpy as np
     >>> from sfb.schedule import Priority
@@ -119,7 +137,7 @@ class Priority(Schedule):
         width: Most variables of a round.
         correlation: Function that returns the correlations of some variables with each other, a c×c array for c
             variables, the same on all ranks; every rank calls it in the same rounds.
-        threshold: The |correlation| below which two variables may be updated together.
+        threshold: The absolute correlation below which two variables may be updated together.
         epsilon: The ε of the probability, relative to the mean square of the changes: the part of rounds that goes to
             variables which have not changed.
         candidates: The number of candidates for each variable of a round.
@@ -129,6 +147,9 @@ class Priority(Schedule):
         changes: The last change of each variable; infinite for one that no round has chosen yet, and such variables
             come first.
         refused: Candidates that were refused so far, since they depended on one kept.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(

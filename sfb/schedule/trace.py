@@ -27,6 +27,10 @@ class Span:
         name: The block or the round it did that for.
         start: Seconds from the beginning of the trace.
         end: Seconds from the beginning of the trace.
+
+    >>> from sfb.schedule import Span
+    >>> Span(rank=0, kind="work", name="block 3", start=0.0, end=0.5)
+    Span(rank=0, kind='work', name='block 3', start=0.0, end=0.5)
     """
 
     rank: int

@@ -27,7 +27,16 @@ __all__ = ["StoreBase", "StoreError", "farewell", "reason"]
 
 
 class StoreError(RuntimeError):
-    """This or another rank has left the store by an exception."""
+    """This or another rank has left the store by an exception.
+
+    >>> import numpy as np, sfb
+    >>> from mpi4py import MPI
+    >>> try:
+    ...     with sfb.Store(MPI.COMM_SELF, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.1)) as store:
+    ...         store.clock()
+    ... except sfb.StoreError as error:  # names the rank that has left, and its error
+    ...     print(error)
+    """
 
 
 class StoreBase:

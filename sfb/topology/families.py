@@ -22,6 +22,12 @@ __all__ = [
 def exponential(size: int) -> Circulant:
     """Return the graph of the offsets 1, 2, 4, … below ``size``.
 
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+
     >>> import sfb
     >>> sfb.topology.exponential(10).offsets
     (1, 2, 4, 8)
@@ -33,6 +39,12 @@ def exponential(size: int) -> Circulant:
 def ring(size: int) -> Circulant:
     """Return the graph in which every rank sends to the next.
 
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+
     >>> import sfb
     >>> sfb.topology.ring(4).out_neighbours(3)
     (0,)
@@ -43,6 +55,12 @@ def ring(size: int) -> Circulant:
 
 def complete(size: int) -> Circulant:
     """Return the graph in which every rank sends to every other.
+
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
 
     >>> import sfb
     >>> sfb.topology.complete(4).out_neighbours(1)
@@ -58,6 +76,12 @@ def chord(size: int) -> Circulant:
     Stoica et al., "Chord: A Scalable Peer-to-peer Lookup Service", SIGCOMM 2001, section 4.3. Where N is a power of two
     it is the exponential graph.
 
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+
     >>> import sfb
     >>> sfb.topology.chord(10).offsets
     (5, 3, 2, 1)
@@ -68,6 +92,9 @@ def chord(size: int) -> Circulant:
 
 def hypercube(size: int) -> Topology:
     """Return the graph in which ranks whose numbers differ in one bit send to each other.
+
+    Args:
+        size: The number of ranks N, a power of two.
 
     Raises:
         ValueError: ``size`` is no power of two.
@@ -89,6 +116,12 @@ def hypercube(size: int) -> Topology:
 
 def torus(size: int) -> Topology:
     """Return the grid, as square as ``size`` allows, whose rows and columns close to rings.
+
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
 
     >>> import sfb
     >>> sfb.topology.torus(12).out_neighbours(0)  # 3 rows of 4
@@ -116,6 +149,11 @@ def torus(size: int) -> Topology:
 
 def random_regular(size: int, degree: int | None = None, seed: int = 0) -> Topology:
     """Return a random connected graph whose ranks each exchange with ``degree`` others, by default ⌈log2 N⌉.
+
+    Args:
+        size: The number of ranks N, ≥ 1.
+        degree: The number of neighbours of each rank.
+        seed: The seed, the same on all ranks.
 
     Raises:
         ValueError: There is no such graph: size·degree is odd, or the degree is not below the size.

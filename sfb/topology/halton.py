@@ -23,6 +23,9 @@ def halton_published(size: int) -> Circulant:
 
     Li et al., "MALT: Distributed Data-Parallelism for Existing ML Applications", EuroSys 2015, section 3.3.
 
+    Args:
+        size: The number of ranks N, ≥ 1.
+
     Raises:
         ValueError: The graph is disconnected, as for 8, 12, 16, 24, 32, … ranks.
 
@@ -38,6 +41,12 @@ def halton_published(size: int) -> Circulant:
 
 def halton_malt2(size: int) -> Circulant:
     """Return the repair of MALT-2, which starts the sequence where the first offset is 1; it mixes badly.
+
+    Args:
+        size: The number of ranks N, ≥ 1.
+
+    Raises:
+        ValueError: ``size`` is below 1.
 
     >>> import sfb
     >>> sfb.topology.halton_malt2(10).offsets
@@ -57,6 +66,9 @@ def halton(size: int) -> Circulant:
     choices of ⌈log2 N⌉ offsets, one in each cell, and takes the one with the smallest λ2 among those whose diameter is
     no larger than the exponential graph's. The draws depend on N alone, so every machine takes the same offsets. The
     graph is connected for every N.
+
+    Args:
+        size: The number of ranks N, ≥ 1.
 
     Raises:
         ValueError: ``size`` is below 1.

@@ -68,6 +68,22 @@ class Handle:
         optimizer: The optimizer.
         comm: The communicator of the ranks.
         fused: Whether weights of linear layers are updated without forming their gradients.
+
+    Args:
+        model: The model with its optimizer, and how each parameter travels.
+        comm: The communicator of the ranks.
+        fused: As for `attach`, decided.
+        by_samples: Whether ranks are weighted by their samples.
+        broadcast_buffers: As for `attach`.
+        overlap: As for `attach`.
+        threads: Threads of this rank.
+
+    >>> import torch, sfb.torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> handle = sfb.torch.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> handle.model is model
+    True
+    >>> handle.detach()
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | None) -> None:
-    """Print a table of training runs, and write them to JSON and a plot.
+    """Write training runs to JSON and a plot, and print a table of them.
 
     Args:
         paths: Files that `sfb train -J` wrote.
@@ -57,9 +57,9 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
     if json_file is not None:
         keyed = dict(zip(labels, runs, strict=True))
         write(json_file, json.dumps({"format": 1, "summary": rows, "runs": keyed}, indent=1) + "\n")
-    _print(rows, labels)
     if plot is not None:
         _draw(runs, rows, labels, plot)
+    _print(rows, labels)
 
 
 def _read(path: Path) -> dict[str, Any]:

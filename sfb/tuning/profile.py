@@ -26,7 +26,14 @@ SMALL, LARGE = 128_000, 8_000_000
 
 @as_reported
 class ProfileError(ValueError):
-    """A file holds no profile."""
+    """A file holds no profile.
+
+    >>> import sfb
+    >>> sfb.Profile.load("/dev/null")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    sfb.tuning.profile.ProfileError: ...
+    """
 
 
 class Use(NamedTuple):
@@ -92,6 +99,11 @@ class Profile:
             element) for "rebuild/small" and "rebuild/large". Some or all may be missing.
         overheads: Seconds that an exchange takes beyond its cost, by algorithm.
         identity: What the profile was measured on: hosts, ranks per node, MPI, threads and version.
+
+    >>> import sfb
+    >>> profile = sfb.Profile(far_bandwidth=1.25e8)  # links of 1 Gbit/s
+    >>> profile.measured
+    False
     """
 
     latency: float = 2e-6

@@ -133,7 +133,9 @@ def test_a_profile_without_a_cache(sfb, tmp_path, monkeypatch):
 
 def test_encodings_without_our_letters(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    assert "replicas identical: yes" in process("train", "mlp", *SMALL, "-J", tmp_path / "run.json")[0]
+    out, _ = process("train", "mlp", *SMALL, "-J", tmp_path / "run.json")
+    assert "replicas identical: yes" in out
+    assert "layer1  20x64  " in out
     assert json.loads((tmp_path / "run.json").read_text())["epochs"]
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     assert "halton" in process("topology", "halton", 8)[0]
@@ -170,18 +172,7 @@ def test_warmup(sfb):
 
 def test_version_and_help(sfb):
     assert sfb("--version")[0].startswith("sfb, version")
-    for command in (
-        [],
-        ["train"],
-        ["bench"],
-        ["bench", "allreduce"],
-        ["info"],
-        ["doctor"],
-        ["compare"],
-        ["tune"],
-        ["explain"],
-    ):
-        assert "Usage:" in sfb(*command, "--help")[0]
+    assert "Examples:" in sfb("--help")[0]
 
 
 @pytest.mark.parametrize(
