@@ -124,7 +124,7 @@ class PolledRequest(_Waiting):
     free = Free
 
 
-class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
+class Request(_Waiting, MPI.Grequest):
     """A request for an `Iallreduce` that a thread advances; an `MPI.Request`."""
 
     def __new__(cls, queue: Queue, queued: QueuedExchange) -> Request:
