@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from sfb.collectives.persistent import PendingCall
 from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
 from sfb.receiver import Receiver
+from sfb.runtime.finalize import FINALIZED, Finalized, at_finalize, check_initialized
 from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.progress import Progress
 from sfb.runtime.queue import Queue, QueuedExchange
@@ -77,6 +79,7 @@ class Comm(MPI.Intracomm):
 
     Raises:
         TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
+        RuntimeError: MPI is not initialized, or is finalized.
         ValueError: An option is out of range; or the ranks of ``node`` lie on different hosts, on every rank.
         ProfileError: The profile cannot be read.
     """
@@ -98,11 +101,14 @@ class Comm(MPI.Intracomm):
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None:
             check_comm("comm", comm)
+            check_initialized(comm)
         options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
         self._owner = comm is None
+        self._ended = False
+        at_finalize(self._end)
         given = Profile() if profile is None and reproducible else profile
         self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
         self._placed = node is not None
@@ -133,7 +139,8 @@ class Comm(MPI.Intracomm):
     _last: Exchange | None
     _progress: Progress
     _queue: Queue
-    _plain: PlainCollectives
+    _plain: PlainCollectives | Finalized
+    _ended: bool
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> None:
         """Reduce to all ranks: arrays as `MPI.Intracomm.Allreduce` does, factors exactly and cheaper.
@@ -253,7 +260,7 @@ class Comm(MPI.Intracomm):
 
         def begin() -> QueuedExchange:
             if self._engine_or_none is not engine:
-                raise RuntimeError("the plan's communicator has been freed")
+                raise RuntimeError(FINALIZED if self._ended else "the plan's communicator has been freed")
             if brief and not queue.busy:
                 pending = engine.start(planned, samples, alone=True, brief=True)
                 done = engine.completed(pending)
@@ -385,12 +392,32 @@ class Comm(MPI.Intracomm):
         self._release()
         super().Free()
 
+    def Disconnect(self) -> None:
+        """Disconnect, as `MPI.Comm.Disconnect` does, and free what the library holds; collective."""
+        self._release()
+        super().Disconnect()
+
+    def _end(self) -> None:
+        """Let go of all that needs MPI, as MPI is about to be finalized."""
+        self._ended = True
+        self._progress.abandon(RuntimeError(FINALIZED))
+        self._team_or_none, self._engine_or_none, self._plain = None, None, Finalized()
+
     def _release(self) -> None:
+        if self._ended:
+            return
         self._progress.stop()
         team, self._team_or_none, self._engine_or_none = self._team_or_none, None, None
         self._plain.forget()
         if team is not None:
             team.free()
+
+    def __reduce__(self) -> Any:
+        """Pickle COMM_WORLD and COMM_SELF, as mpi4py does, with the options; ValueError for other communicators."""
+        _, (kind, comm) = super().__reduce__()
+        if self._placed:
+            raise ValueError("cannot serialize a Comm with a node")
+        return partial(kind, profile=self._profiles.given, **asdict(self._options)), (comm,)
 
     def __enter__(self) -> Comm:
         return self
@@ -408,6 +435,8 @@ class Comm(MPI.Intracomm):
     @property
     def _team(self) -> Team:
         if self._team_or_none is None:
+            if self._ended:
+                raise RuntimeError(FINALIZED)
             self._team_or_none = Team(self, stall=self._options.stall)
         return self._team_or_none
 

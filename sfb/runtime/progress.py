@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
+from functools import cache
 from time import sleep
 from typing import Any, Protocol
 
@@ -13,6 +15,8 @@ from sfb.runtime.queue import Queue, QueuedExchange
 from sfb.runtime.requests import PolledRequest, Request
 
 __all__ = ["Progress", "Ticker"]
+
+_log = logging.getLogger("sfb")
 
 # Seconds to wait, when the program ends, for a thread that may be inside MPI.
 _PATIENCE = 5.0
@@ -111,6 +115,8 @@ class Progress:
     def request(self, queued: QueuedExchange) -> Request | PolledRequest:
         """Return a request for an exchange in the queue."""
         if not self.threaded:
+            if self._thread:
+                _say_level()
             return PolledRequest(self.queue, queued)
         self.wake()
         return Request(self.queue, queued)
@@ -118,6 +124,27 @@ class Progress:
     def stop(self) -> None:
         """Wait for the end of all exchanges, and end the thread."""
         self.queue.drain()
+        self._stop_thread()
+
+    def abandon(self, error: Exception) -> None:
+        """End the thread, and all exchanges with an error."""
+        self._stop_thread()
+        self.queue.abandon(error)
+
+    def _stop_thread(self) -> None:
         if self._ticker is not None:
             self._ticker.stop()
             self._ticker = None
+
+
+@cache  # once
+def _say_level() -> None:
+    """Warn that the program's exchanges advance only inside calls of this library."""
+    if MPI.COMM_WORLD.rank == 0:
+        names = {getattr(MPI, f"THREAD_{name}"): name for name in ("SINGLE", "FUNNELED", "SERIALIZED")}
+        _log.warning(
+            "MPI was initialized with MPI_THREAD_%s, so no thread takes Iallreduce forward: it advances only inside "
+            "calls of sfb, and mpi4py's Waitall does not take its requests, but sfb.Request.Waitall does; "
+            'mpi4py.rc.thread_level = "multiple" allows the thread, and progress="poll" says that none is wanted',
+            names[MPI.Query_thread()],
+        )

@@ -62,11 +62,11 @@ class QueuedExchange:
             self.result = last.value
             self.end()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         except BaseException as interrupt:  # the steps cannot go on from it
             failure = RuntimeError("an interrupt ended the exchange on this rank; other ranks may wait for it")
             failure.__cause__ = interrupt
-            self._fail(failure)
+            self.fail(failure)
             raise
         else:
             self.posted = self.posted or step is POSTED
@@ -87,7 +87,7 @@ class QueuedExchange:
                     if not self.pending.Test():
                         return
                 except Exception as error:
-                    self._fail(error)
+                    self.fail(error)
                     return
             self.step()
 
@@ -98,10 +98,10 @@ class QueuedExchange:
         try:
             self.pending.Wait()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         self.pending = None
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End the exchange with an exception, which Wait or Test of its request raises."""
         self.error = error
         self.end()
@@ -174,6 +174,12 @@ class Queue:
         self._arrays += 1
         if self._arrays >= PENDING_ARRAYS:
             self.drain()
+
+    def abandon(self, error: Exception) -> None:
+        """End all exchanges with an error, which their requests raise."""
+        with self.lock:
+            while self._exchanges:
+                self._exchanges.popleft().fail(error)
 
     def drain(self) -> None:
         """Wait for the end of all exchanges."""

@@ -6,66 +6,101 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
+from operator import mul
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from mpi4py import MPI
 
+from sfb.runtime.completion import Completion, set_empty
 from sfb.runtime.queue import Queue, QueuedExchange
 
 __all__ = ["Persistent", "PolledRequest", "Request"]
 
 
-class _Waiting:
+class _Waiting(Completion):
     """A request for an exchange, with the methods of MPI's requests."""
 
     _queue: Queue
     _queued: QueuedExchange | None
     _result: Any = None
 
-    def Wait(self, status: MPI.Status | None = None) -> bool:
+    def Wait(self, status: MPI.Status | None = None) -> Literal[True]:
         """Wait for the end of the exchange: the receiver then holds the result.
 
+        A request that is not active returns at once, as MPI's do.
+
         Raises:
-            RuntimeError: The request is not active: the exchange has been waited for already.
             MismatchError, TypeError, ValueError: The arguments of the call were wrong, on this or another rank.
         """
-        queued = self._active()
-        self._queue.finish(queued)
-        return self._end(queued)
+        queued = self._queued
+        if status is not None:
+            set_empty(status)
+        if queued is not None:
+            self._queue.finish(queued)
+            self._end(queued)
+        return True
 
     def Test(self, status: MPI.Status | None = None) -> bool:
         """Advance the exchange without waiting, and return whether it has ended; raise as `Wait` does."""
-        queued = self._active()
-        self._queue.advance()
-        return queued.done and self._end(queued)
+        queued = self._queued
+        if queued is not None:
+            self._queue.advance()
+            if not queued.done:
+                return False
+            self._end(queued)
+        if status is not None:
+            set_empty(status)
+        return True
 
-    wait, test = Wait, Test
+    def Get_status(self, status: MPI.Status | None = None) -> bool:
+        """Advance the exchange without waiting, and return whether it has ended; the request stays as it is."""
+        queued = self._queued
+        if queued is not None:
+            self._queue.advance()
+            if not queued.done:
+                return False
+        if status is not None:
+            set_empty(status)
+        return True
+
+    def wait(self, status: MPI.Status | None = None) -> None:
+        """Wait as `Wait` does; return the object received, None, as those of mpi4py do."""
+        self.Wait(status)
+
+    def test(self, status: MPI.Status | None = None) -> tuple[bool, None]:
+        """Test as `Test` does; return that and the object received, None, as those of mpi4py do."""
+        return self.Test(status), None
+
+    get_status = Get_status
+
+    @property
+    def active(self) -> bool:
+        """Whether an exchange has begun that has not been waited for."""
+        return self._queued is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the exchange has ended with an error, which `Wait` and `Test` would raise."""
+        return self._queued is not None and self._queued.done and self._queued.error is not None
 
     @property
     def exchange(self) -> Any:
         """How the last exchange went on this rank, a `sfb.Exchange`; None before the first has ended."""
         return self._result
 
-    def _active(self) -> QueuedExchange:
-        if self._queued is None:
-            raise RuntimeError("the request is not active: it has been waited for already")
-        return self._queued
+    def Cancel(self) -> None:
+        """Raise MPI.ERR_REQUEST, as requests of MPI's collectives do: exchanges cannot be cancelled."""
+        raise MPI.Exception(MPI.ERR_REQUEST)
 
-    def _end(self, queued: QueuedExchange) -> bool:
+    cancel = Cancel
+
+    def _end(self, queued: QueuedExchange) -> None:
         self._queued = None
         if queued.error is not None:
             raise queued.error
         self._result = queued.result
-        return True
-
-    @staticmethod
-    def Waitall(requests: Sequence[Any], statuses: Any = None) -> bool:
-        """Wait for all ``requests``, which may be of this library and of mpi4py."""
-        pending = list(requests)
-        while pending:
-            pending = [request for request in pending if not request.Test()]
-        return True
 
 
 class PolledRequest(_Waiting):
@@ -77,6 +112,16 @@ class PolledRequest(_Waiting):
     def __init__(self, queue: Queue, queued: QueuedExchange) -> None:
         self._queue = queue
         self._queued = queued
+
+    def __bool__(self) -> bool:
+        """Return whether the request is active; MPI's are null then."""
+        return self._queued is not None
+
+    def Free(self) -> None:
+        """Let go of the request; the exchange goes on in later calls."""
+        self._queued = None
+
+    free = Free
 
 
 class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
@@ -103,6 +148,7 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
         self = super().__new__(cls, general)
         self._queue = queue
         self._queued = queued
+        self._raising = raising
 
         def complete() -> None:
             if queued.error is not None:
@@ -115,18 +161,37 @@ class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
                 queued.end()
         return self
 
-    def _end(self, queued: QueuedExchange) -> bool:
-        if queued.error is None:
+    _raising: _Raising
+
+    @property
+    def active(self) -> bool:
+        """Whether the exchange has not been waited for; MPI's functions may have."""
+        return self._queued is not None and bool(self)
+
+    def Free(self) -> None:
+        """Let go of the request; the exchange goes on."""
+        self._queued = None
+        MPI.Grequest.Free(self)
+
+    def free(self) -> None:
+        """Let go of the request, unless that has been done."""
+        if self:
+            self.Free()
+
+    def _end(self, queued: QueuedExchange) -> None:
+        self._queued = None
+        self._raising.disarm()
+        if not MPI.Is_finalized():
             MPI.Grequest.Wait(self)
-        return super()._end(queued)
+        super()._end(queued)
 
 
 # What MPI calls when a generalized request is freed or cancelled: no bytecode, since an exception of another request
 # may be on its way (`_Raising`).
 _NO_CALLBACKS: tuple[Callable[..., Any], Callable[..., Any]] = list, list
 
-# CPython's function, which MPI's callback gives one argument more than it takes.
-_set_async_exception = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object, ctypes.py_object)(
+# CPython's function.
+_set_async_exception = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
     ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
 )
 
@@ -135,26 +200,31 @@ class _Raising:
     """Raises the exception of an exchange where mpi4py's Waitall, Testall and their siblings return.
 
     mpi4py turns what a callback of MPI raises into a code. So the callback asks the interpreter to raise the exception
-    in this thread as soon as it runs bytecode again, which is when mpi4py's function has returned.
+    in the thread that called MPI as soon as it runs bytecode again, which is when mpi4py's function has returned.
 
     Attributes:
-        query: The callback.
+        query: The callback. All of it is C, since an exception of another request may be on its way.
     """
 
     def __init__(self) -> None:
-        self._thread = ctypes.c_ulong(0)  # no thread, until `arm`
+        self._armed = ctypes.c_int(0)
         self._kind: ctypes.py_object[Any] = ctypes.py_object(None)
-        self._caller = threading.get_ident()
-        self.query = partial(_set_async_exception, self._thread, self._kind)
+        # The number of the calling thread, or 0, which is no thread, until `arm`.
+        thread = map(mul, iter(threading.get_ident, None), iter(partial(getattr, self._armed, "value"), None))
+        self.query = partial(next, map(_set_async_exception, thread, repeat(self._kind)))
 
     def arm(self, error: Exception) -> None:
-        """Let `query` raise an exception in the thread that has made this object."""
+        """Let `query` raise an exception."""
 
         class Deferred(Exception):
             def __new__(cls) -> Exception:  # type: ignore[misc]  # what the interpreter raises
                 return error
 
-        self._kind.value, self._thread.value = Deferred, self._caller
+        self._kind.value, self._armed.value = Deferred, 1
+
+    def disarm(self) -> None:
+        """Let `query` raise nothing: the caller does."""
+        self._armed.value = 0
 
 
 class Persistent(_Waiting):
@@ -207,6 +277,12 @@ class Persistent(_Waiting):
             raise RuntimeError("the plan is active: Wait for the exchange that Start began")
         self._queued = self._begin()
 
+    @staticmethod
+    def Startall(requests: Sequence[Any]) -> None:
+        """Start all ``requests``, of this library and persistent ones of mpi4py, in this order; collective."""
+        for request in requests:
+            request.Start()
+
     def Free(self) -> None:
         """Free the plan; a second call does nothing.
 
@@ -217,6 +293,12 @@ class Persistent(_Waiting):
             raise RuntimeError("the plan is active: Wait before Free")
         self._begin = None
 
+    free = Free
+
+    def __bool__(self) -> bool:
+        """Return whether the plan has not been freed; MPI's requests are null then."""
+        return self._begin is not None
+
     def __enter__(self) -> Persistent:
         return self
 
@@ -225,10 +307,3 @@ class Persistent(_Waiting):
     ) -> None:
         if kind is None:
             self.Free()
-
-    def _active(self) -> QueuedExchange:
-        if self._begin is None:
-            raise RuntimeError("the plan is freed")
-        if self._queued is None:
-            raise RuntimeError("the plan is not active: Start it first")
-        return self._queued
