@@ -121,8 +121,8 @@ def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta,
 
     Returns:
         `DONE`; `PENDING`, to be called again with the same arguments; `APART`, with headers exchanged and no sum taken,
-        if headers differ; `DAMAGED`, with no sum taken, if a message has arrived damaged; `UNFIT`, with nothing sent, if
-        the arrays or the scratch do not fit; or, above 0, an error code of MPI.
+        if headers differ; `DAMAGED`, with no sum taken, if a message has arrived damaged; `UNFIT`, with nothing sent,
+        if the arrays or the scratch do not fit; or, above 0, an error code of MPI.
     """
     mpi, plan, words = words_at(bound, _MPI), matrix_at(bound, _PLAN, bound), words_at(bound, _WORDS)
     more, one, two = words_at(bound, _MORE), matrix_at(bound, _ONE, w), matrix_at(bound, _TWO, w)

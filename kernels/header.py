@@ -56,8 +56,8 @@ TAIL = 5
 FORMAT = 1
 _MAGIC = 0x5FB5 << 48
 
-# The kinds of messages: of the rounds between leaders; rows, parts and sizes that a collective of MPI brings; a segment of
-# a plain array, or the word that one was damaged; entries and credits of the store; a replica, or a farewell, of model
+# The kinds of messages: of the rounds between leaders; rows and sizes that a collective of MPI brings; a segment of a
+# plain array, or the word that one was damaged; entries and credits of the store; a replica, or a farewell, of model
 # averaging; a block of a model.
 ROUND, ROWS, SIZES, SEGMENT, LOST, ENTRIES, CREDIT, REPLICA, FAREWELL, BLOCK = range(1, 11)
 

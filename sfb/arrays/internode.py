@@ -322,7 +322,7 @@ class _Damage:
         if self.note:
             finder, sender = self.note >> 32, self.note & 0xFFFFFFFF
             raise DamagedMessageError(
-                f"{self._call}: the message of rank {sender} to rank {finder} {self._wrong}; the result is not to be used"
+                f"{self._call}: the message of rank {sender} to rank {finder} {self._wrong}; do not use the result"
             )
 
 

@@ -40,9 +40,9 @@ class Call:
         blocking: Whether the collectives wait for their end.
         wire: The 16-bit format in which factors travel between ranks; the factors have been rounded to it.
 
-    Between nodes each collective brings a seal (`sfb.runtime.seals`) of what a rank has sent beside it. A rank that finds
-    damage goes on to the end, since others wait for its part of later collectives, but its receiver takes nothing more,
-    and neither do those of the ranks of its node; `finish` raises.
+    Between nodes each collective brings seals (`sfb.runtime.seals`) of what ranks have sent beside it. A rank that
+    finds damage goes on to the end, since others wait for its part of later collectives, but its receiver takes
+    nothing more, and neither do those of the ranks of its node; `finish` raises.
 
     Attributes:
         rebuild_seconds: Seconds spent so far in forming and applying the sum.

@@ -98,7 +98,7 @@ class Board:
         return table[: self.ranks, call % header.RING, : header.WORDS]
 
     def mark(self, call: int, note: int) -> None:
-        """Leave a note other than 0 on a call for the ranks of the node, who see it after the next phase of this rank."""
+        """Leave a note other than 0 on a call; the ranks of the node see it after the next phase of this one."""
         self.words[header.slot(self.me, call) + header.NOTE] = note
 
     def marks(self, call: int) -> list[int]:

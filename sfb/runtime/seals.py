@@ -1,8 +1,8 @@
 """Seals: what a message between nodes is and how long, and its checksum, by which the receiver finds it damaged.
 
 A seal has four words: format and kind (`sfb.kernels.header.stamp`), a number that no other message has at this place,
-the bytes of the contents, and their checksum (`sfb.kernels.checksum`). Messages within a node need none: they are copies
-in memory. The rounds between leaders have seals of their own (`sfb.kernels.rounds`).
+the bytes of the contents, and their checksum (`sfb.kernels.checksum`). Messages within a node need none: they are
+copies in memory. The rounds between leaders have seals of their own (`sfb.kernels.rounds`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def fault(words: np.ndarray, kind: int, number: int, contents: np.ndarray, *, ch
     if stamp != header.stamp(kind):
         known, given = header.stamp(0) >> 32, stamp >> 32
         if given >> 16 == known >> 16 and given != known:
-            return f"has the format {given & 0xFFFF} instead of {known & 0xFFFF}: another version of sfb, or damage on its way"
+            formats = f"{given & 0xFFFF} instead of {known & 0xFFFF}"
+            return f"has the format {formats}: another version of sfb, or damage on its way"
         return "is none that was due, or damaged on its way"
     if its != number:
         return f"has the number {its} where {number} was due: it came twice, one before it was lost, or it was damaged"

@@ -179,7 +179,7 @@ class StoreBase:
             self._abandon(error)
 
     def _checks(self, rank: int) -> bool:
-        """Return whether messages from and to a rank have checksums: those between nodes, unless the user wants none."""
+        """Return whether messages from and to a rank have checksums: those between nodes, unless they are off."""
         return self._checked and rank not in self._near
 
     def _refresh(self, name: str) -> None:

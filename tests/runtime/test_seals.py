@@ -227,6 +227,18 @@ def apart(world, monkeypatch):
         monkeypatch.setattr(module, "near", lambda comm: frozenset([comm.rank]))
 
 
+LOST = r"rank \d+ has left the store: DamagedMessageError: the message of rank 0 "
+
+
+def use(store):
+    """Train until the store says that a rank has left."""
+    with store:
+        while True:
+            store["W"]
+            store.push("W", np.ones((30, 20)))
+            store.clock()
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("which", [0, 3])
 def test_a_damaged_message_of_the_store(world, apart, which):
@@ -234,14 +246,8 @@ def test_a_damaged_message_of_the_store(world, apart, which):
     store._world = store._relay._world = Damaging(store._world)
     if world.rank == 0:
         store._world.which = which
-    with pytest.raises(
-        sfb.StoreError, match=r"rank \d+ has left the store: DamagedMessageError: the message of rank 0 "
-    ):
-        with store:
-            for _ in range(100):
-                store["W"]
-                store.push("W", np.ones((30, 20)))
-                store.clock()
+    with pytest.raises(sfb.StoreError, match=LOST):
+        use(store)
 
 
 @pytest.mark.mpi
@@ -250,14 +256,8 @@ def test_a_damaged_replica(world, apart):
     store._world = Damaging(store._world)
     if world.rank == 0:
         store._world.which = 0
-    with pytest.raises(
-        sfb.StoreError, match=r"rank \d+ has left the store: DamagedMessageError: the message of rank 0 "
-    ):
-        with store:
-            while True:
-                store["W"]
-                store.push("W", np.ones((30, 20)))
-                store.clock()
+    with pytest.raises(sfb.StoreError, match=LOST):
+        use(store)
 
 
 @pytest.mark.mpi
@@ -285,7 +285,7 @@ def test_ranks_agree_on_checksums(world, monkeypatch):
         sfb.Comm(world).node  # noqa: B018
     monkeypatch.setitem(os.environ, "SFB_CHECKSUMS", str(int(world.rank > 0)))
     if world.size > 1:
-        with pytest.raises(sfb.MismatchError, match="rank 0: .*SFB_CHECKSUMS=0; ranks? 1.*: .*SFB_CHECKSUMS=1"):
+        with pytest.raises(sfb.MismatchError, match=r"rank 0: .*SFB_CHECKSUMS=0; ranks? 1.*: .*SFB_CHECKSUMS=1"):
             sfb.Comm(world).node  # noqa: B018
     monkeypatch.setitem(os.environ, "SFB_CHECKSUMS", "0")
     with comm_of_nodes(world, 1) as comm:

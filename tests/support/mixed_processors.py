@@ -12,13 +12,13 @@ RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"
 if RANK == 1:
     os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=tempfile.mkdtemp())
 
-from hashlib import blake2b
+from hashlib import blake2b  # noqa: E402
 
-import numpy as np
-from mpi4py import MPI
-from numba.core.registry import cpu_target
+import numpy as np  # noqa: E402
+from mpi4py import MPI  # noqa: E402
+from numba.core.registry import cpu_target  # noqa: E402
 
-import sfb
+import sfb  # noqa: E402
 
 world, rng = MPI.COMM_WORLD, np.random.default_rng(0)
 seen = world.allgather(cpu_target.target_context.codegen().magic_tuple())
