@@ -83,14 +83,16 @@ class Damaging(MPI.Intracomm):
 
     Attributes:
         which: Counts down with each message; below 0 nothing is damaged any more.
+        near: Ranks to which no message is damaged.
     """
 
     which = -1
+    near = ()
 
-    def _damage(self, buffer):
+    def _damage(self, buffer, target):
         array = buffer[0] if isinstance(buffer, list) else buffer
         flat = np.frombuffer(array, np.uint8)
-        if flat.size <= 16:
+        if flat.size <= 16 or target in self.near:
             return buffer
         self.which -= 1
         if self.which != -1:
@@ -100,31 +102,32 @@ class Damaging(MPI.Intracomm):
         return [flat, MPI.BYTE]
 
     def Isend(self, buffer, target, tag):
-        return super().Isend(self._damage(buffer), target, tag)
+        return super().Isend(self._damage(buffer, target), target, tag)
 
     def Issend(self, buffer, target, tag):
-        return super().Issend(self._damage(buffer), target, tag)
+        return super().Issend(self._damage(buffer, target), target, tag)
 
     def Allgather(self, sent, received):
         super().Allgather(sent, received)
-        self._receive(received)
+        self._receive(received, 0)
 
     def Allgatherv(self, sent, spec):
         super().Allgatherv(sent, spec)
-        self._receive(spec[0])
+        self._receive(spec[0], int(spec[1][1][0]) * spec[0].itemsize)
 
-    def _receive(self, received):
+    def _receive(self, received, at):
         """Damage what has come from rank 0."""
         flat = received.reshape(-1).view(np.uint8)
         self.which -= 1
         if self.which == -1:
-            flat[9] ^= 2
+            flat[at + 9] ^= 2
 
 
 def damaging(comm, which, rank):
     """Let one rank of a Comm damage the message with a number; return a function that undoes it."""
     old = comm._team.world
     comm._team.world = Damaging(old)
+    comm._team.world.near = comm._team.board.members
     if old.rank == rank:
         comm._team.world.which = which
 
