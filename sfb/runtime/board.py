@@ -21,7 +21,7 @@ SPINS = 5000
 # Looks before a rank yields its core, where every rank has a core of its own and where ranks share cores.
 _PATIENT, _POLITE = 4000, 50
 # Bytes of memory for plain arrays up to which a board takes it at once, rather than as arrays reach it.
-_FILLED = 8 << 20
+_FILLED = 9 << 20
 
 _log = logging.getLogger("sfb")
 

@@ -309,6 +309,7 @@ class Blocks(_Contents):
 
     def open(self, message, sender):
         block = PackedBlock(5, self.FORM)
+        block.buffer[:] = 0xFF
         block.buffer[: message.size] = message  # MPI writes what arrives, and no more
         block.open(sender, 9, checked=True)
 
