@@ -15,7 +15,7 @@ from sfb.kernels._updates import update_dense
 from sfb.kernels._vectors import flat
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
 from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE
-from sfb.kernels.rounds import ALIKE, WORK, gather, reset, sum_values
+from sfb.kernels.rounds import ALIKE, WORK, WRONG, gather, reset, sum_values
 from sfb.kernels.status import APART, DONE, PENDING, UNFIT
 from sfb.kernels.sync import message_words, now
 
@@ -121,14 +121,15 @@ def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta,
 
     Returns:
         `DONE`; `PENDING`, to be called again with the same arguments; `APART`, with headers exchanged and no sum taken,
-        if headers differ; `UNFIT`, with nothing sent, if the arrays or the scratch do not fit; or, above 0, an error
-        code of MPI.
+        if headers differ; `DAMAGED`, with no sum taken, if a message has arrived damaged; `UNFIT`, with nothing sent,
+        if the arrays or the scratch do not fit; or, above 0, an error code of MPI.
     """
     mpi, plan, words = words_at(bound, _MPI), matrix_at(bound, _PLAN, bound), words_at(bound, _WORDS)
     more, one, two = words_at(bound, _MORE), matrix_at(bound, _ONE, w), matrix_at(bound, _TWO, w)
     head = bound[_HEAD]
     if state[0] == 0 and state[1] == 0:
         began = now()
+        state[WRONG] = 0
         rows = one.shape[1] if bound[_PAYLOAD] == FACTORS else one.shape[0]
         if not fits(u, v, w, s, t, bound[_SAMPLES], rows, two.shape[1]):
             return UNFIT

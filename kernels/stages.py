@@ -9,9 +9,9 @@ from types import ModuleType
 __all__ = ["ARRAY_STAGES", "HALF_STAGES", "SPARSE_STAGES", "STAGES", "KernelError", "compiled", "load"]
 
 # Modules of a stage do not need each other; they take about as long from both ends.
-STAGES = (("sync",), ("_blocks", "rounds"), ("_updates", "arrays", "_reductions", "ops"), ("fused", "eager"))
+STAGES = (("sync", "checksum"), ("_blocks", "rounds"), ("_updates", "arrays", "_reductions", "ops"), ("fused", "eager"))
 # What collectives of plain arrays need.
-ARRAY_STAGES = (("sync",), ("arrays", "rounds"))
+ARRAY_STAGES = (("sync", "checksum"), ("arrays", "rounds"))
 # What 16 bits on the wire need beside `STAGES`.
 HALF_STAGES = (("_half",),)
 # What sparse factors need beside `STAGES`.

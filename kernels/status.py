@@ -4,7 +4,7 @@ Codes are at most 0. The docstring of a kernel that returns numbers above 0 says
 scratch, or an error code of MPI.
 """
 
-__all__ = ["AGREED", "APART", "DIFFERENT", "DONE", "MIXED", "PENDING", "UNEVEN", "UNFIT"]
+__all__ = ["AGREED", "APART", "DAMAGED", "DIFFERENT", "DONE", "MIXED", "PENDING", "UNEVEN", "UNFIT"]
 
 # The work is done.
 DONE = 0
@@ -17,3 +17,5 @@ UNFIT = -2
 AGREED, UNEVEN, DIFFERENT, MIXED = -3, -4, -5, -6
 # The headers of all ranks have been exchanged, and they or their payloads differ: no sum has been formed.
 APART = -7
+# A message has arrived damaged, here or on another node: no sum has been formed.
+DAMAGED = -8

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sfb.comm import Comm
     from sfb.runtime.errors import MismatchError
     from sfb.runtime.requests import Persistent, Request
+    from sfb.runtime.seals import DamagedMessageError
     from sfb.store.averaging import AveragingStore
     from sfb.store.base import StoreError
     from sfb.store.store import Store
@@ -27,6 +28,7 @@ __all__ = [
     "SSP",
     "AveragingStore",
     "Comm",
+    "DamagedMessageError",
     "Exchange",
     "Factors",
     "MismatchError",
@@ -45,6 +47,7 @@ __all__ = [
 _NEED_MPI = {
     "AveragingStore": "sfb.store.averaging",
     "Comm": "sfb.comm",
+    "DamagedMessageError": "sfb.runtime.seals",
     "Exchange": "sfb.collectives.engine",
     "MismatchError": "sfb.runtime.errors",
     "Persistent": "sfb.runtime.requests",

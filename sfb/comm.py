@@ -76,6 +76,10 @@ class Comm(MPI.Intracomm):
         seed: Round the factors stochastically, so that the mean of many sums is exact; the same seed gives the same
             bits. Without a seed they are rounded to nearest.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
+        check_finite: Look for NaN and infinity before anything is summed: if factors, or plain arrays in `Allreduce`,
+            `Iallreduce` and `Reduce_scatter_block`, hold any, every rank raises ValueError, which names the ranks and
+            places, and no receiver changes. It costs a pass over what a rank passes, and with plain arrays a small
+            Allreduce, for which `Iallreduce` waits, too. The same on all ranks.
 
     Raises:
         TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
@@ -97,12 +101,13 @@ class Comm(MPI.Intracomm):
         wire: str | None = None,
         seed: int | None = None,
         stall: float = STALL,
+        check_finite: bool = False,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None:
             check_comm("comm", comm)
             check_initialized(comm)
-        options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
+        options = Options(check, reproducible, max_bytes, progress, wire, seed, stall, check_finite)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
@@ -124,7 +129,8 @@ class Comm(MPI.Intracomm):
         self._last = None
         self._progress = Progress(_TICK, thread=options.progress == "thread")
         self._queue = self._progress.queue
-        self._plain = PlainCollectives(profiles, self._progress, check=options.check)
+        finite = options.check_finite
+        self._plain = PlainCollectives(profiles, self._progress, check=options.check, check_finite=finite)
 
     def __init__(self, comm: MPI.Intracomm | None = None, **options: Any) -> None:
         if comm is None:

@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from sfb.arrays.call import ALLREDUCE, GATHER, IALLREDUCE, SCATTER, PlainCall
 from sfb.arrays.dispatch import Arrays
+from sfb.arrays.finite import check_everywhere
 from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.progress import Progress
 from sfb.runtime.team import Team
@@ -35,17 +36,19 @@ class PlainCollectives:
         profiles: The profile of the machine.
         progress: The exchanges under way.
         check: Whether ranks find out first what the others pass.
+        check_finite: Whether NaN and infinity in what is reduced are errors.
 
     Attributes:
         left: Bytes below which MPI reduces an array, whatever other ranks propose.
         arrays: What exchanges plain arrays; None before the first call, or where Numba cannot be imported.
     """
 
-    def __init__(self, profiles: Profiles, progress: Progress, *, check: bool) -> None:
+    def __init__(self, profiles: Profiles, progress: Progress, *, check: bool, check_finite: bool = False) -> None:
         self._profiles = profiles
         self._progress = progress
         self._queue = progress.queue
         self._check = check
+        self._check_finite = check_finite
         self._helpless = False
         self.left = 0
         self.arrays: Arrays | None = None
@@ -60,6 +63,8 @@ class PlainCollectives:
             recvbuf: As in `MPI.Intracomm.Allreduce`.
             op: As in `MPI.Intracomm.Allreduce`.
         """
+        if self._check_finite:
+            check_everywhere(comm, ALLREDUCE, sendbuf, recvbuf)
         if not self._check:
             self._progress.under_way()
             reduce_by_mpi(comm, sendbuf, recvbuf, op)
@@ -80,6 +85,8 @@ class PlainCollectives:
         self, comm: MPI.Intracomm, team: Callable[[], Team], sendbuf: Any, recvbuf: Any, op: MPI.Op
     ) -> None:
         """Do what `MPI.Intracomm.Reduce_scatter_block` does; arguments as in `allreduce`."""
+        if self._check_finite:
+            check_everywhere(comm, SCATTER, sendbuf, recvbuf)
         arrays, busy = self._checked(comm, team), self._progress.under_way()
         left = (sendbuf, recvbuf) if arrays is None else arrays.reduce_scatter(sendbuf, recvbuf, op, leave=busy)
         if left is not None:
@@ -103,6 +110,8 @@ class PlainCollectives:
             recvbuf: As in `MPI.Intracomm.Iallreduce`.
             op: As in `MPI.Intracomm.Iallreduce`.
         """
+        if self._check_finite:
+            check_everywhere(comm, IALLREDUCE, sendbuf, recvbuf)
         if self._check and team is not None and team.nodes > 1 and self._progress.threaded:
             arrays = self.arrays or self.of(comm, lambda: team)
             if arrays is not None and arrays.far and arrays.large(arrays.bytes_of(sendbuf, recvbuf, op)):
@@ -128,7 +137,7 @@ class PlainCollectives:
             try:
                 ranks = team()
                 self.arrays = Arrays(ranks, partial(self._profiles.find, ranks))
-                self.left = self.arrays.left
+                self.left = 0 if self._check_finite else self.arrays.left
             except (ImportError, MemoryError) as error:  # on all ranks, which raise together
                 self._helpless = True
                 if comm.rank == 0:

@@ -16,6 +16,7 @@ from sfb.arrays.call import ALLREDUCE, IALLREDUCE, PlainCall, PlainProposal, ali
 from sfb.arrays.internode import NodeRings, RingRequest, Segment, cuts
 from sfb.arrays.node import NodeArrays, Task
 from sfb.arrays.ops import op_for_mpi
+from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
 from sfb.tuning.profile import Profile, Use
@@ -119,6 +120,7 @@ class Arrays(NodeArrays):
 
         Raises:
             MismatchError: Other ranks pass other things; on all of them.
+            DamagedMessageError: A message has arrived damaged; on the ranks that learn of it.
         """
         number = self._agree.begin()
         call, task = self._task_far(ALLREDUCE, sendbuf, recvbuf, op)
@@ -130,12 +132,18 @@ class Arrays(NodeArrays):
         choice = always or self._choice(call.nbytes)
         name = choice.next if isinstance(choice, Trial) else _OURS if choice else _MPI
         began = perf_counter()
+        damage: DamagedMessageError | None = None
         if name == _OURS:
-            self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
+            try:
+                self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
+            except DamagedMessageError as caught:  # other ranks may not know of it, and go on with the trial
+                damage = caught
         else:
             mpi(*call.arguments, op)
         if isinstance(choice, Trial) and choice.record(name, perf_counter() - began, 0.0):
             choice.end_round(self._team.most(choice.times()))
+        if damage is not None:
+            raise damage
 
     def iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> Iterator[Any]:
         """Propose an `Iallreduce` to the ranks of all nodes, and return its steps (`sfb.runtime.steps`).

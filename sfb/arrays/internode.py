@@ -1,4 +1,8 @@
-"""Allreduce of plain arrays between nodes: a ring, in segments of which several are in flight."""
+"""Allreduce of plain arrays between nodes: a ring, in segments of which several are in flight.
+
+A message of the ring is a part of a segment and its seal (`sfb.runtime.seals`). A rank that finds one damaged goes on,
+since others wait for its messages, and says so in them; all that learn of it raise at the end.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ from typing import TypeAlias
 import numpy as np
 from mpi4py import MPI
 
+from sfb.kernels.header import LOST, SEGMENT, stamp
+from sfb.runtime import seals
 from sfb.runtime.limits import array_tag
+from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.team import Team
 
 __all__ = ["NodeRings", "RingRequest", "Segment", "cuts"]
@@ -27,6 +34,9 @@ _IN_FLIGHT, _MESSAGE = 4, (1 << 13, 1 << 17)
 _LOOKS, _SLEEP = 16, 2e-5
 # Looks between two looks at the clock.
 _TESTS = 256
+# The stamp of a message after damage: its last word holds what is known of that.
+_LOST = stamp(LOST)
+_MOST = (1 << 62) - 1
 
 # This rank's part, where the result goes, maybe the same array, and what to call when the result is there.
 Segment: TypeAlias = "tuple[np.ndarray, np.ndarray, Callable[[], None]]"
@@ -79,7 +89,8 @@ class NodeRings:
             nbytes: What `segment_bytes` returned.
             on_node: Whether the ranks of a node send each other messages, too.
         """
-        needed = (2 * nbytes if on_node else 0) + -(-nbytes // self._nodes) + 8 * self._nodes
+        message = seals.padded(-(-nbytes // self._nodes) + 8) + seals.BYTES  # parts differ by an element
+        needed = 16 + (2 * nbytes if on_node else 0) + 2 * message
         if not self._memory or self._memory[0].size < needed:
             self._memory = [np.empty(needed, np.uint8) for _ in range(_IN_FLIGHT)]
 
@@ -98,32 +109,44 @@ class NodeRings:
                 they pass their parts of the node's sum.
         """
         sources = {self._left, *(self.mates if on_node else [])} - {self._team.rank}
-        steps = partial(self._whole if on_node else self._ring, reduction)
-        return RingRequest(self, number, call, steps, sorted(sources), segments)
+        reduce = partial(self._whole if on_node else self._ring, reduction)
+        return RingRequest(self, number, call, reduce, sorted(sources), segments)
 
     def _ring(
-        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+        self, reduction: np.ufunc, wire: _Wire, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
     ) -> Iterator[list[MPI.Request]]:
         """Reduce among the ranks of this slot; yield the requests of one step after another."""
         world, nodes, me = self._team.world, self._nodes, self._me
         parts = [slice(low, high) for low, high in pairwise(cuts(send.size, nodes))]
-        room = memory[: memory.size // 8 * 8].view(send.dtype)
+        room = memory.size // 16 * 8
+        out, into = memory[:room], memory[room : 2 * room]
         # Sums of parts go round: this rank passes on its own part first, then what it has added to.
-        passed = send[parts[me]]
+        part = me
+        passed = out[: send[parts[me]].nbytes].view(send.dtype)
+        np.copyto(passed, send[parts[me]])
         for step in range(1, nodes):
-            part = parts[me - step]
-            total = room[: part.stop - part.start]
-            yield [world.Irecv(total, self._left, tag), world.Isend(passed, self._right, tag)]
-            passed = recv[part]
-            reduction(total, send[part], out=passed)
-        # Now the last is a result; results go round.
+            leaving = wire.seal(out, passed.nbytes, part)
+            part = (me - step) % nodes
+            term = send[parts[part]]
+            arriving = into[: seals.padded(term.nbytes) + seals.BYTES]
+            yield [world.Irecv(arriving, self._left, tag), world.Isend(leaving, self._right, tag)]
+            total = wire.open(into, term, part)
+            passed = out[: term.nbytes].view(term.dtype)
+            reduction(total, term, out=passed)
+        # Now the last is a result; results go round, each with the seal of the rank that formed it.
+        np.copyto(recv[parts[part]], passed)
+        leaving = wire.seal(out, passed.nbytes, nodes + part)
         for step in range(nodes - 1):
-            part = parts[me - step]
-            yield [world.Irecv(recv[part], self._left, tag), world.Isend(passed, self._right, tag)]
-            passed = recv[part]
+            part = (me - step) % nodes
+            target = recv[parts[part]]
+            arriving = into[: seals.padded(target.nbytes) + seals.BYTES]
+            yield [world.Irecv(arriving, self._left, tag), world.Isend(leaving, self._right, tag)]
+            np.copyto(target, wire.open(into, target, nodes + part))
+            leaving = wire.pass_on(arriving)
+            out, into = into, out
 
     def _whole(
-        self, reduction: np.ufunc, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
+        self, reduction: np.ufunc, wire: _Wire, tag: int, memory: np.ndarray, send: np.ndarray, recv: np.ndarray
     ) -> Iterator[list[MPI.Request]]:
         """Reduce among all ranks: each reduces a part of the segment on its node, then in its ring, and sends it."""
         world, mates, slot = self._team.world, self.mates, self._slot
@@ -143,7 +166,7 @@ class NodeRings:
                 reduction(total, term, out=total)
         yield sent
         np.copyto(mine, total)
-        yield from self._ring(reduction, tag, room, mine, mine)
+        yield from self._ring(reduction, wire, tag, room, mine, mine)
         received = [world.Irecv(recv[parts[i]], mates[i], tag) for i in others]
         yield received + [world.Isend(mine, mates[i], tag) for i in others]
 
@@ -157,7 +180,7 @@ class RingRequest:
         rings: The rings.
         number: Number of the call.
         call: The user's call, for messages.
-        steps: Makes the steps of a segment, of its tag, its memory, what is sent and what is received.
+        reduce: Makes the steps of a segment, of its seals, its tag, its memory, what is sent and what is received.
         sources: The ranks whose messages may be missing.
         segments: Yields segments.
     """
@@ -167,17 +190,19 @@ class RingRequest:
         rings: NodeRings,
         number: int,
         call: str,
-        steps: Callable[[int, np.ndarray, np.ndarray, np.ndarray], Iterator[list[MPI.Request]]],
+        reduce: Callable[[_Wire, int, np.ndarray, np.ndarray, np.ndarray], Iterator[list[MPI.Request]]],
         sources: list[int],
         segments: Iterator[Segment],
     ) -> None:
         self._board = rings._team.board
         self._running = rings._running
+        self._left = rings._left
         self._memory = rings._memory
         self._number = number
         self._call = call
-        self._steps = steps
+        self._reduce = reduce
         self._sources = sources
+        self._damage = _Damage(rings._team, number, call)
         self._segments = segments
         self._in_flight: deque[_InFlight] = deque()
         self._begun = 0
@@ -222,6 +247,7 @@ class RingRequest:
             raise
         if self.done:
             self._running.remove(self)
+            self._damage.raise_if_any()
             return False
         return moved
 
@@ -246,11 +272,102 @@ class RingRequest:
             # Segments of the same lane follow each other, so that their messages keep the order of their tag.
             lane = self._begun % _IN_FLIGHT
             send, recv, then = following
-            steps = self._steps(array_tag(self._number, lane, _IN_FLIGHT), self._memory[lane], send, recv)
+            wire = _Wire(self._damage, self._number << 20 | self._begun, self._left)
+            steps = self._reduce(wire, array_tag(self._number, lane, _IN_FLIGHT), self._memory[lane], send, recv)
             self._in_flight.append(_InFlight(steps, then))
             self._begun += 1
             started = True
         return started
+
+
+class _Damage:
+    """What is known of damaged messages in an exchange.
+
+    Args:
+        team: The ranks.
+        number: Number of the call.
+        call: The user's call, for messages.
+
+    Attributes:
+        checked: Whether messages have checksums.
+        note: 2³² times the rank that found the damage, and the rank that sent the message; 0 if there is none.
+    """
+
+    def __init__(self, team: Team, number: int, call: str) -> None:
+        self._team = team
+        self._number = number
+        self._call = call
+        self.checked = team.checked
+        self.note = 0
+        self._wrong = ""
+
+    def find(self, sender: int, wrong: str) -> None:
+        """Note that a message has arrived damaged."""
+        if not self.note:
+            self.learn(self._team.rank << 32 | sender)
+            self._wrong = wrong
+
+    def learn(self, note: int) -> None:
+        """Note what another rank has found, and tell the ranks of the node."""
+        if not self.note:
+            self.note = note
+            self._wrong = "was damaged, cut or repeated on its way"
+            self._team.board.mark(self._number, note)
+
+    def raise_if_any(self) -> None:
+        """Raise DamagedMessageError if this rank, or another of its node, knows of damage."""
+        board = self._team.board
+        if not self.note and board.ranks > 1:
+            self.learn(max(board.marks(self._number)))
+        if self.note:
+            finder, sender = self.note >> 32, self.note & 0xFFFFFFFF
+            raise DamagedMessageError(
+                f"{self._call}: the message of rank {sender} to rank {finder} {self._wrong}; do not use the result"
+            )
+
+
+class _Wire:
+    """The seals of the messages of one segment.
+
+    Args:
+        damage: What is known of damaged messages.
+        number: A number that stands for call and segment.
+        left: The rank from which messages come.
+    """
+
+    __slots__ = ("_damage", "_left", "_number")
+
+    def __init__(self, damage: _Damage, number: int, left: int) -> None:
+        self._damage = damage
+        self._number = number << 12 & _MOST
+        self._left = left
+
+    def seal(self, memory: np.ndarray, nbytes: int, which: int) -> np.ndarray:
+        """Return the message whose contents, so many bytes, lie at the beginning of ``memory``, with its seal."""
+        at = seals.padded(nbytes)
+        words = memory[at : at + seals.BYTES].view(np.int64)
+        seals.seal(words, SEGMENT, self._number + which, memory[:at], checked=self._damage.checked)
+        return self.pass_on(memory[: at + seals.BYTES])
+
+    def open(self, memory: np.ndarray, like: np.ndarray, which: int) -> np.ndarray:
+        """Return the contents of the message that has arrived in ``memory``, damaged or not."""
+        at, damage = seals.padded(like.nbytes), self._damage
+        words = memory[at : at + seals.BYTES].view(np.int64)
+        if int(words[0]) == _LOST and int(words[1]) == self._number + which:
+            damage.learn(int(words[3]))
+        else:
+            wrong = seals.fault(words, SEGMENT, self._number + which, memory[:at], checked=damage.checked)
+            if wrong:
+                damage.find(self._left, wrong)
+                words[1] = self._number + which
+        return memory[: like.nbytes].view(like.dtype)
+
+    def pass_on(self, message: np.ndarray) -> np.ndarray:
+        """Return a message, which says that one was damaged if this rank knows of that."""
+        if self._damage.note:
+            words = message[-seals.BYTES :].view(np.int64)
+            words[0], words[3] = _LOST, self._damage.note
+        return message
 
 
 class _InFlight:

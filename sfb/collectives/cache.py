@@ -16,6 +16,7 @@ from sfb.collectives.options import Options
 from sfb.factors import Factors
 from sfb.receiver import Assign, Receiver
 from sfb.runtime.agreement import Agreement
+from sfb.runtime.finite import check_finite
 from sfb.runtime.windows import Block, find
 
 __all__ = ["MOST", "CachedReceiver", "Receivers", "Signature", "check_factors", "describe_call", "normal"]
@@ -180,8 +181,9 @@ class Receivers:
         return cached
 
 
-def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: MPI.Op, wire: str | None) -> None:
+def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: MPI.Op, options: Options) -> None:
     """Raise TypeError or ValueError unless a receiver can take the sum of these factors."""
+    wire = options.wire
     if not isinstance(factors, Factors):
         raise TypeError(f"sendbuf must be Factors when recvbuf is an optimizer, got {type(factors).__name__}")
     if op is not MPI.SUM and op != MPI.SUM:
@@ -203,6 +205,9 @@ def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: 
             for name, factor in (("u", u), ("v", v)):
                 if np.may_share_memory(factor, array):
                     raise ValueError(f"{name} shares memory with the receiver; copy it first")
+    if options.check_finite:
+        check_finite("u", factors.u)
+        check_finite("v", factors.v)
 
 
 def normal(settings: tuple[object, ...]) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ import numpy as np
 
 from sfb.factors import Factors
 from sfb.kernels import half
-from sfb.runtime import limits
+from sfb.kernels.header import ROWS
+from sfb.receiver import Assign
+from sfb.runtime import limits, seals
+from sfb.runtime.seals import DamagedMessageError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -36,6 +40,10 @@ class Call:
         blocking: Whether the collectives wait for their end.
         wire: The 16-bit format in which factors travel between ranks; the factors have been rounded to it.
 
+    Between nodes each collective brings seals (`sfb.runtime.seals`) of what ranks have sent beside it. A rank that
+    finds damage goes on to the end, since others wait for its part of later collectives, but its receiver takes
+    nothing more, and neither do those of the ranks of its node; `finish` raises.
+
     Attributes:
         rebuild_seconds: Seconds spent so far in forming and applying the sum.
     """
@@ -43,8 +51,10 @@ class Call:
     __slots__ = (
         "_acquired",
         "_began",
+        "_damage",
         "_named",
         "_phase",
+        "_sealed",
         "blocking",
         "name",
         "number",
@@ -72,6 +82,8 @@ class Call:
         self._acquired: list[np.ndarray] = []
         self._named: dict[str, np.ndarray] = {}
         self._began = 0.0
+        self._damage: DamagedMessageError | None = None
+        self._sealed: dict[int, int] | None = {} if team.checked and team.nodes > 1 else None
 
     def __enter__(self) -> None:
         """Begin a part of the rebuild."""
@@ -119,12 +131,34 @@ class Call:
             return block, _NOTHING
         return block, [board.phase(user, board.last_phase, self.name)]
 
+    def guard(self, receiver: Any) -> Any:
+        """Return a receiver that takes nothing once a message has arrived damaged; an array is overwritten anyway."""
+        return receiver if self._sealed is None or isinstance(receiver, Assign) else _Guarded(receiver, self)
+
+    def damage(self) -> DamagedMessageError | None:
+        """Return the error of a message that has arrived damaged, here or at another rank of the node."""
+        board = self.team.board
+        if self._damage is None and self._sealed is not None and board.ranks > 1:
+            for finder, mark in zip(board.members, board.marks(self.number), strict=True):
+                if mark:
+                    text = f"{self.name}: the message of rank {mark - 1} was damaged on its way to rank {finder}"
+                    self._damage = DamagedMessageError(text)
+                    break
+        return self._damage
+
     def finish(self) -> None:
-        """Release the buffers, and announce to the node that this rank no longer uses shared memory."""
+        """Release the buffers, and announce to the node that this rank no longer uses shared memory.
+
+        Raises:
+            DamagedMessageError: A message of the call has arrived damaged, here or at another rank of the node.
+        """
         if self._phase != self.team.board.last_phase:
             self.team.board.reach(self.number, self.team.board.last_phase)
         while self._acquired:
             self.team.pool.release(self._acquired.pop())
+        damage = self.damage()
+        if damage is not None:
+            raise damage
 
     def allgather(
         self,
@@ -176,12 +210,62 @@ class Call:
         comm: MPI.Intracomm,
         mine: Any,
         gathered: np.ndarray,
-        counts: np.ndarray | None,
-        offsets: np.ndarray | None,
+        counts: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
         *,
         later: bool = False,
     ) -> list[Any]:
         """Gather rows as `allgather` does, without changing their format."""
+        if self._sealed is None:
+            return self._gather(comm, mine, gathered, counts, offsets, later)
+        spans = _alike(comm, gathered) if counts is None or offsets is None else (counts, offsets)
+        parts = [gathered[low : low + count] for count, low in zip(*(each.tolist() for each in spans), strict=True)]
+        number = self._number(comm)
+        own, table = np.empty(seals.WORDS, np.int64), np.empty((comm.size, seals.WORDS), np.int64)
+        seals.seal(own, ROWS, number, parts[comm.rank] if mine is self.team.in_place else mine, checked=True)
+        sealing = comm.Iallgather(own, table)
+        requests = self._gather(comm, mine, gathered, counts, offsets, later)
+        return self._sealed_by(sealing, requests, partial(self._verify, comm, table, number, parts), later=later)
+
+    def _number(self, comm: MPI.Intracomm) -> int:
+        """Return the number of the next collective of this call on a communicator."""
+        assert self._sealed is not None
+        ordinal = self._sealed[id(comm)] = self._sealed.get(id(comm), 0) + 1
+        return self.number << 20 | ordinal
+
+    def _sealed_by(
+        self, sealing: Any, requests: list[Any], verify: Callable[[], None], *, later: bool = False
+    ) -> list[Any]:
+        """Return requests for a collective, with those for its seals and their comparison."""
+        if self.blocking and not later:
+            sealing.Wait()
+            verify()
+            return requests
+        return [sealing, *requests, _Then(verify)]
+
+    def _verify(self, comm: MPI.Intracomm, table: np.ndarray, number: int, parts: Sequence[np.ndarray]) -> None:
+        """Compare what ranks have sent with their seals."""
+        for sender, (words, part) in enumerate(zip(table, parts, strict=True)):
+            if sender == comm.rank:
+                continue
+            wrong = seals.fault(words, ROWS, number, part, checked=True)
+            if wrong and self._damage is None:
+                group, world = comm.Get_group(), self.team.world.Get_group()
+                rank = type(group).Translate_ranks(group, [sender], world)[0]
+                group.Free()
+                world.Free()
+                self._damage = DamagedMessageError(f"{self.name}: the message of rank {rank} {wrong}")
+                self.team.board.mark(self.number, 1 + rank)
+
+    def _gather(
+        self,
+        comm: MPI.Intracomm,
+        mine: Any,
+        gathered: np.ndarray,
+        counts: np.ndarray | None,
+        offsets: np.ndarray | None,
+        later: bool,
+    ) -> list[Any]:
         if counts is None or offsets is None:
             if gathered.size <= limits.MAX_COUNT:
                 return self._gather_alike(comm, mine, gathered, later)
@@ -216,21 +300,50 @@ class Call:
         if self.wire is not None:
             sent, received = (self.buffer(array.shape, np.dtype(np.uint16)) for array in (mine, messages))
             half.pack(mine, sent, self.wire)
-        requests = self._gather_alike(comm, sent, received, False)
+        requests = self._gather_framed(comm, sent, received)
         if self.wire is None:
             return requests
         return self._then(requests, partial(half.unpack, received, messages, self.wire))
 
+    def _gather_framed(self, comm: MPI.Intracomm, sent: np.ndarray, received: np.ndarray) -> list[Any]:
+        """Gather a row from each rank, with its seal behind it: small messages would wait for another collective."""
+        if self._sealed is None:
+            return self._gather_alike(comm, sent, received, False)
+        number, width = self._number(comm), seals.padded(sent.nbytes)
+        table = self.buffer((comm.size, width + seals.BYTES), np.dtype(np.uint8))
+        row = table[comm.rank]
+        row[: sent.nbytes] = sent.view(np.uint8)
+        row[sent.nbytes : width] = 0
+        seals.seal(row[width:].view(np.int64), ROWS, number, row[:width], checked=True)
+
+        def unframe() -> None:
+            self._verify(comm, table[:, width:].view(np.int64), number, [each[:width] for each in table])
+            np.copyto(received, table[:, : sent.nbytes].view(received.dtype))
+
+        return self._then(self._gather_alike(comm, self.team.in_place, table, False), unframe)
+
     def allgather_in_place(self, comm: MPI.Intracomm, gathered: np.ndarray) -> list[Any]:
         """Gather one item of ``gathered`` from each rank; this rank's is there already."""
-        return self._gather_alike(comm, self.team.in_place, gathered, False)
+        return self.gather(comm, self.team.in_place, gathered)
 
     def alltoall(
         self, comm: MPI.Intracomm, mine: np.ndarray, sent: np.ndarray, received: np.ndarray, taken: np.ndarray
     ) -> list[Any]:
         """Send ``sent`` elements of ``mine`` to each rank, in their order, and receive ``taken`` elements from each."""
-        send = [mine, (sent, np.concatenate(([0], np.cumsum(sent)[:-1])))]
-        receive = [received, (taken, np.concatenate(([0], np.cumsum(taken)[:-1])))]
+        out, into = (np.concatenate(([0], np.cumsum(counts))) for counts in (sent, taken))
+        send, receive = [mine, (sent, out[:-1])], [received, (taken, into[:-1])]
+        if self._sealed is None:
+            return self._alltoall(comm, send, receive)
+        number = self._number(comm)
+        own, table = np.empty((2, comm.size, seals.WORDS), np.int64)
+        for words, (low, high) in zip(own, pairwise(out.tolist()), strict=True):
+            seals.seal(words, ROWS, number, mine[low:high], checked=True)
+        sealing = comm.Ialltoall(own, table)
+        parts = [received[low:high] for low, high in pairwise(into.tolist())]
+        requests = self._alltoall(comm, send, receive)
+        return self._sealed_by(sealing, requests, partial(self._verify, comm, table, number, parts))
+
+    def _alltoall(self, comm: MPI.Intracomm, send: list[Any], receive: list[Any]) -> list[Any]:
         if self.blocking:
             comm.Alltoallv(send, receive)
             return []
@@ -252,6 +365,34 @@ class Call:
         """Return a datatype of a row, and a specification of the rows that are sent."""
         row = self.team.datatype(gathered.dtype).Create_contiguous(gathered.shape[1]).Commit()
         return row, mine if mine is self.team.in_place else [mine, len(mine), row]
+
+
+class _Guarded:
+    """A receiver that takes nothing once a message of the call has arrived damaged; otherwise as the receiver itself.
+
+    Args:
+        receiver: The receiver.
+        call: The call.
+    """
+
+    def __init__(self, receiver: Any, call: Call) -> None:
+        self._receiver = receiver
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._receiver, name)
+
+    def update(self, *arguments: Any, **options: Any) -> None:
+        if self._call.damage() is None:
+            self._receiver.update(*arguments, **options)
+
+    def update_sparse(self, *arguments: Any, **options: Any) -> None:
+        if self._call.damage() is None:
+            self._receiver.update_sparse(*arguments, **options)
+
+    def update_dense(self, *arguments: Any, **options: Any) -> None:
+        if self._call.damage() is None:
+            self._receiver.update_dense(*arguments, **options)
 
 
 class _Then:

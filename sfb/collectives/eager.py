@@ -110,10 +110,12 @@ class EagerExchange(KernelExchange):
         if self.code == status.PENDING:
             rounds, number = self._team.agree.rounds, self._number
             RoundsRequest(rounds, self._name, number, self._go, self._state, self._bound, self._buffers).Wait()
+        self._check()
         return self.code
 
     def hand_over(self, pending: PendingCall) -> None:
         """Let the call go on from the messages that the ranks have exchanged."""
+        self._check()
         assert self._buffers is not None
         self._team.agree.resume(pending, (self._buffers.words.copy(), self._starts.tolist()))
         self._idle.append(self._buffers)
@@ -149,10 +151,14 @@ class EagerExchange(KernelExchange):
             raise MPI.Exception(self.code)
         self._team.agree.rounds.under_way.pop(self._number, None)
         self.rebuild_seconds = int(self._state[self._rounds.WORK]) * 1e-9
-        if self.code == status.DONE:
+        if self.code in (status.DONE, status.DAMAGED):
             assert self._buffers is not None
             self._idle.append(self._buffers)
         return True
+
+    def _check(self) -> None:
+        if self.code == status.DAMAGED:
+            raise self._team.agree.rounds.damage(int(self._state[self._rounds.WRONG]))
 
     def _keep(self) -> None:
         """Keep alive, whatever becomes of this object, the memory that MPI may write to."""

@@ -27,6 +27,8 @@ from sfb.kernels import half, sparse, status
 from sfb.receiver import Assign
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.errors import report
+from sfb.runtime.finite import not_finite
+from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.steps import ALONE, run
 from sfb.runtime.team import Team
 from sfb.tuning.lookup import Profiles
@@ -213,7 +215,7 @@ class Engine:
                 pending.sparse, pending.signature = True, planned.planned
                 self._check(pending)
                 pending.size = joined_size(samples, factors.nonzeros)
-            elif not pending.after and self._start(pending, prepared, alone):
+            elif not (pending.after or self._holds_nan(factors)) and self._start(pending, prepared, alone):
                 return pending
             else:
                 self._check(pending)
@@ -234,6 +236,8 @@ class Engine:
             receiver = pending.receiver = cached.receiver(recvbuf)
             signature = cached.known(pending.algorithm, receiver) or cached.signature(pending.algorithm, receiver)
             pending.size = len(factors.u)
+            if self._holds_nan(factors):
+                return False
         except Exception:  # `_propose` meets the same error, and tells the other ranks
             return False
         prepared = self._plans.of(signature).get(pending.size)
@@ -259,7 +263,7 @@ class Engine:
             self._check_whole()
             cached = pending.cached = self._receivers.checked(pending.recvbuf)
             receiver = pending.receiver = cached.receiver(pending.recvbuf)
-            check_factors(pending.factors, cached, receiver, op, self._options.wire)
+            check_factors(pending.factors, cached, receiver, op, self._options)
             pending.sparse = pending.factors.sparse
             pending.signature = cached.signature(pending.algorithm, receiver, sparse=pending.sparse)
             pending.digest = pending.signature.digest(pending.call) + receiver.steps
@@ -366,7 +370,7 @@ class Engine:
             error: The exception.
             agreed: Whether the ranks have agreed on the call: all raise what comes before.
         """
-        if agreed or not isinstance(error, Exception):
+        if agreed or not isinstance(error, Exception) or isinstance(error, DamagedMessageError):
             self._broken = error
             self._receivers = Receivers(self._options, self._team.owns)  # so that every call is proposed
 
@@ -381,7 +385,11 @@ class Engine:
     def _check(self, pending: PendingCall) -> None:
         """Raise TypeError or ValueError if the receiver of a call cannot take its factors."""
         cached = self._receivers.checked(pending.recvbuf)
-        check_factors(pending.factors, cached, pending.receiver, MPI.SUM, self._options.wire)
+        check_factors(pending.factors, cached, pending.receiver, MPI.SUM, self._options)
+
+    def _holds_nan(self, factors: Factors) -> bool:
+        """Return whether dense factors hold NaN or infinity where that is an error."""
+        return self._options.check_finite and max(not_finite(factors.u), not_finite(factors.v)) >= 0
 
     def _rounded(self, factors: Factors, number: int) -> Factors:
         """Return the factors as they travel in call ``number``: rounded if that is in 16 bits."""

@@ -25,6 +25,7 @@ class Options:
     wire: str | None = None
     seed: int | None = None
     stall: float = STALL
+    check_finite: bool = False
 
     def __post_init__(self) -> None:
         if self.progress not in ("thread", "poll"):
@@ -42,7 +43,7 @@ class Options:
     @property
     def compared(self) -> dict[str, object]:
         """The options that have to be equal on all ranks."""
-        return {name: getattr(self, name) for name in ("max_bytes", "reproducible", "wire", "seed")}
+        return {name: getattr(self, name) for name in ("max_bytes", "reproducible", "wire", "seed", "check_finite")}
 
     @property
     def described(self) -> str:

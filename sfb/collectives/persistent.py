@@ -139,7 +139,8 @@ class PersistentExchange(ABC):
         """Do the exchange of a call on which the ranks agree already, in steps."""
         problem = pending.problem or self.problem
         call = Call(self._team, pending.number, pending.call, blocking=pending.blocking, wire=problem.wire)
-        yield from algorithms_for(problem)[self.algorithm].run(problem, call, pending.factors, pending.receiver)
+        receiver = call.guard(pending.receiver)
+        yield from algorithms_for(problem)[self.algorithm].run(problem, call, pending.factors, receiver)
         call.finish()
         self.rebuild_seconds = call.rebuild_seconds
 

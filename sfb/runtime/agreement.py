@@ -16,6 +16,8 @@ from sfb.runtime.board import Board, Event
 from sfb.runtime.errors import Report, raise_reported, report
 from sfb.runtime.limits import EAGER_LIMIT
 from sfb.runtime.rounds import Rounds
+from sfb.runtime.seals import WORDS as SEAL_WORDS
+from sfb.runtime.seals import DamagedMessageError, fault, seal
 from sfb.runtime.steps import ALONE, run
 
 __all__ = ["Agreement", "Proposal", "compare", "on_all_ranks"]
@@ -74,6 +76,7 @@ class Agreement:
         world: The library's own communicator.
         board: The board of this rank's node.
         node_of: For each rank of the world, the number of its node.
+        checked: Whether messages between nodes have checksums.
 
     Attributes:
         number: The number of the last call.
@@ -81,19 +84,20 @@ class Agreement:
         rounds: The rounds of messages between leaders.
     """
 
-    def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int]) -> None:
+    def __init__(self, world: MPI.Intracomm, board: Board, node_of: Sequence[int], *, checked: bool = True) -> None:
         from sfb.kernels import sync
 
         self._world = world
         self._board = board
         self._sync = sync
+        self._checked = checked
         self.number = 0
         nodes = max(node_of) + 1
         self._members = [[rank for rank, its in enumerate(node_of) if its == node] for node in range(nodes)]
         self._home = node_of[world.rank]
         self._largest = max(len(members) for members in self._members)
         self.head = header.head_words(self._largest)
-        self.rounds = Rounds(world, board, self._members, self._home, self.head)
+        self.rounds = Rounds(world, board, self._members, self._home, self.head, checked=checked)
         self._ranks = np.array([len(self._members[node]) for node in self.rounds.order])
         # Other nodes may send payloads with their headers.
         payload = EAGER_LIMIT // nodes // 8 if nodes > 1 and self._largest == 1 else 0
@@ -173,6 +177,7 @@ class Agreement:
 
         Raises:
             MismatchError: Digests differ; every rank raises, naming all of them.
+            DamagedMessageError: A message has arrived damaged; not on every rank.
             Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
         """
         board = self._board
@@ -191,8 +196,7 @@ class Agreement:
         if proposal.verdict == status.DIFFERENT:
             yield from self._raise(proposal, True)
         if proposal.verdict == status.UNEVEN and proposal.counts is None:
-            proposal.counts = np.empty(self._world.size, np.int64)
-            yield self._world.Iallgather(np.array([proposal.size], np.int64), proposal.counts)
+            proposal.counts = yield from self._sizes(proposal)
 
     def _across(self, proposal: Proposal) -> Iterator[Any]:
         """Set the verdict to that on the headers of all nodes."""
@@ -203,7 +207,7 @@ class Agreement:
             proposal.verdict = verdict
         else:
             yield from self._await_announcement(proposal)
-            proposal.verdict = board.announced(proposal.number)[0]
+            proposal.verdict = self._announced(proposal)[0]
 
     def _fail(self, proposal: Proposal) -> Iterator[Any]:
         """Raise on all ranks, or on this node alone if the others pass plain arrays and do not listen."""
@@ -213,7 +217,7 @@ class Agreement:
                 everybody = (yield from self._between_nodes(proposal, _PLAIN_PATIENCE)) is not None
             else:
                 yield from self._await_announcement(proposal)
-                everybody = bool(self._board.announced(proposal.number)[1])
+                everybody = bool(self._announced(proposal)[1])
         yield from self._raise(proposal, everybody)
 
     def _on_node(self, proposal: Proposal) -> Iterator[Any]:
@@ -236,6 +240,27 @@ class Agreement:
         if not event.Test():
             yield event
 
+    def _announced(self, proposal: Proposal) -> list[int]:
+        """Return the words that the leader has announced; raise if they say that a message was damaged."""
+        words = self._board.announced(proposal.number)
+        if words[0] == status.DAMAGED:
+            raise self.rounds.damage(words[2])
+        return words
+
+    def _sizes(self, proposal: Proposal) -> Generator[Any, None, np.ndarray]:
+        """Gather the sizes of all ranks, in steps."""
+        size = np.array([proposal.size], np.int64)
+        table = np.empty((self._world.size, 1 + SEAL_WORDS), np.int64)
+        mine = np.empty(1 + SEAL_WORDS, np.int64)
+        mine[0] = size[0]
+        seal(mine[1:], header.SIZES, proposal.number, size, checked=self._checked)
+        yield self._world.Iallgather(mine, table)
+        for rank, row in enumerate(table):
+            wrong = fault(row[1:], header.SIZES, proposal.number, row[:1], checked=self._checked)
+            if wrong:
+                raise DamagedMessageError(f"{proposal.call}: the message of rank {rank} {wrong}")
+        return table[:, 0].copy()
+
     def _between_nodes(self, proposal: Proposal, patience: float | None = None) -> Generator[Any, None, int | None]:
         """Gather the headers of all nodes, announce the verdict and return it; for the leader.
 
@@ -251,7 +276,11 @@ class Agreement:
             words = self._words if proposal.blocking else np.empty(self._words.size, np.int64)
             words[: header.WORDS * board.ranks] = board.headers(number).reshape(-1)
             words[self.head + header.KIND] = words[self.head + header.NBYTES] = 0
-            starts = yield from self.rounds.gather(proposal.call, number, words, self.head, patience)
+            try:
+                starts = yield from self.rounds.gather(proposal.call, number, words, self.head, patience)
+            except DamagedMessageError as error:
+                board.announce(number, (status.DAMAGED, 1, error.note))
+                raise
         if len(starts) <= len(self._members):
             board.announce(number, (status.DIFFERENT, 0, 0))
             return None

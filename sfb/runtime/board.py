@@ -20,6 +20,8 @@ __all__ = ["SPINS", "Board", "Event", "Watch"]
 SPINS = 5000
 # Looks before a rank yields its core, where every rank has a core of its own and where ranks share cores.
 _PATIENT, _POLITE = 4000, 50
+# Bytes of memory for plain arrays up to which a board takes it at once, rather than as arrays reach it.
+_FILLED = 9 << 20
 
 _log = logging.getLogger("sfb")
 
@@ -74,7 +76,7 @@ class Board:
         slots = self.ranks + 1  # one for what the leader announces
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
         words = header.slot(slots, 0)
-        self._block = Block(node, 8 * words + room)
+        self._block = Block(node, 8 * words + room, lazy=room > _FILLED)
         self.words = self._block.array((words,), np.dtype(np.int64))
         self.window = self._block.array((room,), np.dtype(np.uint8), 8 * words)
         if self.me == 0:
@@ -94,6 +96,14 @@ class Board:
         """Return the headers of a call, one row per rank; all ranks have posted theirs."""
         table = self.words.reshape(self.ranks + 1, header.RING, header.BOARD_WORDS)
         return table[: self.ranks, call % header.RING, : header.WORDS]
+
+    def mark(self, call: int, note: int) -> None:
+        """Leave a note other than 0 on a call; the ranks of the node see it after the next phase of this one."""
+        self.words[header.slot(self.me, call) + header.NOTE] = note
+
+    def marks(self, call: int) -> list[int]:
+        """Return the note of each rank on a call, 0 where there is none."""
+        return self.headers(call)[:, header.NOTE].tolist()
 
     def announce(self, call: int, words: Sequence[int]) -> None:
         """Announce three words to the ranks of the node; for its leader."""

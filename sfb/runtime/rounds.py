@@ -12,6 +12,7 @@ from mpi4py import MPI
 from sfb.kernels import status
 from sfb.runtime.board import Board
 from sfb.runtime.limits import HALVING_LIMIT, SPINS, tag
+from sfb.runtime.seals import DamagedMessageError
 
 __all__ = ["Rounds", "RoundsRequest", "order", "schedule"]
 
@@ -30,6 +31,7 @@ class Rounds:
         members: The ranks of each node, the leader first.
         home: This rank's node.
         head: Words of a message before its payload.
+        checked: Whether messages have checksums.
 
     Attributes:
         board: The board of this rank's node.
@@ -41,7 +43,14 @@ class Rounds:
     """
 
     def __init__(
-        self, world: MPI.Intracomm, board: Board, members: Sequence[Sequence[int]], home: int, head: int
+        self,
+        world: MPI.Intracomm,
+        board: Board,
+        members: Sequence[Sequence[int]],
+        home: int,
+        head: int,
+        *,
+        checked: bool = True,
     ) -> None:
         from sfb.kernels import rounds
 
@@ -51,7 +60,8 @@ class Rounds:
         nodes = len(members)
         self.sums = nodes & (nodes - 1) == 0
         self.order = order(nodes, home)
-        self.plan = schedule(members, home)
+        self.plan = schedule(members, home, checked=checked)
+        self._leaders = [ranks[0] for ranks in members]
         self._heads = list(range(0, nodes * head + 1, head))
         self._sources = [
             [rank for node in self.order[known : known + learnt] for rank in members[node]]
@@ -74,6 +84,9 @@ class Rounds:
 
         Returns:
             Where each message begins, and where the last ends; fewer if patience ran out.
+
+        Raises:
+            DamagedMessageError: A message has arrived damaged on this node, or on one whose messages come later.
         """
         starts = np.empty(len(self.order) + 1, np.int64)
         starts[0], starts[1] = 0, length
@@ -82,6 +95,7 @@ class Rounds:
             request.give_up_after(patience)
         elif not request.Test():
             yield request
+        self._check(request)
         return starts[: request.known + 1].tolist()
 
     def sum(
@@ -101,11 +115,28 @@ class Rounds:
 
         Returns:
             Where the heads begin in ``words``, and where the last ends.
+
+        Raises:
+            DamagedMessageError: As `gather` does; ``values`` is no sum then.
         """
         request = self._request(call, number, self._kernels.sum_values, words, received, values)
         if not request.Test():
             yield request
+        self._check(request)
         return self._heads
+
+    def damage(self, note: int) -> DamagedMessageError:
+        """Return the error that a note stands for, of the kernels or of a rank of this node."""
+        node, sender = note >> 32, note & 0xFFFFFFFF
+        error = DamagedMessageError(
+            f"a message from rank {sender} was damaged, cut or repeated on its way to rank {self._leaders[node]}"
+        )
+        error.note = note
+        return error
+
+    def _check(self, request: RoundsRequest) -> None:
+        if request.code == status.DAMAGED:
+            raise self.damage(request.fault)
 
     def missing(self, rounds_over: int) -> list[int]:
         """Return the ranks whose messages the next round brings.
@@ -129,12 +160,13 @@ def order(nodes: int, home: int) -> list[int]:
     return [home ^ i if power_of_two else (home + i) % nodes for i in range(nodes)]
 
 
-def schedule(members: Sequence[Sequence[int]], home: int) -> np.ndarray:
+def schedule(members: Sequence[Sequence[int]], home: int, *, checked: bool = True) -> np.ndarray:
     """Return the rounds of a node as `sfb.kernels.rounds` takes them.
 
     Args:
         members: The ranks of each node, the leader first.
         home: The node.
+        checked: Whether messages have checksums.
     """
     nodes, nearest = len(members), order(len(members), home)
     rounds, known = [], 1
@@ -143,7 +175,7 @@ def schedule(members: Sequence[Sequence[int]], home: int) -> np.ndarray:
         source, target = nearest[known], nearest[known if nodes & (nodes - 1) == 0 else -known]
         rounds.append((known, learnt, members[source][0], members[target][0]))
         known += learnt
-    return np.array([*rounds, (nodes, home, HALVING_LIMIT, 0)], np.int64)
+    return np.array([*rounds, (nodes, home, HALVING_LIMIT, checked)], np.int64)
 
 
 class RoundsRequest:
@@ -176,6 +208,11 @@ class RoundsRequest:
     def known(self) -> int:
         """The number of nodes whose messages have come, this one among them."""
         return int(self._rounds.plan[self._state[0], 0])
+
+    @property
+    def fault(self) -> int:
+        """Where a message was damaged (`Rounds.damage`), if the code says that one was."""
+        return int(self._state[self._rounds._kernels.WRONG])
 
     def Test(self) -> bool:
         """Go on without waiting, and return whether all messages have come."""

@@ -12,15 +12,17 @@ from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
 import sfb.kernels as kernels
+from sfb.runtime import seals
 from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load
 from sfb.runtime.limits import STALL
+from sfb.runtime.shm import warn_of_leftovers
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.windows import Block, fence, reap
 
-__all__ = ["Team", "check_comm"]
+__all__ = ["Team", "check_comm", "near"]
 
 
 class Team:
@@ -47,6 +49,7 @@ class Team:
         agree: The agreement of all ranks.
         pool: This rank's buffers.
         staging: Memory that the ranks of the node share, for one exchange after another.
+        checked: Whether messages between nodes have checksums.
         in_place: MPI.IN_PLACE.
     """
 
@@ -84,17 +87,22 @@ class Team:
             self.node.Free()
             self.world.Free()
             raise
-        self.agree = Agreement(self.world, self.board, self.node_of)
+        if self.node.size > 1 and self.node.rank == 0:
+            warn_of_leftovers()
+        self.agree = Agreement(self.world, self.board, self.node_of, checked=self.checked)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
         """Return ``host``, or the ranks of the user's ``node`` after checking that they can share memory."""
         error: Exception | None = None
+        self.checked = True
         try:
+            self.checked = seals.are_on()
             if node is not None:
                 check_comm("node", node)
-        except TypeError as caught:  # the other ranks wait to hear of it
+        except (TypeError, ValueError) as caught:  # the other ranks wait to hear of it
             error = caught
-        compare(self.world, "Comm", "Comm with " + ("node=None" if node is None else "node given"), error)
+        given = "node=None" if node is None else "node given"
+        compare(self.world, "Comm", f"Comm with {given} and SFB_CHECKSUMS={self.checked:d}", error)
         if node is None:
             return host
         mine, theirs = host.Get_group(), node.Get_group()
@@ -204,6 +212,14 @@ class Team:
             comm.Free()
         self.node.Free()
         self.world.Free()
+
+
+def near(comm: MPI.Intracomm) -> frozenset[int]:
+    """Return the ranks of ``comm`` that share memory with this one, itself among them; collective."""
+    node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
+    ranks = frozenset(node.allgather(comm.rank))
+    node.Free()
+    return ranks
 
 
 def check_comm(name: str, comm: Any) -> None:

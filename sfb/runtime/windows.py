@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.runtime import mappings
+from sfb.runtime import mappings, shm
 
 __all__ = ["Block", "fence", "find", "find_named", "reap"]
 
@@ -30,6 +30,8 @@ class Block:
         node: Communicator of ranks that can share memory.
         nbytes: Size in bytes, equal on all ranks of the node.
         name: The name of the block, the same on all nodes that hold a copy; "" for memory of one node.
+        lazy: Whether pages get their memory when they are first touched, which ends the process if there is none left
+            by then; for much memory of which little may be used.
 
     Raises:
         MemoryError: The node lacks room for shared memory; raised on all its ranks.
@@ -39,19 +41,21 @@ class Block:
         group: The ranks of the node.
         nbytes: Size in bytes.
         name: The name of the block.
+        lazy: Whether its pages get their memory when they are first touched.
         named: The number of live blocks of this process that have a name.
     """
 
     named = 0
 
-    def __init__(self, node: MPI.Intracomm, nbytes: int, name: str = "") -> None:
+    def __init__(self, node: MPI.Intracomm, nbytes: int, name: str = "", *, lazy: bool = False) -> None:
         self.name = name
+        self.lazy = lazy and node.size > 1
         self._window: MPI.Win | None = None
         memory: Any
         if node.size == 1:
             memory = mmap.mmap(-1, max(nbytes, 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
-            self._window, memory = _allocate(node, max(nbytes, 64), fill=bool(name))
+            self._window, memory = _allocate(node, max(nbytes, 64), fill=not lazy)
         self.group = node.Get_group()
         Block.named += bool(name)
         self.bytes = np.frombuffer(memory, np.uint8)[:nbytes]
@@ -118,7 +122,7 @@ def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win,
     # Other processes may have taken the room meanwhile; who touches a page that is not there dies by SIGBUS.
     enough = not fill or node.rank > 0 or mappings.populate(address, nbytes)
     try:
-        _raise_together(node, None if enough else f"{_needs(nbytes)} no longer has that")
+        _raise_together(node, None if enough else _lack(nbytes) or f"{_needs(nbytes)} no longer has that")
     except MemoryError:
         window.Unlock_all()
         window.Free()
@@ -127,12 +131,14 @@ def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win,
 
 
 def _raise_together(node: MPI.Intracomm, lack: str | None) -> None:
+    if lack is not None:
+        lack += "; a container gets more by --shm-size (docker, podman) or a larger /dev/shm"
+        files = shm.leftovers(_folder or "/dev/shm")
+        if files:
+            lack += f"; {shm.describe(files)}"
     lack = node.bcast(lack)
     if lack is not None:
-        raise MemoryError(
-            f"{lack}; a container gets more by --shm-size (docker, podman) or a larger /dev/shm, and files that other "
-            "jobs have left there take room"
-        )
+        raise MemoryError(lack)
 
 
 def _lack(nbytes: int) -> str | None:
@@ -143,8 +149,8 @@ def _lack(nbytes: int) -> str | None:
         there = os.statvfs(_folder)
     except OSError:
         return None
-    # Blocks without a name are touched as they are used.
-    left = max(0, there.f_bavail * there.f_frsize - sum(block.nbytes for block in _blocks if not block.name))
+    # Others may have touched none of their pages yet.
+    left = max(0, there.f_bavail * there.f_frsize - sum(block.nbytes for block in _blocks if block.lazy))
     if there.f_blocks == 0 or nbytes <= left:  # 0 blocks: no limit
         return None
     return f"{_needs(nbytes)} has {_mib(left)} left of {_mib(there.f_blocks * there.f_frsize)}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from sfb.runtime.seals import are_on
 from sfb.schedule.agree import agree, caught, is_alone
 from sfb.schedule.blocks import PackedBlock, check_blocks
 
@@ -214,6 +216,7 @@ def move(
 
     Raises:
         ValueError, TypeError: The blocks or the owners are wrong on a rank; on every rank.
+        DamagedMessageError: A block has arrived damaged; on every rank.
     """
     forms, homes = check_blocks(comm, blocks, "move")
     target = np.asarray(owners)
@@ -224,28 +227,36 @@ def move(
         if target.shape != (len(homes),) or target.dtype.kind not in "iu" or ((target < 0) | (target >= size)).any():
             raise ValueError(f"owners must be {len(homes)} ranks from 0 to {size - 1}, got {owners!r}")
 
-    agree(comm, "move", f"owners {target.tolist()}", caught(check)[1])
+    checked, error = caught(are_on)
+    agree(comm, "move", f"owners {target.tolist()}, SFB_CHECKSUMS={bool(checked):d}", error or caught(check)[1])
     if alone:
         return {number: tuple(blocks[number]) for number in sorted(blocks)}
+    from sfb.runtime.team import near
+
     held: dict[int, tuple[np.ndarray, ...]] = {}
     requests, coming, kept = [], [], []
+    own = near(comm)
     for number, home in enumerate(homes):
         if home == target[number]:
             if home == rank:
                 held[number] = tuple(blocks[number])
         elif home == rank:
+            to = int(target[number])
             packed = PackedBlock(number, forms[number]).fill(blocks[number])
             kept.append(packed)
-            requests += packed.send(comm, int(target[number]), _TAG)
+            requests += packed.send(comm, to, _TAG, checked=checked and to not in own)
         elif target[number] == rank:
             packed = PackedBlock(number, forms[number])
-            coming.append(packed)
+            coming.append((home, packed))
             requests += packed.receive(comm, home, _TAG)
     for request in requests:
         request.Wait()
-    for packed in coming:
-        packed.check(packed.number)
+    damage: Exception | None = None
+    for home, packed in coming:
+        _, wrong = caught(partial(packed.open, home, checked=checked and home not in own))
+        damage = damage or wrong
         held[packed.number] = packed.arrays
+    agree(comm, "move", error=damage)
     return dict(sorted(held.items()))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sfb.kernels import header
+from sfb.runtime import seals
+from sfb.runtime.seals import DamagedMessageError
 from sfb.schedule.agree import agree, caught, is_alone
 
 __all__ = ["Form", "PackedBlock", "aligned", "check_blocks", "nbytes"]
@@ -16,12 +19,13 @@ __all__ = ["Form", "PackedBlock", "aligned", "check_blocks", "nbytes"]
 Form = tuple[tuple[tuple[int, ...], str], ...]
 
 _ALIGNMENT = 64
-_HEAD = 2  # words before the arrays: number and visits
+_HEAD = 2  # words before the arrays: number and visits; the seal of a message (sfb.runtime.seals) follows them
 _PIECE = 1 << 30  # bytes of a message; Open MPI 5 counts up to 2³¹ − 1
+_MOST = (1 << 62) - 1
 
 
 class PackedBlock:
-    """A block whose arrays lie in one buffer, behind a header with its number and the ranks that it has visited.
+    """A block whose arrays lie in one buffer, behind its number, the ranks that it has visited, and a seal.
 
     Args:
         number: The number of the block.
@@ -42,6 +46,8 @@ class PackedBlock:
         self._nbytes = nbytes(form)
         self.buffer = aligned(self._nbytes) if buffer is None else buffer
         self._head = self.buffer[: 8 * _HEAD].view(np.int64)
+        self._seal = self.buffer[8 * _HEAD : 8 * _HEAD + seals.BYTES].view(np.int64)
+        self._contents = self.buffer[8 * _HEAD + seals.BYTES : self._nbytes]
         arrays, offset = [], _ALIGNMENT
         for shape, kind in form:
             dtype = np.dtype(kind)
@@ -70,16 +76,37 @@ class PackedBlock:
             own[...] = given
         return self
 
-    def check(self, number: int, visits: int | None = None) -> None:
-        """Raise RuntimeError if the buffer holds another block, or one that other ranks have visited."""
-        if self._head[0] != number or (visits is not None and self._head[1] != visits):
-            raise RuntimeError(
-                f"expected block {number} after {visits} visits, got block {self._head[0]} after {self._head[1]}"
-            )
+    def open(self, sender: int, serial: int = 0, *, checked: bool) -> None:
+        """Raise DamagedMessageError if the block has not arrived as ``sender`` sent it, with the visits that were due.
 
-    def send(self, comm: Any, target: int, tag: int) -> list[Any]:
-        """Begin to send the block, and return the requests."""
+        The block then has these visits, so that it can be sent on. Other arguments are those of `send`.
+        """
+        due = self.number, self.expected or 0
+        found = int(self._head[0]), int(self._head[1])
+        wrong = seals.fault(self._seal, header.BLOCK, self._stamp(serial, *due), self._contents, checked=checked)
+        if not wrong and found != due:
+            wrong = f"holds block {found[0]} after {found[1]} visits where block {due[0]} after {due[1]} was due"
+        if wrong:
+            self._head[:] = due
+            raise DamagedMessageError(f"the message of rank {sender} with block {self.number} {wrong}")
+
+    def send(self, comm: Any, target: int, tag: int, serial: int = 0, *, checked: bool) -> list[Any]:
+        """Begin to send the block, and return the requests.
+
+        Args:
+            comm: The communicator.
+            target: The rank that receives it.
+            tag: The tag of the message.
+            serial: A number that tells this message from earlier ones with the same block and visits.
+            checked: Whether the message has a checksum.
+        """
+        stamp = self._stamp(serial, self.number, self.visits)
+        seals.seal(self._seal, header.BLOCK, stamp, self._contents, checked=checked)
         return [comm.Isend(piece, target, tag) for piece in self._pieces()]
+
+    @staticmethod
+    def _stamp(serial: int, number: int, visits: int) -> int:
+        return (serial << 44 | number << 20 | visits) & _MOST
 
     def receive(self, comm: Any, source: int, tag: int) -> list[Any]:
         """Begin to receive the block, and return the requests."""

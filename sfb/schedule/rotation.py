@@ -10,13 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter, sleep
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from sfb.schedule.agree import agree, is_alone
+from sfb.runtime.seals import are_on
+from sfb.schedule.agree import agree, caught, is_alone
 from sfb.schedule.blocks import PackedBlock, aligned, check_blocks, nbytes
 from sfb.schedule.trace import Trace
 
@@ -209,7 +211,9 @@ class Rotation:
             error = ValueError(f"passes must be an integer ≥ 0, got {passes!r}")
         elif sync not in ("step", "sweep"):
             error = ValueError(f"sync must be 'step' or 'sweep', got {sync!r}")
-        agree(comm, "Rotation", f"Rotation of passes={passes}, sync={sync!r}, check={check}", error)
+        self._checked, wrong = caught(are_on)
+        options = f"passes={passes}, sync={sync!r}, check={check}, SFB_CHECKSUMS={bool(self._checked):d}"
+        agree(comm, "Rotation", f"Rotation of {options}", error or wrong)
         self._forms, _ = check_blocks(comm, blocks, "Rotation")
         self.rank: int = 0 if alone else comm.rank
         self.size: int = 1 if alone else comm.size
@@ -226,14 +230,18 @@ class Rotation:
         self._coming: dict[int, tuple[list[Any], PackedBlock]] = {}  # by slot of the line
         self._going: list[tuple[list[Any], PackedBlock]] = []
         self.extra = 0
+        self._sweeps = 0
+        self._near: frozenset[int] = frozenset()
         self._comm: Any = None
         if not alone:
             from mpi4py import MPI
 
             import sfb
+            from sfb.runtime.team import near
 
             # Messages of the user's own never meet those of the blocks.
             self._private = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
+            self._near = near(self._private)
             self._comm = sfb.Comm(self._private)
 
     @property
@@ -251,10 +259,12 @@ class Rotation:
 
         Raises:
             MismatchError: `BlockProgram.summand` differs between ranks; on every rank.
+            DamagedMessageError: A block has arrived damaged; on every rank, at the end of the sweep.
             Exception: The program of a rank raised one. That rank sends blocks on without working on them, and every
                 rank raises at the end of the sweep, naming the rank; the blocks are home again.
         """
         run = _Run(program, self._trace)
+        self._sweeps += 1
         total = self._agree(program.summand)
         began = perf_counter()
         for step, numbers in enumerate(self._seats):
@@ -312,7 +322,9 @@ class Rotation:
         if number is not None and self._comm is not None:
             packed = self._held.pop(number)
             packed.visit()
-            self._going.append((packed.send(self._comm, (self.rank + 1) % self.size, _TAG), packed))
+            right = (self.rank + 1) % self.size
+            requests = packed.send(self._comm, right, _TAG, self._sweeps, checked=self._checks(right))
+            self._going.append((requests, packed))
         self._reap(run)
 
     def _improve(self, run: _Run, block: Block | None, step: int) -> None:
@@ -330,8 +342,14 @@ class Rotation:
         if slot in self._coming:
             requests, packed = self._coming.pop(slot)
             run.wait(requests, f"block {packed.number}")
-            packed.check(packed.number, packed.expected)
+            left = (self.rank - 1) % self.size
+            _, error = caught(partial(packed.open, left, self._sweeps, checked=self._checks(left)))
+            run.error = run.error or error  # the other ranks wait for the block
             self._held[packed.number] = packed
+
+    def _checks(self, rank: int) -> bool:
+        """Return whether messages from and to a rank have checksums."""
+        return self._checked and rank not in self._near
 
     def _sum(self, run: _Run, total: np.ndarray | None) -> None:
         """Let the program take the sum of what the ranks have collected; collective."""

@@ -10,15 +10,18 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.factors import Factors
+from sfb.kernels import header
 from sfb.optim import Optimizer
+from sfb.runtime import seals
 from sfb.runtime.limits import MAX_COUNT
+from sfb.runtime.seals import DamagedMessageError, padded
 from sfb.store.base import StoreBase, StoreError, farewell, reason
-from sfb.store.entry import padded
 
 __all__ = ["AveragingStore"]
 
 _MODEL, _FAREWELL = 1, 2  # tags
-_HEADER = 8  # bytes of the weight, before the tables of a message
+_LONGEST = 1 << 12  # bytes of a farewell, at most
+_HEADER = seals.BYTES + 8  # bytes of the seal and of the weight, before the tables of a message
 
 
 class AveragingStore(StoreBase):
@@ -37,6 +40,7 @@ class AveragingStore(StoreBase):
         tables: Initial values by name, as for `sfb.Store`.
         rule: An optimizer without a parameter, or one for each name; its state is this rank's own.
         topology: As for `sfb.Store`.
+        check_finite: As for `sfb.Store`.
 
     Raises:
         TypeError, ValueError: An argument is wrong on this or another rank; on every rank.
@@ -64,6 +68,7 @@ class AveragingStore(StoreBase):
         rule: Optimizer | Mapping[str, Optimizer],
         *,
         topology: Any = "halton",
+        check_finite: bool = False,
     ) -> None:
         def prepare() -> str:
             if self._model_bytes > MAX_COUNT:
@@ -72,10 +77,13 @@ class AveragingStore(StoreBase):
 
         super().__init__(comm, tables, rule, topology, prepare)
         self._targets = self.topology.out_neighbours(self._rank)
+        self._check_finite = check_finite
         self._weight = 1.0
         self._flights: dict[int, tuple[MPI.Request, np.ndarray]] = {}
         self._received: dict[int, tuple[float, np.ndarray]] = {}
         self._status = MPI.Status()
+        # The number of messages to each rank, and from each.
+        self._numbered, self._due = [0] * self._world.size, [0] * self._world.size
         self.sent_bytes = 0
         self.last_consensus_error = 0.0
 
@@ -178,14 +186,17 @@ class AveragingStore(StoreBase):
         moved = False
         while (message := self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)) is not None:
             moved = True
-            memory = np.empty(self._status.Get_count(MPI.BYTE), np.uint8)
             source, tag = self._status.source, self._status.tag
-            message.Recv([memory, MPI.BYTE])
+            try:
+                memory = self._receive(message, source, tag)
+            except DamagedMessageError as error:
+                self._fail(error)
+                break
             if tag == _FAREWELL:
-                self._failure = farewell(source, memory)
+                self._failure = self._failure or farewell(source, memory[seals.BYTES :])
                 continue
             # The newest replica of a rank replaces the one before, with the weight of both.
-            weight = float(memory[:_HEADER].view(np.float64)[0])
+            weight = float(memory[seals.BYTES : _HEADER].view(np.float64)[0])
             before = self._received[source][0] if source in self._received else 0.0
             self._received[source] = before + weight, memory
         for rank, (request, _) in list(self._flights.items()):
@@ -196,14 +207,36 @@ class AveragingStore(StoreBase):
             raise StoreError(self._failure)
         return moved
 
+    def _receive(self, message: MPI.Message, source: int, tag: int) -> np.ndarray:
+        """Return a message that has come, as bytes; raise DamagedMessageError if it is damaged."""
+        nbytes, due = self._status.Get_count(MPI.BYTE), self._model_bytes
+        if nbytes != due if tag == _MODEL else not seals.BYTES <= nbytes <= _LONGEST:
+            raise DamagedMessageError(f"the message of rank {source} has {nbytes} bytes where {due} were due")
+        memory = np.empty(nbytes, np.uint8)
+        message.Recv([memory, MPI.BYTE])
+        words, contents = memory[: seals.BYTES].view(np.int64), memory[seals.BYTES :]
+        kind, number = header.REPLICA if tag == _MODEL else header.FAREWELL, self._due[source]
+        self._due[source] += 1
+        wrong = seals.fault(words, kind, number, contents, checked=self._checks(source))
+        if wrong:
+            raise DamagedMessageError(f"the message of rank {source} {wrong}")
+        return memory
+
+    def _seal(self, memory: np.ndarray, kind: int, rank: int) -> None:
+        """Write the seal of a message to a rank."""
+        words, contents = memory[: seals.BYTES].view(np.int64), memory[seals.BYTES :]
+        seals.seal(words, kind, self._numbered[rank], contents, checked=self._checks(rank))
+        self._numbered[rank] += 1
+
     def _send(self, rank: int, weight: float) -> None:
         memory = np.empty(self._model_bytes, np.uint8)
-        memory[:_HEADER].view(np.float64)[0] = weight
+        memory[seals.BYTES : _HEADER].view(np.float64)[0] = weight
         at = _HEADER
         for table in self._tables:
             values = table.array.reshape(-1).view(np.uint8)
             memory[at : at + values.nbytes] = values
             at += padded(values.nbytes)
+        self._seal(memory, header.REPLICA, rank)
         self._flights[rank] = self._world.Issend([memory, MPI.BYTE], rank, _MODEL), memory
         self.sent_bytes += memory.nbytes
 
@@ -213,9 +246,19 @@ class AveragingStore(StoreBase):
 
     def _abandon(self, error: BaseException) -> None:
         self._open = False
-        if self._failure is None:
-            message = reason(error)
-            self._failure = farewell(self._rank, message)
-            others = [rank for rank in range(self._world.size) if rank != self._rank]
-            # An attribute keeps the buffers alive until MPI has sent them.
-            self._last_words = [(self._world.Isend([message, MPI.BYTE], rank, _FAREWELL), message) for rank in others]
+        self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Note that this rank fails, unless another has before, and tell the others."""
+        if self._failure is not None:
+            return
+        text = reason(error)
+        self._failure = farewell(self._rank, text)
+        # An attribute keeps the buffers alive until MPI has sent them.
+        self._last_words = []
+        for rank in range(self._world.size):
+            if rank != self._rank:
+                memory = np.empty(seals.BYTES + text.nbytes, np.uint8)
+                memory[seals.BYTES :] = text
+                self._seal(memory, header.FAREWELL, rank)
+                self._last_words.append((self._world.Isend([memory, MPI.BYTE], rank, _FAREWELL), memory))

@@ -14,9 +14,11 @@ from sfb import topology as topologies
 from sfb.checks import FLOATS
 from sfb.factors import Factors
 from sfb.optim import Optimizer
+from sfb.runtime import seals
 from sfb.runtime.agreement import compare, on_all_ranks
 from sfb.runtime.compile import warmup
-from sfb.runtime.team import check_comm
+from sfb.runtime.finite import check_finite
+from sfb.runtime.team import check_comm, near
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.store.replica import Table
 
@@ -59,6 +61,7 @@ class StoreBase:
     """
 
     topology: topologies.Topology
+    _check_finite = False
 
     def __init__(
         self,
@@ -78,10 +81,14 @@ class StoreBase:
         name = type(self).__name__
         error: Exception | None = None
         text = ""
+        self._near = near(world)
+        self._checked = True
         try:
+            self._checked = seals.are_on()
             self._tables = _tables(tables, rule)
             self.topology = topologies.create(topology, world.size)
             text = f"{name} of {_describe(self._tables, self.topology)}, {prepare()}"
+            text += f", SFB_CHECKSUMS={self._checked:d}"
         except Exception as caught:  # of any kind: the other ranks wait for this one
             error = caught
         try:
@@ -134,13 +141,16 @@ class StoreBase:
                 copied.
 
         Raises:
-            KeyError, TypeError, ValueError: There is no such table, or the update does not fit; nothing was sent.
+            KeyError, TypeError, ValueError: There is no such table, or the update does not fit, or it holds NaN or
+                infinity and the store is to refuse these; nothing was sent.
             RuntimeError: The store is closed.
             StoreError: This or another rank has left the store by an exception.
         """
         number = self._number(name)
         self._check_open()
         self._check_update(self._tables[number], update)
+        if self._check_finite:
+            _check_numbers(self._rank, name, update)
         self._push(number, update)
 
     def clock(self) -> None:
@@ -176,6 +186,10 @@ class StoreBase:
             self.close()
         elif self._open:
             self._abandon(error)
+
+    def _checks(self, rank: int) -> bool:
+        """Return whether messages from and to a rank have checksums: those between nodes, unless they are off."""
+        return self._checked and rank not in self._near
 
     def _refresh(self, name: str) -> None:
         """Make the replica of a table fresh enough for a read."""
@@ -236,6 +250,13 @@ def _tables(tables: Mapping[str, np.ndarray], rule: Optimizer | Mapping[str, Opt
     if isinstance(rule, Mapping) and set(rule) - set(tables):
         raise ValueError(f"rules for tables that do not exist: {', '.join(sorted(set(rule) - set(tables)))}")
     return made
+
+
+def _check_numbers(rank: int, name: str, update: Factors | np.ndarray) -> None:
+    """Raise ValueError if an update holds NaN or infinity."""
+    parts = {"u": update.u, "v": update.v} if isinstance(update, Factors) else {"the update": update}
+    for part, array in parts.items():
+        check_finite(f"rank {rank} pushes to table {name!r}: {part}", array)
 
 
 def _describe(tables: list[Table], graph: topologies.Topology) -> str:

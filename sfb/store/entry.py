@@ -1,13 +1,33 @@
-"""Entries, which travel between ranks: updates, ends of clocks, farewells; and messages of several entries."""
+"""Entries, which travel between ranks: updates, ends of clocks, farewells; and messages of several entries.
+
+A message is a seal (`sfb.runtime.seals`), the number of its entries, and the entries, each a header and its payload.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
 
-__all__ = ["ABORT", "CLOCK", "DENSE", "END", "UPDATE", "Entry", "csr_samples", "csr_size", "pack", "padded", "unpack"]
+from sfb.kernels import header
+from sfb.runtime import seals
+from sfb.runtime.seals import DamagedMessageError, padded
+
+__all__ = [
+    "ABORT",
+    "CLOCK",
+    "DENSE",
+    "END",
+    "UPDATE",
+    "Entry",
+    "credits_of",
+    "csr_samples",
+    "csr_size",
+    "pack",
+    "pack_credits",
+    "unpack",
+]
 
 UPDATE, CLOCK, END, ABORT = range(4)
 
@@ -16,6 +36,7 @@ DENSE = -1
 
 _HEADER = Struct("=iiqiiqqqd")
 _COUNT = Struct("=q")
+_FIRST = seals.BYTES + _COUNT.size  # where the entries of a message begin
 
 
 class Entry:
@@ -85,32 +106,87 @@ def csr_samples(size: int) -> int:
     return DENSE - 1 - size
 
 
-def padded(nbytes: int) -> int:
-    """Return ``nbytes`` rounded up to the alignment of the next item in a message."""
-    return nbytes + -nbytes % 8
+def pack(entries: Sequence[Entry], number: int, *, checked: bool = True) -> np.ndarray:
+    """Return a message of these entries, the hop of each increased by one.
 
-
-def pack(entries: Sequence[Entry]) -> np.ndarray:
-    """Return a message of these entries, the hop of each increased by one."""
-    message = np.empty(_COUNT.size + sum(entry.nbytes for entry in entries), np.uint8)
-    _COUNT.pack_into(message, 0, len(entries))
-    at = _COUNT.size
+    Args:
+        entries: The entries.
+        number: The number of the message among those of its sender to its receiver.
+        checked: Whether the message has a checksum.
+    """
+    message = np.empty(_FIRST + sum(entry.nbytes for entry in entries), np.uint8)
+    _COUNT.pack_into(message, seals.BYTES, len(entries))
+    at = _FIRST
     for e in entries:
         length = e.payload.nbytes
         head = e.kind, e.origin, e.clock, e.table, e.hop + 1, e.number, e.size, length, e.magnitude
         _HEADER.pack_into(message, at, *head)
         at += _HEADER.size
         message[at : at + length] = e.payload
+        message[at + length : at + padded(length)] = 0
         at += padded(length)
+    _seal(message, header.ENTRIES, number, checked)
     return message
 
 
-def unpack(message: np.ndarray, source: int) -> Iterable[Entry]:
-    """Yield the entries of a message from rank ``source``; their payloads are views of the message."""
-    (count,) = _COUNT.unpack_from(message, 0)
-    at = _COUNT.size
-    for _ in range(count):
-        kind, origin, clock, table, hop, number, size, length, magnitude = _HEADER.unpack_from(message, at)
+def unpack(
+    message: np.ndarray, source: int, number: int, *, ranks: int, hops: int, checked: bool = True
+) -> list[Entry]:
+    """Return the entries of a message from rank ``source``; their payloads are views of the message.
+
+    Args:
+        message: Bytes.
+        source: The rank that sent it.
+        number: The number that the message must have.
+        ranks: The number of ranks.
+        hops: The most edges that an entry travels.
+        checked: Whether the message has a checksum.
+
+    Raises:
+        DamagedMessageError: The message is damaged, cut, or not the one that was due.
+    """
+    _open(message, header.ENTRIES, source, number, checked)
+    (count,) = _COUNT.unpack_from(message, seals.BYTES) if message.nbytes >= _FIRST else (-1,)
+    at, entries = _FIRST, []
+    while len(entries) < count and at + _HEADER.size <= message.nbytes:
+        kind, origin, clock, table, hop, its, size, length, magnitude = _HEADER.unpack_from(message, at)
         at += _HEADER.size
-        yield Entry(kind, origin, clock, table, hop, number, size, magnitude, message[at : at + length], source)
+        if not (UPDATE <= kind <= ABORT and 0 <= origin < ranks and 0 < hop <= hops):
+            break
+        if not 0 <= length <= message.nbytes - at:
+            break
+        entries.append(Entry(kind, origin, clock, table, hop, its, size, magnitude, message[at : at + length], source))
         at += padded(length)
+    if len(entries) != count or at != message.nbytes:
+        raise DamagedMessageError(f"the message of rank {source} is no message of {count} entries in its bytes")
+    return entries
+
+
+def pack_credits(owed: np.ndarray, number: int, *, checked: bool = True) -> np.ndarray:
+    """Return a message that returns credits; arguments as in `pack`."""
+    message = np.empty(seals.BYTES + owed.nbytes, np.uint8)
+    message[seals.BYTES :].view(np.int64)[:] = owed
+    _seal(message, header.CREDIT, number, checked)
+    return message
+
+
+def credits_of(message: np.ndarray, source: int, number: int, depth: int, *, checked: bool = True) -> np.ndarray:
+    """Return the ``depth`` credits of a message; other arguments and errors as in `unpack`."""
+    _open(message, header.CREDIT, source, number, checked)
+    credits = message[seals.BYTES :].view(np.int64)
+    if len(credits) != depth or (credits < 0).any():
+        raise DamagedMessageError(f"the message of rank {source} holds no {depth} credits")
+    return credits
+
+
+def _seal(message: np.ndarray, kind: int, number: int, checked: bool) -> None:
+    seals.seal(message[: seals.BYTES].view(np.int64), kind, number, message[seals.BYTES :], checked=checked)
+
+
+def _open(message: np.ndarray, kind: int, source: int, number: int, checked: bool) -> None:
+    wrong = f"has {message.nbytes} bytes, fewer than a message or no words: it was cut"
+    if message.nbytes >= seals.BYTES and message.nbytes % 8 == 0:
+        words = message[: seals.BYTES].view(np.int64)
+        wrong = seals.fault(words, kind, number, message[seals.BYTES :], checked=checked)
+    if wrong:
+        raise DamagedMessageError(f"the message of rank {source} {wrong}")

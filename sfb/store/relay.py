@@ -8,7 +8,8 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.runtime.limits import MAX_COUNT
-from sfb.store.entry import ABORT, UPDATE, Entry, pack, unpack
+from sfb.runtime.seals import DamagedMessageError
+from sfb.store.entry import ABORT, UPDATE, Entry, credits_of, pack, pack_credits, unpack
 from sfb.store.priority import Priority
 from sfb.store.throttle import Bucket
 from sfb.store.timer import Timer
@@ -29,12 +30,15 @@ class _Edge:
         pending: Entries to send.
         unreturned: Bytes sent and not yet returned as credit, for each number of hops that they had travelled.
         flights: Messages in flight: request, memory, entries.
+        sent: The number of messages sent so far.
+        returned: The number of messages with credits that have come back.
     """
 
     def __init__(self, depth: int) -> None:
         self.pending: list[Entry] = []
         self.unreturned = [0] * depth
         self.flights: list[tuple[MPI.Request, np.ndarray, list[Entry]]] = []
+        self.sent = self.returned = 0
 
 
 class Relay:
@@ -56,6 +60,7 @@ class Relay:
         max_bytes: Ceiling for this rank's own entries that wait, and another as large for the windows of all
             in-neighbours.
         timer: The clock by which the rank collects credits.
+        checks: Returns whether messages from and to a rank have checksums.
 
     Attributes:
         needed: Updates of this clock and earlier ones go first.
@@ -77,6 +82,7 @@ class Relay:
         bucket: Bucket | None,
         max_bytes: int,
         timer: Timer,
+        checks: Callable[[int], bool],
     ) -> None:
         self._world = world
         self._rank = world.rank
@@ -90,6 +96,11 @@ class Relay:
         sources = topology.in_neighbours(self._rank)
         self._owed = {rank: np.zeros(self._depth, np.int64) for rank in sources}
         self._returned = dict.fromkeys(sources, 0.0)
+        # The numbers of the next messages: of entries from in-neighbours, of credits to them.
+        self._due = dict.fromkeys(sources, 0)
+        self._credited = dict.fromkeys(sources, 0)
+        self._checks = checks
+        self._ranks = world.size
         self._returning: list[tuple[MPI.Request, np.ndarray]] = []
         self._arriving: list[tuple[MPI.Request, np.ndarray, int]] = []
         # All ranks use the largest in-degree, since sender and receiver must agree on the window.
@@ -99,6 +110,7 @@ class Relay:
         self._own = 0
         self._most = _COALESCED if bucket is None else min(_COALESCED, bucket.size)
         self._status = MPI.Status()
+        self._damaged = False
         self.needed = -1
         self.held = self.largest = 0
         self.sent_bytes = self.sent_messages = 0
@@ -142,6 +154,9 @@ class Relay:
         Args:
             receive: Whether to take messages.
             settle: Whether to return all credits at once.
+
+        Raises:
+            DamagedMessageError: A message has arrived damaged; the relay takes no more messages.
         """
         moved = receive and self._receive()
         for rank, edge in self._edges.items():
@@ -160,7 +175,7 @@ class Relay:
 
     def _receive(self) -> bool:
         moved = False
-        while True:
+        while not self._damaged:
             message = self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)
             if message is None:
                 break
@@ -169,24 +184,45 @@ class Relay:
             source = self._status.source
             if self._status.tag == _CREDIT:
                 message.Recv([memory, MPI.BYTE])
-                unreturned = self._edges[source].unreturned
-                for hop, nbytes in enumerate(memory.view(np.int64).tolist()):
-                    unreturned[hop] -= nbytes
+                self._take_credits(memory, source)
                 continue
             self.held += memory.nbytes
             self._arriving.append((message.Irecv([memory, MPI.BYTE]), memory, source))
         # In the order of arrival, so that the entries of a neighbour stay in order.
-        while self._arriving and self._arriving[0][0].Test():
+        while not self._damaged and self._arriving and self._arriving[0][0].Test():
             _, memory, source = self._arriving.pop(0)
             moved = True
             self.received_messages += 1
             self.received_bytes += memory.nbytes
             self.held -= memory.nbytes  # its entries count from here on
-            for entry in unpack(memory, source):
+            for entry in self._opened(memory, source):
                 self.held += entry.nbytes
                 self._forward(entry)
                 self._deliver(entry)
         return moved
+
+    def _opened(self, memory: np.ndarray, source: int) -> list[Entry]:
+        """Return the entries of a message, the next of its sender."""
+        number = self._due[source]
+        self._due[source] += 1
+        try:
+            checked = self._checks(source)
+            return unpack(memory, source, number, ranks=self._ranks, hops=self._depth, checked=checked)
+        except DamagedMessageError:
+            self._damaged = True
+            raise
+
+    def _take_credits(self, memory: np.ndarray, source: int) -> None:
+        """Take back credits from an out-neighbour."""
+        edge = self._edges[source]
+        try:
+            credits = credits_of(memory, source, edge.returned, self._depth, checked=self._checks(source))
+        except DamagedMessageError:
+            self._damaged = True
+            raise
+        edge.returned += 1
+        for hop, nbytes in enumerate(credits.tolist()):
+            edge.unreturned[hop] -= nbytes
 
     def _forward(self, entry: Entry) -> None:
         """Queue an entry for this rank's children in the tree of its origin."""
@@ -236,7 +272,8 @@ class Relay:
             return False
         gone = set(map(id, chosen))
         edge.pending = [entry for entry in edge.pending if id(entry) not in gone]
-        memory = pack(chosen)
+        memory = pack(chosen, edge.sent, checked=self._checks(rank))
+        edge.sent += 1
         self.held += memory.nbytes
         edge.flights.append((self._world.Isend([memory, MPI.BYTE], rank, _MESSAGE), memory, chosen))
         self.sent_bytes += memory.nbytes
@@ -278,6 +315,7 @@ class Relay:
                 settle or 4 * owed.max() >= self._window or self._now() > self._returned[rank] + _PATIENCE
             )
             if due:
-                memory = owed.copy()
+                memory = pack_credits(owed, self._credited[rank], checked=self._checks(rank))
+                self._credited[rank] += 1
                 owed[:] = 0
                 self._returning.append((self._world.Isend([memory, MPI.BYTE], rank, _CREDIT), memory))

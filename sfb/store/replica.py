@@ -145,6 +145,20 @@ class Replica:
         """Return the ranks of which an update of ``clock`` or before, or the end of that clock, has yet to arrive."""
         return [rank for rank, ended in enumerate(self.ended) if ended <= clock]
 
+    def fits(self, entry: Entry) -> bool:
+        """Return whether an update has the size of one of a table."""
+        if not 0 <= entry.table < len(self.tables):
+            return False
+        (rows, columns), itemsize = self.tables[entry.table].matrix.shape, self.tables[entry.table].matrix.itemsize
+        if entry.size >= DENSE:
+            elements = rows * columns if entry.size == DENSE else entry.size * (rows + columns)
+            return entry.payload.nbytes == elements * itemsize
+        samples, nbytes = csr_samples(entry.size), entry.payload.nbytes
+        if nbytes % 8 or samples >= nbytes // 8:
+            return False
+        nonzeros = int(entry.payload.view(np.int64)[samples])
+        return nonzeros >= 0 and nbytes == 8 * sparse.message_words(samples, nonzeros, rows, itemsize)
+
     def deliver(self, entry: Entry) -> None:
         """Keep an update to apply later, or note that a rank has ended a clock or closed the store."""
         key = entry.origin, entry.clock

@@ -18,6 +18,7 @@ from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
 from sfb.runtime.limits import STALL
 from sfb.runtime.progress import Ticker
+from sfb.runtime.seals import DamagedMessageError
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency
@@ -101,6 +102,8 @@ class Store(StoreBase):
         progress: "poll" to move messages in calls of the store only, "thread" to move them all the time.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
         timer: The clock of budgets and waits, and what the rank does while it waits; tests pass their own.
+        check_finite: Let `push` raise ValueError, which names the rank and the table, for updates that hold NaN or
+            infinity, before anything is sent.
 
     Raises:
         TypeError, ValueError: An argument is wrong on this or another rank; on every rank.
@@ -134,6 +137,7 @@ class Store(StoreBase):
         progress: str = "poll",
         stall: float = STALL,
         timer: Timer | None = None,
+        check_finite: bool = False,
     ) -> None:
         self._timer = timer = Timer() if timer is None else timer
         self.consistency = consistency = BSP() if consistency is None else consistency
@@ -158,12 +162,20 @@ class Store(StoreBase):
 
         super().__init__(comm, tables, rule, topology, prepare)
         world = self._world
+        self._check_finite = check_finite
         self._bucket = bucket
         self._priority = order
         self._settings = Settings(self._tables, world.rank, world.size)
         self._replica = Replica(self._tables, world.size, ordered=consistency.ordered, threads=self._threads)
         self._relay = Relay(
-            world, self.topology, self._deliver, priority=order, bucket=bucket, max_bytes=max_bytes, timer=timer
+            world,
+            self.topology,
+            self._deliver,
+            priority=order,
+            bucket=bucket,
+            max_bytes=max_bytes,
+            timer=timer,
+            checks=self._checks,
         )
         self._limit = max_bytes
         self._stall = stall
@@ -288,7 +300,7 @@ class Store(StoreBase):
         with self._lock:
             if self._open and self._failure is None:
                 room = self.consistency.ordered or self._replica.waiting_bytes < self._limit
-                self._relay.step(receive=room)
+                self._step(receive=room)
                 self._note_peak()
 
     def _parts(self, number: int, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
@@ -336,7 +348,24 @@ class Store(StoreBase):
             return
         if entry.kind == CLOCK:
             self._compare(entry.origin, entry.clock, entry.payload.tobytes().decode())
+        if entry.kind == UPDATE and not self._replica.fits(entry):
+            raise DamagedMessageError(f"the message of rank {entry.source} holds an update that fits no table")
         self._replica.deliver(entry)
+
+    def _step(self, **options: bool) -> bool:
+        """Let the relay move messages, and return whether any moved; a damaged one ends the store on all ranks."""
+        try:
+            return self._relay.step(**options)
+        except DamagedMessageError as error:
+            self._fail(error)
+            return True
+
+    def _fail(self, error: BaseException) -> None:
+        """Note that this rank fails, unless another has before, and tell the others."""
+        if self._failure is None:
+            message = reason(error)
+            self._relay.push(Entry(ABORT, self._rank, self._clock, payload=message))
+            self._failure = farewell(self._rank, message)
 
     def _compare(self, rank: int, clock: int, text: str) -> None:
         """Note the settings of a rank at the end of a clock; the next call of the user raises if they differ."""
@@ -351,7 +380,7 @@ class Store(StoreBase):
         with self._lock:
             replica, relay = self._replica, self._relay
             relay.needed = self.consistency.bound(max(self._clock, replica.fastest))
-            moved = relay.step(settle=settle)
+            moved = self._step(settle=settle)
             self._note_peak()
             if not self.consistency.ordered and replica.waiting_bytes > self._limit:
                 replica.apply()
@@ -387,10 +416,7 @@ class Store(StoreBase):
 
     def _abandon(self, error: BaseException) -> None:
         """Tell the other ranks that this one fails, or forward that another does, for a few seconds at most."""
-        if self._failure is None:
-            message = reason(error)
-            self._relay.push(Entry(ABORT, self._rank, self._clock, payload=message))
-            self._failure = farewell(self._rank, message)
+        self._fail(error)
         self._open = False
         self._say_farewell()
 
@@ -401,7 +427,7 @@ class Store(StoreBase):
         now, pause = self._timer
         end = now() + _FAREWELL
         while not self._relay.idle and now() < end:
-            if not self._relay.step():
+            if not self._step():
                 pause()
 
 

@@ -51,9 +51,9 @@ def test_a_message_keeps_its_entries():
         for size, length in [(3, 24), (-1, 5), (0, 0)]
     ]
     entries.append(Entry(CLOCK, 1, 5, size=9))
-    message = pack(entries)
-    assert message.nbytes == 8 + sum(entry.nbytes for entry in entries)
-    for before, after in zip(entries, unpack(message, 4), strict=True):
+    message = pack(entries, 7)
+    assert message.nbytes == 40 + sum(entry.nbytes for entry in entries)
+    for before, after in zip(entries, unpack(message, 4, 7, ranks=5, hops=3), strict=True):
         for name in ("kind", "origin", "clock", "table", "number", "size", "magnitude"):
             assert getattr(before, name) == getattr(after, name)
         assert (after.hop, after.source) == (before.hop + 1, 4)

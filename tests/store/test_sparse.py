@@ -120,6 +120,6 @@ def test_a_table_takes_entries_of_a_message(rng, dtype):
         size, payload = _payload(u, v)
         entries.append(Entry(UPDATE, 0, 0, number=number, size=size, payload=payload))
     table = Table("W", np.zeros(shape, dtype), sfb.optim.SGD(lr=1.0))
-    table.take(list(unpack(pack(entries), 0)), 1)
+    table.take(list(unpack(pack(entries, 0), 0, 0, ranks=4, hops=1)), 1)
     total = oracle.total([(u, v.toarray()) for u, v in drawn], shape)
     np.testing.assert_allclose(table.matrix, -total, rtol=20 * np.finfo(dtype).eps, atol=20 * np.finfo(dtype).eps)

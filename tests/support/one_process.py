@@ -65,7 +65,11 @@ class FakeMPI:
         buffer, room, channel = self._receives[number]
         if not self._mail.get(channel):
             return False
-        message = self._mail[channel].pop(0)
+        message = self.arriving(channel, self._mail[channel].pop(0))
         assert len(message) <= room, "the message is longer than the room for it"
         ctypes.memmove(buffer, message, len(message))
         return True
+
+    def arriving(self, channel, message):
+        """Return what arrives of a message on a (source, target, tag): the message itself."""
+        return message
