@@ -18,6 +18,7 @@ from sfb.arrays.node import NodeArrays, Task
 from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
+from sfb.trace.now import NOW
 from sfb.tuning.profile import Profile, Use
 from sfb.tuning.trial import TIMED, Trial
 
@@ -131,6 +132,7 @@ class Arrays(NodeArrays):
         name = choice.next if isinstance(choice, Trial) else _OURS if choice else _MPI
         began = perf_counter()
         if name == _OURS:
+            NOW.algorithm = "ring"
             self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
         else:
             mpi(*call.arguments, op)

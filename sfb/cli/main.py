@@ -17,6 +17,7 @@ from sfb.cli.common import Failure, Finite, Output, Single, load_mpi, start
 from sfb.cli.doctor import doctor, info
 from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
+from sfb.cli.trace import trace
 from sfb.cli.train import compare, train
 from sfb.files import write
 from sfb.kernels import KernelError
@@ -161,3 +162,4 @@ cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
 cli.add_command(topology)
+cli.add_command(trace)

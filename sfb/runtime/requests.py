@@ -12,6 +12,8 @@ from typing import Any
 from mpi4py import MPI
 
 from sfb.runtime.queue import Queue, QueuedExchange
+from sfb.trace.now import NOW
+from sfb.trace.spans import span
 
 __all__ = ["Persistent", "PolledRequest", "Request"]
 
@@ -31,7 +33,11 @@ class _Waiting:
             MismatchError, TypeError, ValueError: The arguments of the call were wrong, on this or another rank.
         """
         queued = self._active()
-        self._queue.finish(queued)
+        if NOW.on:
+            with span("Wait", "exchange"):
+                self._queue.finish(queued)
+        else:
+            self._queue.finish(queued)
         return self._end(queued)
 
     def Test(self, status: MPI.Status | None = None) -> bool:

@@ -18,6 +18,7 @@ from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load
 from sfb.runtime.limits import STALL
 from sfb.runtime.threads import cores, same_host, threads_of
+from sfb.runtime.tracing import join, leave
 from sfb.runtime.windows import Block, fence, reap
 
 __all__ = ["Team", "check_comm"]
@@ -45,6 +46,7 @@ class Team:
         threads: The number of threads of this rank's kernels, its share of the cores.
         board: The board of the node.
         agree: The agreement of all ranks.
+        label: The name of the communicator in traces and messages.
         pool: This rank's buffers.
         staging: Memory that the ranks of the node share, for one exchange after another.
         in_place: MPI.IN_PLACE.
@@ -85,6 +87,7 @@ class Team:
             self.world.Free()
             raise
         self.agree = Agreement(self.world, self.board, self.node_of)
+        self.label = join(self.world, self)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
         """Return ``host``, or the ranks of the user's ``node`` after checking that they can share memory."""
@@ -196,6 +199,7 @@ class Team:
 
         Shared arrays stay valid while a rank of the node holds them.
         """
+        leave(self.world, self.label)
         self.staging.drop()
         self.pool.clear()
         self.board.free()
