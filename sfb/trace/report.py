@@ -177,7 +177,7 @@ def _predictions(timeline: Timeline) -> list[dict[str, Any]]:
     events = timeline.events
     chosen = (events["predicted"] >= 0) & ((events["flags"] & BLOCKING) != 0)
     length = events["end"] - events["start"] - timeline.wait
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (name, shape, algorithm), members in _grouped(timeline, chosen).items():
         calls: dict[tuple[int, int], int] = defaultdict(int)  # the busiest rank of each
         for i in members:
@@ -200,7 +200,7 @@ def _costliest(timeline: Timeline) -> list[dict[str, Any]]:
     """Return the calls that took most of the ranks' time, of one name, shape and algorithm together."""
     events = timeline.events
     length = events["end"] - events["start"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (name, shape, algorithm), members in _grouped(timeline, timeline.is_kind(*_CALLS) & timeline.nested).items():
         rows.append(
             {
@@ -222,7 +222,7 @@ def _spans(timeline: Timeline) -> list[dict[str, Any]]:
     """Return what the program, or a phase of a training, took: on the rank that took least, and on that with most."""
     length = timeline.events["end"] - timeline.events["start"]
     calls = timeline.is_kind(*_CALLS, "message")
-    rows = []
+    rows: list[dict[str, Any]] = []
     by_name: dict[tuple[str, str], list[int]] = defaultdict(list)
     names = timeline.names
     for i in np.flatnonzero(timeline.nested & ~calls).tolist():

@@ -76,17 +76,17 @@ def align(run: Run) -> Timeline:
     corrections, unsure = _corrections(run, notes)
     table: dict[str, int] = {}
     parts, ranks = [], []
-    for rank, trace in run.ranks.items():
+    for number, trace in run.ranks.items():
         events = trace.events.copy()
         numbers = np.array([table.setdefault(name, len(table)) for name in trace.header["names"]] or [0])
         for key in _IDS:
             events[key] = numbers[events[key]]
-        ahead = corrections[rank]
+        ahead = corrections[number]
         length = events["end"] - events["start"]
         events["start"] -= np.round(ahead(events["start"])).astype(np.int64)
         events["end"] = events["start"] + length
         parts.append(events[np.lexsort((-length, events["start"]))])
-        ranks.append(np.full(len(events), rank))
+        ranks.append(np.full(len(events), number))
     events = np.concatenate(parts) if parts else np.empty(0, DTYPE)
     rank = np.concatenate(ranks) if ranks else np.empty(0, int)
     if len(events):
