@@ -21,8 +21,9 @@ __all__ = ["enter", "join", "leave"]
 
 _log = logging.getLogger("sfb")
 
-# Seconds after which rank 0 asks no further rank for its clock; the uncertainty that needs few messages.
-_SECONDS, _SURE = 5.0, 5e-6
+# Seconds after which rank 0 asks no further rank for its clock; the uncertainty that needs few messages, and how many
+# others get.
+_SECONDS, _SURE, _MOST = 2.0, 1.5e-5, 1000
 # Seconds for which rank 0 waits for the others at the end of the program.
 _PATIENCE = 10.0
 _TAG = 8
@@ -95,12 +96,13 @@ def _measure(comm: MPI.Intracomm, reference: int, ranks: Sequence[int], *, patie
     """Measure by how much the clocks of some ranks are ahead of that of ``reference``, their rank 0; collective."""
     recorder = NOW.recorder
     if recorder is None:
-        measure(comm, MPI.Wtime, _SECONDS, ranks=ranks, sure=_SURE, patience=patience)
+        measure(comm, MPI.Wtime, _SECONDS, ranks=ranks, sure=_SURE, most=_MOST, patience=patience)
         return
     clock = recorder.clock
-    own, _ = measure(comm, lambda: clock() * 1e-9, _SECONDS, ranks=ranks, sure=_SURE, patience=patience)
+    own, _ = measure(comm, lambda: clock() * 1e-9, _SECONDS, ranks=ranks, sure=_SURE, most=_MOST, patience=patience)
     if own is not None and ranks:
-        recorder.clocks.append((reference, clock(), round(own[0] * 1e9), round(own[1] * 1e9)))
+        ahead, unsure, at = (round(seconds * 1e9) for seconds in own)
+        recorder.clocks.append((reference, at, ahead, unsure))
 
 
 class _End:
