@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sfb import optim, topology
+from sfb import optim, topology, trace
 from sfb._version import __version__
 from sfb.factors import Factors
 from sfb.store.consistency import ASP, BSP, SSP
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "optim",
     "topology",
+    "trace",
 ]
 
 # Where the names are that need MPI.

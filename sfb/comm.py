@@ -28,7 +28,11 @@ from sfb.runtime.progress import Progress
 from sfb.runtime.queue import Queue, QueuedExchange
 from sfb.runtime.requests import Persistent
 from sfb.runtime.team import Team, check_comm
+from sfb.runtime.tracing import enter
 from sfb.runtime.windows import Block
+from sfb.trace.calls import PlainCall, started
+from sfb.trace.now import NOW
+from sfb.trace.settings import start_trace
 from sfb.tuning.calibrate import Probes
 from sfb.tuning.lookup import Profiles
 from sfb.tuning.plan import AUTO, Plan
@@ -80,6 +84,8 @@ class Comm(MPI.Intracomm):
             `Iallreduce` and `Reduce_scatter_block`, hold any, every rank raises ValueError, which names the ranks and
             places, and no receiver changes. It costs a pass over what a rank passes, and with plain arrays a small
             Allreduce, for which `Iallreduce` waits, too. The same on all ranks.
+        trace: A folder into which every rank writes a trace of what it does, at `free` or at the end of the program, as
+            with SFB_TRACE (docs/trace.md). One trace a process; equal on all ranks.
 
     Raises:
         TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
@@ -102,11 +108,15 @@ class Comm(MPI.Intracomm):
         seed: int | None = None,
         stall: float = STALL,
         check_finite: bool = False,
+        trace: str | PathLike[str] | None = None,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None:
             check_comm("comm", comm)
             check_initialized(comm)
+        if trace is not None:
+            start_trace(trace)
+        enter()
         options = Options(check, reproducible, max_bytes, progress, wire, seed, stall, check_finite)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
@@ -176,13 +186,15 @@ class Comm(MPI.Intracomm):
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
         small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._plain.left
-        if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not Block.named:
+        if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not (Block.named or NOW.on):
             if self._queue.busy:
                 self._progress.under_way()
+            NOW.call = "Allreduce", self._plain, recvbuf
             try:
                 _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             except MPI.Exception:
                 again_in_place("Allreduce", self, sendbuf, recvbuf, op_for_mpi(op, recvbuf))
+            NOW.call = None
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
@@ -194,15 +206,33 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 self._plain.refuse(self, self._get_team, error)
-        self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+        NOW.call = "Allreduce", self._plain, recvbuf
+        if NOW.on:
+            with PlainCall("Allreduce", self._plain, recvbuf):
+                self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+        else:
+            self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+        NOW.call = None
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
-        self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
+        NOW.call = "Reduce_scatter_block", self._plain, recvbuf
+        if NOW.on:
+            with PlainCall("Reduce_scatter_block", self._plain, recvbuf):
+                self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
+        else:
+            self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
+        NOW.call = None
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
-        self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
+        NOW.call = "Allgather", self._plain, recvbuf
+        if NOW.on:
+            with PlainCall("Allgather", self._plain, recvbuf):
+                self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
+        else:
+            self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
+        NOW.call = None
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
         """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.
@@ -222,6 +252,8 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
+            if NOW.on:
+                started("Iallreduce", self._plain, recvbuf)
             return self._plain.iallreduce(self, self._team_or_none, sendbuf, recvbuf, op)
         # Whether its state exists is compared in the next call, so it is not left to the queue to create it.
         lacks_state = isinstance(recvbuf, Receiver) and any(array is None for array in recvbuf.state)
@@ -254,6 +286,8 @@ class Comm(MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 raise error
+            if NOW.on:
+                started("Allreduce_init", self._plain, recvbuf)
             return self._plain.allreduce_init(self, sendbuf, recvbuf, op, info)
         self._queue.drain()
         engine = self._engine

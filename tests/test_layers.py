@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # The modules and packages of sfb/, from the lowest layer up. Modules of one row do not import each other.
 LAYERS = (
     ("_version", "files", "kernels", "launch", "topology", "units"),
-    ("checks", "data"),
+    ("checks", "data", "trace"),
     ("factors", "receiver"),
     ("optim",),
     ("runtime",),
@@ -55,6 +55,7 @@ WITHOUT_MPI = (
     "runtime.steps",
     "store.consistency",
     "topology",
+    "trace",
     "training.checkpoint",
     "training.config",
     "training.rates",

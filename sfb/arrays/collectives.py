@@ -17,6 +17,7 @@ from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.progress import Progress
 from sfb.runtime.team import Team
 from sfb.runtime.windows import find_named
+from sfb.trace.now import NOW
 from sfb.tuning.lookup import Profiles
 
 __all__ = ["PlainCollectives", "again_in_place"]
@@ -52,6 +53,11 @@ class PlainCollectives:
         self._helpless = False
         self.left = 0
         self.arrays: Arrays | None = None
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """The label of the communicator, and the number of its last call; -1 before the library has its own."""
+        return ("", -1) if self.arrays is None else self.arrays.position
 
     def allreduce(self, comm: MPI.Intracomm, team: Callable[[], Team], sendbuf: Any, recvbuf: Any, op: MPI.Op) -> None:
         """Do what `MPI.Intracomm.Allreduce` does.
@@ -175,6 +181,7 @@ def by_mpi(name: str, comm: MPI.Intracomm, sendbuf: Any, recvbuf: Any, *rest: An
         recvbuf: As in the function.
         *rest: The other arguments, first of all the operation of a reduction.
     """
+    NOW.algorithm = "mpi"
     if rest:
         rest = op_for_mpi(rest[0], recvbuf), *rest[1:]
     try:

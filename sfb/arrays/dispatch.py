@@ -19,6 +19,7 @@ from sfb.arrays.ops import op_for_mpi
 from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.steps import POSTED, run
 from sfb.runtime.team import Team
+from sfb.trace.now import NOW
 from sfb.tuning.profile import Profile, Use
 from sfb.tuning.trial import TIMED, Trial
 
@@ -134,6 +135,7 @@ class Arrays(NodeArrays):
         began = perf_counter()
         damage: DamagedMessageError | None = None
         if name == _OURS:
+            NOW.algorithm = "ring"
             try:
                 self._begin_far(ALLREDUCE, number, code, send, recv).Wait()
             except DamagedMessageError as caught:  # other ranks may not know of it, and go on with the trial

@@ -74,6 +74,11 @@ class NodeArrays:
         self._state = np.zeros(arrays.state_words(team.board.ranks), np.int64)
         self._broken: BaseException | None = None
 
+    @property
+    def position(self) -> tuple[str, int]:
+        """The label of the communicator, and the number of its last call."""
+        return self._team.label, self._agree.number
+
     def allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> Arguments | None:
         """Do what `MPI.Intracomm.Allreduce` does, within the node; collective.
 

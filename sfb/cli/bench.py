@@ -508,3 +508,18 @@ def bench_slow(output: dict[str, Any], **options: Any) -> None:
     if unknown:
         raise Failure(f"expected models of {', '.join(slow.MODELS)}, got {', '.join(unknown)}")
     slow.run(world, slow.Config(**options), **output)
+
+
+@bench.command("trace")
+@click.option("--data", default="mnist", help='What to train on for the time of a step; "" for none.')
+@click.option("--epochs", type=click.IntRange(1), default=2, help="Passes over it.")
+@_timing_options(30, 2, 5.0, calls="loops")
+@_output_options(plot=False)
+def bench_trace(output: dict[str, Any], **options: Any) -> None:
+    """Time calls, and steps of a training, with a trace and without (docs/trace.md)."""
+    world = start()
+    if options["data"] and find_spec("sklearn") is None:
+        raise Failure("scikit-learn is not installed; install it with pip install 'sfb-mpi[models]', or pass --data ''")
+    from sfb.bench import trace
+
+    trace.run(world, trace.Config(**options), **output)

@@ -18,6 +18,7 @@ from sfb.cli.doctor import doctor, info
 from sfb.cli.letters import HANDLER
 from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
+from sfb.cli.trace import trace
 from sfb.cli.train import compare, train
 from sfb.files import write
 from sfb.kernels import KernelError
@@ -172,3 +173,4 @@ cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
 cli.add_command(topology)
+cli.add_command(trace)

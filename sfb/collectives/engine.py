@@ -31,6 +31,9 @@ from sfb.runtime.finite import not_finite
 from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.steps import ALONE, run
 from sfb.runtime.team import Team
+from sfb.trace.calls import exchange_began, exchange_ended
+from sfb.trace.now import NOW
+from sfb.trace.spans import span
 from sfb.tuning.lookup import Profiles
 from sfb.tuning.plan import AUTO, choose
 
@@ -98,6 +101,9 @@ class Engine:
             MismatchError, TypeError, ValueError: As `sfb.Comm.Allreduce` does.
         """
         pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
+        NOW.call = call, self, pending
+        if NOW.on:
+            exchange_began(self, pending)
         if not self._start_cached(pending, op, True):
             self._propose(pending, op)
         elif (exchange := pending.exchange) is not None:
@@ -107,8 +113,17 @@ class Engine:
                 self._note(error, exchange.agreed)
                 raise
             if exchange.code == status.DONE:
-                return self._end(pending, exchange)
-        return run(self.complete(pending))
+                done = self._end(pending, exchange)
+                NOW.call = None
+                return done
+        done = run(self.complete(pending))
+        NOW.call = None
+        return done
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """The label of the communicator, and the number of its last call."""
+        return self._team.label, self._team.agree.number
 
     def begin(self, pending: PendingCall, op: MPI.Op, *, alone: bool = True) -> PendingCall:
         """Check the arguments of a call on this rank, and propose it to the others.
@@ -118,6 +133,8 @@ class Engine:
             op: The user's argument.
             alone: Whether no other call is under way.
         """
+        if NOW.on:
+            exchange_began(self, pending)
         pending.after = not alone and _target(pending) in self._targets
         if pending.after or not self._start_cached(pending, op, alone):
             self._propose(pending, op)
@@ -162,7 +179,8 @@ class Engine:
             exchange = prepared.acquire(blocking=pending.blocking)
             began = perf_counter()
             yield from exchange.run(pending)
-            pending.began = began - (posted - pending.began) - waited  # leaves out the seconds spent on a plan
+            pending.planning = began - posted - waited
+            pending.began += pending.planning  # leaves out the seconds spent on a plan
             exchange.waited = waited
             return self._end(pending, exchange)
         except BaseException as error:
@@ -192,6 +210,8 @@ class Engine:
         problem = prepared.plan.problem
         pending = PendingCall("Start", factors, recvbuf, planned.algorithm, blocking=False)
         pending.prepared, pending.brief = prepared, brief
+        if NOW.on:
+            exchange_began(self, pending)
         # The ranks compare S only if the plan has the same S for all. Each checks its own S.
         pending.size = samples if problem.uniform else 0
         try:
@@ -286,7 +306,8 @@ class Engine:
         prepared = plans.get(size)
         if prepared is None:
             yield ALONE
-            prepared = self._new_plan(pending, cached)
+            with span("plan", "compile"):
+                prepared = self._new_plan(pending, cached)
             self._plans.add(plans, size, prepared)
         if not cached.complete:
             yield ALONE
@@ -370,6 +391,7 @@ class Engine:
             error: The exception.
             agreed: Whether the ranks have agreed on the call: all raise what comes before.
         """
+        NOW.call = None
         if agreed or not isinstance(error, Exception) or isinstance(error, DamagedMessageError):
             self._broken = error
             self._receivers = Receivers(self._options, self._team.owns)  # so that every call is proposed
@@ -415,6 +437,8 @@ class Engine:
         if pending.blocking and prepared.plan.trial is not None:
             prepared.time(exchange.algorithm, seconds - exchange.waited, exchange.waited)
         wire_bytes = prepared.wire_bytes(exchange.algorithm, pending.problem)
+        if NOW.on:
+            exchange_ended(self, pending, exchange, seconds, wire_bytes)
         return Exchange(exchange.algorithm, wire_bytes, seconds - rebuild, rebuild)
 
 

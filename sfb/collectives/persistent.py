@@ -43,10 +43,12 @@ class PendingCall(Proposal):
         sparse: Whether v is CSR; ``size`` then stands for non-zeros, too (`sfb.collectives.sparse.joined_size`).
         nonzeros: The non-zeros of all ranks, once they agree, if v is CSR.
         problem: The exchange of this call, if v is CSR: that of the plan, with the non-zeros of this call.
+        planning: Seconds spent on a plan meanwhile.
         planned: The signature by which a persistent request with CSR v looks for the plan of each start.
     """
 
     after = brief = sparse = False
+    planning = 0.0
     nonzeros: np.ndarray | None = None
     problem: Problem | None = None
     planned: Signature | None = None

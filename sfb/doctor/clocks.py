@@ -1,39 +1,20 @@
-"""Offsets between the clocks of nodes (Cristian, Distributed Computing 1989)."""
+"""Offsets between the clocks of nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import perf_counter, time
+from time import time
 
 from mpi4py import MPI
 
 from sfb.doctor.finding import Finding, ok, several, warning
+from sfb.trace import clocks
 
-__all__ = ["judge", "measure", "offset"]
+__all__ = ["judge", "measure"]
 
 _TOPIC = "clocks"
-# Messages at least and at most, and seconds of uncertainty that need no more than the least.
-_PINGS, _SURE = (16, 64), 1e-4
-
 # Seconds from which times in logs and of files mislead.
 _MUCH = 0.1
-
-
-def offset(samples: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Return the offset of a clock and its uncertainty, in seconds.
-
-    The true offset lies within the uncertainty, however the time on the way is divided.
-
-    >>> from sfb.doctor.clocks import offset
-    >>> offset([(10.0, 15.5, 11.0), (20.0, 25.25, 20.5)])
-    (5.0, 0.25)
-
-    Args:
-        samples: When a message left, by the clock here, when it arrived, by the other, and when the answer came, by the
-            clock here.
-    """
-    left, there, back = min(samples, key=lambda sample: sample[2] - sample[0])
-    return there - (left + back) / 2, (back - left) / 2
 
 
 def measure(leaders: MPI.Intracomm, seconds: float) -> list[tuple[float, float]]:
@@ -46,27 +27,7 @@ def measure(leaders: MPI.Intracomm, seconds: float) -> list[tuple[float, float]]
     Returns:
         The offset and the uncertainty of each node on rank 0, as far as time allows; [] on other ranks.
     """
-    found = [(0.0, 0.0)]
-    began = perf_counter()
-    if leaders.rank > 0:
-        while leaders.recv(source=0):
-            leaders.send(time(), 0)
-        return []
-    for node in range(1, leaders.size):
-        samples: list[tuple[float, float, float]] = []
-        while perf_counter() - began < seconds and (len(samples) < _PINGS[0] or _unsure(samples)):
-            left = time()
-            leaders.send(True, node)
-            there = leaders.recv(source=node)
-            samples.append((left, there, time()))
-        leaders.send(False, node)
-        if samples:
-            found.append(offset(samples))
-    return found
-
-
-def _unsure(samples: Sequence[tuple[float, float, float]]) -> bool:
-    return len(samples) < _PINGS[1] and offset(samples)[1] > _SURE
+    return clocks.measure(leaders, time, seconds)[1]
 
 
 def judge(names: Sequence[str], offsets: Sequence[tuple[float, float]], ranks: int) -> list[Finding]:

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from mpi4py import MPI
 
 from sfb.kernels import header
 from sfb.runtime.windows import Block
+from sfb.trace.now import NOW
+from sfb.trace.watchdog import STATE_BYTES
 
 __all__ = ["SPINS", "Board", "Event", "Watch"]
 
@@ -40,6 +43,7 @@ class Board:
     Attributes:
         words: The memory of the board.
         window: Memory beside it for arrays (`sfb.kernels.arrays`), bytes; empty where the rank is alone.
+        states: What each rank of the node does, in bytes of `sfb.trace.watchdog`; None once the memory is freed.
         member: What kernels take of the board beside its words: `ranks`, `me`, `SPINS` and `patience`.
         patience: Looks before the rank yields its core.
         last_phase: The last phase of a call.
@@ -76,9 +80,11 @@ class Board:
         slots = self.ranks + 1  # one for what the leader announces
         room = arrays.window_bytes(self.ranks) if self.ranks > 1 else 0
         words = header.slot(slots, 0)
-        self._block = Block(node, 8 * words + room, lazy=room > _FILLED)
+        states = 8 * words + room
+        self._block = Block(node, states + STATE_BYTES * self.ranks, lazy=room > _FILLED)
         self.words = self._block.array((words,), np.dtype(np.int64))
         self.window = self._block.array((room,), np.dtype(np.uint8), 8 * words)
+        self.states: np.ndarray | None = self._block.array((self.ranks, STATE_BYTES), np.dtype(np.uint8), states)
         if self.me == 0:
             self.words[:] = 0
         node.Barrier()
@@ -182,6 +188,7 @@ class Board:
     def free(self) -> None:
         """Free the memory; collective over the node."""
         del self.words, self.window
+        self.states = None
         self._block.release()
         self._block.free()
 
@@ -193,6 +200,10 @@ class Watch:
         stall: Seconds before the first warning, and between warnings.
         rank: This rank.
         clock: Returns seconds.
+
+    Attributes:
+        last: The last look: the call, a function that returns the ranks waited for, and the times at which the wait
+            began and of the look.
     """
 
     def __init__(self, stall: float, rank: int, clock: Callable[[], float] = monotonic) -> None:
@@ -201,10 +212,13 @@ class Watch:
         self._clock = clock
         self._began = clock()
         self._next = self._began + stall
+        self.last: tuple[str, Callable[[], list[int]], float, float] | None = None
 
     def look(self, missing: Callable[[], list[int]], what: str) -> None:
         """Log a warning of the logger "sfb" if one is due."""
         now = self._clock()
+        self.last = what, missing, self._began, now
+        NOW.wait = ref(self)
         if now < self._next:
             return
         self._next = now + self._stall

@@ -8,6 +8,7 @@ from time import perf_counter, sleep
 from mpi4py import MPI
 
 import sfb.kernels as kernels
+from sfb.trace.spans import record
 
 __all__ = ["load", "warmup"]
 
@@ -41,6 +42,7 @@ def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
         Exception: As `warmup` does.
     """
     error: Exception | None = None
+    start = perf_counter()
     for stage in stages:
         try:
             for module in stage[node.rank :: node.size]:
@@ -55,3 +57,4 @@ def load(node: MPI.Intracomm, stages: Sequence[Sequence[str]]) -> None:
     for stage in stages:
         for module in stage:
             kernels.load(module)
+    record("kernels", "compile", start, perf_counter())

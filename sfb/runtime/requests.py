@@ -15,6 +15,8 @@ from mpi4py import MPI
 
 from sfb.runtime.completion import Completion, set_empty
 from sfb.runtime.queue import Queue, QueuedExchange
+from sfb.trace.now import NOW
+from sfb.trace.spans import span
 
 __all__ = ["Persistent", "PolledRequest", "Request"]
 
@@ -38,7 +40,11 @@ class _Waiting(Completion):
         if status is not None:
             set_empty(status)
         if queued is not None:
-            self._queue.finish(queued)
+            if NOW.on:
+                with span("Wait", "exchange"):
+                    self._queue.finish(queued)
+            else:
+                self._queue.finish(queued)
             self._end(queued)
         return True
 

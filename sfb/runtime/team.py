@@ -20,6 +20,7 @@ from sfb.runtime.compile import load
 from sfb.runtime.limits import STALL
 from sfb.runtime.shm import warn_of_leftovers
 from sfb.runtime.threads import cores, same_host, threads_of
+from sfb.runtime.tracing import join, leave
 from sfb.runtime.windows import Block, fence, reap
 
 __all__ = ["Team", "check_comm", "near"]
@@ -47,6 +48,7 @@ class Team:
         threads: The number of threads of this rank's kernels, its share of the cores.
         board: The board of the node.
         agree: The agreement of all ranks.
+        label: The name of the communicator in traces and messages.
         pool: This rank's buffers.
         staging: Memory that the ranks of the node share, for one exchange after another.
         checked: Whether messages between nodes have checksums.
@@ -90,6 +92,7 @@ class Team:
         if self.node.size > 1 and self.node.rank == 0:
             warn_of_leftovers()
         self.agree = Agreement(self.world, self.board, self.node_of, checked=self.checked)
+        self.label = join(self.world, self)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
         """Return ``host``, or the ranks of the user's ``node`` after checking that they can share memory."""
@@ -204,6 +207,7 @@ class Team:
 
         Shared arrays stay valid while a rank of the node holds them.
         """
+        leave(self.world, self.label)
         self.staging.drop()
         self.pool.clear()
         self.board.free()

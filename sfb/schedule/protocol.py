@@ -14,6 +14,7 @@ from sfb.schedule.agree import agree, caught, is_alone
 from sfb.schedule.balance import cut
 from sfb.schedule.sampling import Schedule
 from sfb.schedule.trace import Trace
+from sfb.trace.spans import record
 
 __all__ = ["Layout", "Program", "Round", "Rounds", "run"]
 
@@ -305,6 +306,7 @@ class _Loop:
         self.seconds[kind] += now - began
         if self._trace is not None:
             self._trace.add(kind, f"round {number}", began, now)
+        record(kind, kind, began, now)
         return result
 
     def round(self, number: int, selected: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ from sfb.runtime.seals import are_on
 from sfb.schedule.agree import agree, caught, is_alone
 from sfb.schedule.blocks import PackedBlock, aligned, check_blocks, nbytes
 from sfb.schedule.trace import Trace
+from sfb.trace.now import NOW
+from sfb.trace.spans import record
 
 __all__ = ["Block", "BlockProgram", "Rotation", "Sweep", "seats"]
 
@@ -456,9 +458,16 @@ class _Run:
     def wait(self, requests: list[Any], name: str) -> None:
         """Wait for requests."""
         began = perf_counter()
+        NOW.call = f"a sweep, for {name}", self, None
         while not _completed(requests):
             sleep(0 if perf_counter() - began < _SOON else _PAUSE)
+        NOW.call = None
         self.record("wait", name, began)
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """The label of the communicator and the number of the call, which messages of blocks have not."""
+        return "", -1
 
     def record(self, kind: str, name: str, began: float) -> None:
         """Count the time since ``began``."""
@@ -466,6 +475,7 @@ class _Run:
         self.seconds[kind] += now - began
         if self._trace is not None:
             self._trace.add(kind, name, began, now)
+        record(name or kind, kind, began, now)
 
 
 def _completed(requests: list[Any]) -> bool:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sfb.files import write
+from sfb.trace.merge import write_events
+from sfb.trace.plot import gantt
 
 __all__ = ["Span", "Trace"]
-
-_COLOURS = {"work": "C0", "extra": "C2", "schedule": "C4", "exchange": "C1", "wait": "0.8", "pull": "C5"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Trace:
 
     def chrome(self, path: Path | str) -> None:
         """Write the spans as a file that chrome://tracing and Perfetto read, a row for each rank."""
-        events = [
+        events = (
             {
                 "name": f"{span.kind} {span.name}".strip(),
                 "cat": span.kind,
@@ -111,8 +109,8 @@ class Trace:
                 "dur": (span.end - span.start) * 1e6,
             }
             for span in self.spans
-        ]
-        write(Path(path), json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
+        )
+        write_events(Path(path), events)
 
     def plot(self, path: Path | str, *, title: str = "", until: float | None = None) -> None:
         """Draw a Gantt chart, a row for each rank and a colour for each kind.
@@ -124,26 +122,9 @@ class Trace:
         """
         from matplotlib.figure import Figure
 
-        spans = [span for span in self.spans if until is None or span.start < until]
-        ranks = sorted({span.rank for span in spans})
+        ranks = {span.rank for span in self.spans if until is None or span.start < until}
         figure = Figure(figsize=(11, 1.5 + 0.5 * len(ranks)), layout="constrained")
         axes = figure.subplots()
-        for number, kind in enumerate(_kinds(spans)):
-            colour = _COLOURS.get(kind, f"C{6 + number % 4}")
-            for row, rank in enumerate(ranks):
-                bars = [(s.start, s.end - s.start) for s in spans if s.kind == kind and s.rank == rank]
-                axes.broken_barh(bars, (row - 0.4, 0.8), color=colour, label=kind if row == 0 else None)
-        axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds")
-        axes.set_xlim(min((span.start for span in spans), default=0), until)
+        gantt(axes, [(span.rank, span.kind, span.start, span.end) for span in self.spans], until=until)
         axes.set_title(title)
-        if spans:
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path, dpi=120)
-
-
-def _kinds(spans: Iterable[Span]) -> list[str]:
-    """Return the kinds in the order of their colours, others last."""
-    present = dict.fromkeys(span.kind for span in spans)
-    return [kind for kind in _COLOURS if kind in present] + [kind for kind in present if kind not in _COLOURS]

@@ -20,7 +20,9 @@ from sfb.runtime.compile import warmup
 from sfb.runtime.finite import check_finite
 from sfb.runtime.team import check_comm, near
 from sfb.runtime.threads import cores, same_host, threads_of
+from sfb.runtime.tracing import join
 from sfb.store.replica import Table
+from sfb.trace.spans import span
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +106,7 @@ class StoreBase:
         self._clock = 0
         self._open = True
         self._failure: str | None = None
+        self._label = join(world)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return this rank's replica of a table, read-only, as soon as it is fresh enough.
@@ -151,7 +154,8 @@ class StoreBase:
         self._check_update(self._tables[number], update)
         if self._check_finite:
             _check_numbers(self._rank, name, update)
-        self._push(number, update)
+        with span("push", "store", detail=name, label=self._label, number=self._clock):
+            self._push(number, update)
 
     def clock(self) -> None:
         """End this rank's clock; updates that it pushes from now on belong to the next.
@@ -161,7 +165,8 @@ class StoreBase:
             StoreError: This or another rank has left the store by an exception.
         """
         self._check_open()
-        self._end_clock()
+        with span("clock", "store", label=self._label, number=self._clock):
+            self._end_clock()
 
     def close(self) -> None:
         """End the use of the store; collective. A second call does nothing.
@@ -174,7 +179,8 @@ class StoreBase:
         """
         if self._open:
             self._check_open()
-            self._close()
+            with span("close", "store", label=self._label, number=self._clock):
+                self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,8 @@ from sfb.store.priority import Priority
 from sfb.store.throttle import Bucket
 from sfb.store.timer import Timer
 from sfb.topology import Topology
+from sfb.trace.calls import message as note_message
+from sfb.trace.now import NOW
 
 __all__ = ["Relay"]
 
@@ -194,6 +196,8 @@ class Relay:
             moved = True
             self.received_messages += 1
             self.received_bytes += memory.nbytes
+            if NOW.on:
+                note_message("relay in", source, memory.nbytes)
             self.held -= memory.nbytes  # its entries count from here on
             for entry in self._opened(memory, source):
                 self.held += entry.nbytes
@@ -278,6 +282,8 @@ class Relay:
         edge.flights.append((self._world.Isend([memory, MPI.BYTE], rank, _MESSAGE), memory, chosen))
         self.sent_bytes += memory.nbytes
         self.sent_messages += 1
+        if NOW.on:
+            note_message("relay out", rank, memory.nbytes, f"{len(chosen)} entries")
         if self._bucket is not None:
             self._bucket.take(memory.nbytes)
         for entry in chosen:

@@ -28,6 +28,7 @@ from sfb.store.replica import Replica
 from sfb.store.settings import Settings
 from sfb.store.throttle import Bucket
 from sfb.store.timer import Timer
+from sfb.trace.spans import span
 from sfb.units import parse_rate
 
 __all__ = ["Stats", "Store"]
@@ -408,11 +409,15 @@ class Store(StoreBase):
             what: The call that waits, for a warning.
             settle: Whether to return credits at once.
         """
+        if condition():
+            return
         watch = Watch(self._stall, self._rank)
-        while not condition():
-            if not self._move(settle):
-                self._timer.pause()
-                watch.look(missing, what)
+        with span(what, "wait", label=self._label, number=self._clock) as recorded:
+            while not condition():
+                if not self._move(settle):
+                    recorded.waits_for(missing)
+                    self._timer.pause()
+                    watch.look(missing, f"{what} at clock {self._clock}")
 
     def _abandon(self, error: BaseException) -> None:
         """Tell the other ranks that this one fails, or forward that another does, for a few seconds at most."""

@@ -11,6 +11,9 @@ from mpi4py import MPI
 import sfb
 from sfb import Factors
 from sfb.models.model import Model, Parameter
+from sfb.trace.calls import by_mpi
+from sfb.trace.now import NOW
+from sfb.trace.spans import each, span
 from sfb.training.batches import Batches
 from sfb.training.config import Config
 from sfb.training.exchange import FactorExchange, GradientExchange, MpiExchange, Tally, ring_bytes
@@ -100,13 +103,14 @@ class Bulk(Synchronisation):
         """Take steps of an epoch; see `Synchronisation.run`."""
         stretch = Stretch(first)
         for step in range(first, stop):
-            rows, size = batches.part(step)
-            lr = rate(step)
-            for rule in self._rules.values():
-                rule.lr = lr
-            # Another rank's clock may differ, so that of rank 0 counts.
-            flags = watch.flags() if self._world.rank == 0 else watch.flags() * (1, 0)
-            loss, flags = self._step(x, y, rows, size, flags)
+            with span("step", "step", number=step):
+                rows, size = batches.part(step)
+                lr = rate(step)
+                for rule in self._rules.values():
+                    rule.lr = lr
+                # Another rank's clock may differ, so that of rank 0 counts.
+                flags = watch.flags() if self._world.rank == 0 else watch.flags() * (1, 0)
+                loss, flags = self._step(x, y, rows, size, flags)
             stretch.stop = step + 1
             stretch.loss += loss
             stretch.note(flags)
@@ -117,9 +121,10 @@ class Bulk(Synchronisation):
 
     def _step(self, x: Any, y: np.ndarray, rows: np.ndarray, size: int, flags: np.ndarray) -> tuple[float, np.ndarray]:
         """Take one step; return the loss and the flags of all ranks."""
-        loss, gradients = self._model.gradients(x, y, rows, size)
+        with span("forward", "phase"):
+            loss, gradients = self._model.gradients(x, y, rows, size)
         small: list[tuple[Parameter, np.ndarray]] = []
-        for parameter, gradient in gradients:
+        for parameter, gradient in each("backward", gradients):
             if isinstance(gradient, Factors):
                 self._exchange.begin(parameter.name, gradient, self._rules[parameter.name])
             elif gradient.nbytes <= _SMALL:
@@ -148,22 +153,26 @@ class Bulk(Synchronisation):
         """Sum an array over ranks, in place."""
         began = perf_counter()
         self._world.Allreduce(MPI.IN_PLACE, array)
-        self._array_seconds += perf_counter() - began
+        ended = perf_counter()
+        self._array_seconds += ended - began
+        if NOW.on:
+            by_mpi("Allreduce", array, began, ended)
         self._arrays.add("mpi", ring_bytes(array.nbytes, self._world.size))
         return array
 
     def _apply(self, parameter: Parameter, gradient: np.ndarray) -> None:
         """Let the rule take a summed gradient; one rank of a node does where it shares the parameter."""
         rule = self._rules[parameter.name]
-        if parameter.name not in self._shared:
-            rule.step(gradient)
-            return
-        self._node.Barrier()  # others may still read the parameter
-        if self._first_of_node:
-            rule.step(gradient)
-        else:
-            rule.end()
-        self._node.Barrier()
+        with span("update", "phase"):
+            if parameter.name not in self._shared:
+                rule.step(gradient)
+                return
+            self._node.Barrier()  # others may still read the parameter
+            if self._first_of_node:
+                rule.step(gradient)
+            else:
+                rule.end()
+            self._node.Barrier()
 
     def layers(self) -> list[dict[str, Any]]:
         """Return each parameter's shape, its most frequent algorithm, and the bytes of a step; collective."""

@@ -13,6 +13,9 @@ from mpi4py import MPI
 
 import sfb
 from sfb import Factors
+from sfb.trace.calls import by_mpi
+from sfb.trace.now import NOW
+from sfb.trace.spans import span
 
 __all__ = ["FactorExchange", "GradientExchange", "MpiExchange", "Tally", "ring_bytes"]
 
@@ -132,10 +135,13 @@ class MpiExchange(GradientExchange):
         gradient = self._gradient(layer, factors)
         began = perf_counter()
         self._comm.Allreduce(MPI.IN_PLACE, gradient)
-        seconds = perf_counter() - began
-        optimizer.step(gradient)
+        ended = perf_counter()
+        if NOW.on:
+            by_mpi("Allreduce", gradient, began, ended)
+        with span("update", "phase"):
+            optimizer.step(gradient)
         tally.add("mpi", ring_bytes(gradient.nbytes, self._comm.size))
-        return seconds
+        return ended - began
 
     def _start(self, layer: str, factors: Factors, optimizer: sfb.optim.Optimizer) -> Any:
         return self._comm.Iallreduce(MPI.IN_PLACE, self._gradient(layer, factors))

@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 import sfb
 from sfb.models.model import Model
+from sfb.trace.spans import record
 from sfb.training.batches import Batches
 from sfb.training.config import Config, consistency_of
 from sfb.training.stopping import REASONS, Watch
@@ -103,7 +104,7 @@ class Stale(Synchronisation):
             for parameter in model.parameters:  # the first read may already apply updates of faster ranks
                 store.optimizer(parameter.name).lr = rate(first)
             for step in range(first, stop):
-                began = perf_counter()
+                began = start = perf_counter()
                 for parameter in model.parameters:
                     parameter.array = store[parameter.name]
                 told = watch is not None and store[_STOP].any()
@@ -132,6 +133,7 @@ class Stale(Synchronisation):
                 received = store.stats().received_bytes
                 self.totals += Totals(waited, waited, 0)
                 self._steps += 1
+                record("step", "step", start, perf_counter(), number=step)
                 tick(loss / max(1, len(rows)), size, self.totals.wire_bytes + received)
                 if ends:
                     stop = step + 1

@@ -19,6 +19,7 @@ from sfb.models.network import Network
 from sfb.models.ranks import Ranks
 from sfb.models.registry import MODELS
 from sfb.runtime.agreement import compare
+from sfb.trace.spans import span
 from sfb.training.batches import Samples
 from sfb.training.config import COMMS, Config, TrainingError
 from sfb.training.data import Dataset, load
@@ -65,7 +66,8 @@ def train(
         _compare(world, config)
         config.check()
         saver = Saver(world, config)
-        dataset = load(world, config.data, seed=config.seed, **config.reading)
+        with span("data", "phase"):
+            dataset = load(world, config.data, seed=config.seed, **config.reading)
         profile = _profile(world) if saver.enabled else None
         reproducible = config.reproducible or saver.enabled
         with sfb.Comm(world, reproducible=reproducible, profile=profile) as comm:

@@ -15,6 +15,7 @@ import sfb
 from sfb.models.model import Model
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
+from sfb.trace.spans import span
 from sfb.training.batches import Epochs, Samples
 from sfb.training.bulk import Bulk
 from sfb.training.config import Config, TrainingError, consistency_of
@@ -186,7 +187,9 @@ class Trainer:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "steps": steps,
         }
-        watch.writing = max(watch.writing, saver.save(self.position.taken, progress, arrays, last=last))
+        with span("checkpoint", "phase"):
+            taken = saver.save(self.position.taken, progress, arrays, last=last)
+        watch.writing = max(watch.writing, taken)
 
     def _look_at_target(self) -> None:
         """Stop if the loss of the last epoch is low enough."""
@@ -229,10 +232,12 @@ class Trainer:
         own = position.totals or Totals()
         hidden = 1 - own.exchange_seconds / own.under_way if self._config.overlap and own.under_way > 0 else 0.0
         most = own.largest(self._world)
+        with span("evaluation", "phase"):
+            score = self.score()
         epoch = Epoch(
             epoch=position.epoch,
             loss=position.loss / max(1, position.examples),
-            score=self.score(),
+            score=score,
             seconds=self._world.allreduce(position.seconds, MPI.MAX),
             exchange_seconds=most.exchange_seconds,
             overlap=max(0.0, self._world.allreduce(hidden, MPI.MIN)),

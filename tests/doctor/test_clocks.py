@@ -5,13 +5,6 @@ import pytest
 from sfb.doctor import Level, clocks
 
 
-def test_offset_takes_the_shortest_way():
-    samples = [(10.0, 15.9, 11.0), (20.0, 25.02, 20.04), (30.0, 36.0, 32.0)]
-    offset, unsure = clocks.offset(samples)
-    assert offset == pytest.approx(5.0)
-    assert unsure == pytest.approx(0.02)
-
-
 def test_judge():
     (finding,) = clocks.judge(["a"], [(0.0, 0.0)], 4)
     assert finding.found == "the ranks of a node share its clock"

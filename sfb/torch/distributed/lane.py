@@ -15,6 +15,10 @@ from typing import Protocol
 import torch.distributed as dist
 from mpi4py import MPI
 
+from sfb.trace.now import NOW
+from sfb.trace.recorder import BLOCKING
+from sfb.trace.spans import span
+
 __all__ = ["Lane", "Operation", "Polled", "abandon", "timed_out", "wait_until"]
 
 # Seconds for which a rank that does nothing else looks without sleeping; its sleeps then, and their growth.
@@ -121,6 +125,7 @@ class Lane:
         self._messages: list[Polled] = []
         self._running = False
         self._waiting = 0
+        self._begun = 0
         self._ended = False
         self._broken = ""
         self._lock = threading.Lock()
@@ -137,6 +142,11 @@ class Lane:
     def failed(self) -> bool:
         """Whether an operation has timed out, or the group was aborted."""
         return bool(self._broken)
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """The process group, and the number of its operation that has begun last."""
+        return self._whose, self._begun
 
     @property
     def current(self) -> bool:
@@ -245,13 +255,18 @@ class Lane:
         """
         operation = self._queue.popleft()
         self._running = True
+        fresh = operation.begun is None
+        self._begun += fresh
         self._lock.release()
         error: BaseException | None = None
         ended = True
         try:
             if self._broken:
                 self._refuse()
-            ended = self._advance(operation, patience)
+            NOW.call = operation.what, self, operation
+            with span(operation.what, "exchange", label=self._whose, number=self._begun, flags=BLOCKING * fresh):
+                ended = self._advance(operation, patience)
+            NOW.call = None
         except BaseException as caught:
             error = caught
             if isinstance(caught, dist.DistBackendError) or not isinstance(caught, Exception):

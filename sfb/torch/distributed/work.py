@@ -12,6 +12,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 
 from sfb.torch.distributed.lane import Lane, abandon, timed_out, wait_until
+from sfb.trace.now import describe
 
 __all__ = ["Collective", "Message", "Together"]
 
@@ -34,6 +35,10 @@ class _Work(dist.Work):
         self._outcome: torch.futures.Future[Any] | None = None
         self._ended = False
         self._guard = threading.Lock()
+
+    def describe(self) -> str:
+        """Return a text of the tensors."""
+        return describe(self._tensors)
 
     def finish(self, error: BaseException | None) -> None:
         """Keep the error, and complete the future if there is one."""
