@@ -26,7 +26,7 @@ from sfb.factors import Factors
 from sfb.kernels import half, sparse, status
 from sfb.receiver import Assign
 from sfb.runtime.agreement import on_all_ranks
-from sfb.runtime.errors import report
+from sfb.runtime.errors import RankFailedError, report
 from sfb.runtime.steps import ALONE, run
 from sfb.runtime.team import Team
 from sfb.tuning.lookup import Profiles
@@ -94,7 +94,7 @@ class Engine:
             try:
                 exchange.wait()
             except BaseException as error:
-                self._note(error, exchange.agreed)
+                self._note(error, exchange.agreed, exchange.changed)
                 raise
             if exchange.code == status.DONE:
                 return self._end(pending, exchange)
@@ -156,7 +156,8 @@ class Engine:
             exchange.waited = waited
             return self._end(pending, exchange)
         except BaseException as error:
-            self._note(error, agreed or (exchange is not None and exchange.agreed))
+            begun = exchange is not None and exchange.agreed
+            self._note(error, agreed or begun, agreed or (exchange is not None and exchange.changed))
             raise
         finally:
             targets[target] -= 1
@@ -351,13 +352,16 @@ class Engine:
             return EagerExchange(algorithm, problem, team, self._buffers)
         return StepwiseExchange(algorithm, problem, team, self._check, self._rounded)
 
-    def _note(self, error: BaseException, agreed: bool) -> None:
+    def _note(self, error: BaseException, agreed: bool, changed: bool) -> None:
         """Note an exception of a call; if it came in the midst of an exchange, later calls tell all ranks so.
 
         Args:
             error: The exception.
             agreed: Whether the ranks have agreed on the call: all raise what comes before.
+            changed: Whether the receiver may have changed.
         """
+        if isinstance(error, RankFailedError):
+            error.changed = changed
         if agreed or not isinstance(error, Exception):
             self._broken = error
             self._receivers = Receivers(self._options, self._team.owns)  # so that every call is proposed

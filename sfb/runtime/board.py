@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.kernels import header
+from sfb.runtime.failures import Failures
 from sfb.runtime.windows import Block
 
 __all__ = ["SPINS", "Board", "Event", "Watch"]
@@ -34,6 +35,7 @@ class Board:
         crowded: Whether ranks share cores.
         stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
         clock: Returns seconds.
+        failures: What is known of failures among the ranks of the world; None to wait for ever.
 
     Attributes:
         words: The memory of the board.
@@ -57,6 +59,7 @@ class Board:
         crowded: bool,
         stall: float,
         clock: Callable[[], float] = monotonic,
+        failures: Failures | None = None,
     ) -> None:
         from sfb.kernels import arrays, sync
 
@@ -69,6 +72,7 @@ class Board:
         self.ranks = node.size
         self.stall = stall
         self.clock = clock
+        self._failures = failures
         self.patience = _POLITE if crowded else _PATIENT
         self.member = self.ranks, self.me, SPINS, self.patience
         slots = self.ranks + 1  # one for what the leader announces
@@ -167,7 +171,7 @@ class Board:
 
     def watch(self) -> Watch:
         """Return a watch over a wait that begins now."""
-        return Watch(self.stall, self._world.rank, self.clock)
+        return Watch(self.stall, self._world.rank, self.clock, self._failures)
 
     def free(self) -> None:
         """Free the memory; collective over the node."""
@@ -177,24 +181,34 @@ class Board:
 
 
 class Watch:
-    """A watch over one wait of a rank: when it takes long, it logs warnings that name the ranks waited for.
+    """A watch over one wait of a rank: it logs warnings that name the ranks waited for, and raises if a rank has failed.
 
     Args:
         stall: Seconds before the first warning, and between warnings.
         rank: This rank.
         clock: Returns seconds.
+        failures: What is known of failures; None to wait for ever.
     """
 
-    def __init__(self, stall: float, rank: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        stall: float,
+        rank: int,
+        clock: Callable[[], float] = monotonic,
+        failures: Failures | None = None,
+    ) -> None:
         self._stall = stall
         self._rank = rank
         self._clock = clock
+        self._failures = failures
         self._began = clock()
         self._next = self._began + stall
 
     def look(self, missing: Callable[[], list[int]], what: str) -> None:
-        """Log a warning of the logger "sfb" if one is due."""
+        """Log a warning of the logger "sfb" if one is due; raise `RankFailedError` if a rank has failed."""
         now = self._clock()
+        if self._failures is not None:
+            self._failures.look(missing, what, now - self._began)
         if now < self._next:
             return
         self._next = now + self._stall
