@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -39,8 +40,8 @@ _ABORT = 5.0
 # Failed ranks that a message names.
 _NAMED = 8
 
-# Parts of the library whose frames on a stack mean that the rank is in a numbered exchange.
-_EXCHANGES = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), part) for part in ("collectives", "arrays"))
+# Frames of these files on a stack mean that the rank is in an exchange with a number.
+_EXCHANGES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "collectives", "")
 
 
 class Failures:
@@ -153,7 +154,7 @@ class Failures:
     def close(self) -> None:
         """End the use of the communicator."""
         with self._lock:
-            self._closed = True
+            self._closed, self.number = True, None
 
     def free(self) -> None:
         """End the use of the communicator, and free it; collective."""
@@ -259,9 +260,8 @@ class Failures:
             return
         names = [f"rank {rank} ({self.peers[rank]}) {text}" for rank, text in sorted(failed.items())]
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        self.failure = RankFailedError(
-            "; ".join(names[:_NAMED]) + more + (f"; {why}" if why else ""), tuple(sorted(failed))
-        )
+        ranks = sorted(failed) if len(failed) < self._world.size else ()  # all wait: none is to blame
+        self.failure = RankFailedError("; ".join(names[:_NAMED]) + more + (f"; {why}" if why else ""), ranks)
         if forward:
             self._tell(self._living(), {"failed": [*failed.items()], "why": why})
 
@@ -280,6 +280,7 @@ def _whom(said: dict[str, Any]) -> str:
 # The watchdog, and how a process ends after a failure.
 
 _all: WeakSet[Failures] = WeakSet()
+_all_lock = threading.Lock()
 _thread: threading.Thread | None = None
 _owner = 0  # the process that has the thread
 _end = threading.Event()
@@ -291,7 +292,8 @@ _last: tuple[Any, float] = (None, 0.0)  # where the main thread was, and since w
 def _watch(failures: Failures) -> None:
     """Let the watchdog look at one more communicator."""
     global _thread, _owner
-    _all.add(failures)
+    with _all_lock:
+        _all.add(failures)
     if _owner != os.getpid():
         _owner = os.getpid()
         _end.clear()
@@ -309,9 +311,14 @@ def _run() -> None:
             frame = frame.f_back
         place = _place(frames)
         _look_at_main(place, frames)
-        for failures in list(_all):
+        for failures in _every():
             failures.tick(place, frames)
         frames.clear()
+
+
+def _every() -> list[Failures]:
+    with _all_lock:
+        return list(_all)
 
 
 def _place(frames: Sequence[FrameType]) -> str:
@@ -370,7 +377,7 @@ def leave(code: int) -> None:
     Args:
         code: The exit code of the job.
     """
-    for failures in list(_all):
+    for failures in _every():
         failures.say_farewell()
     if _leaving is not None:
         _leaving.wait_for_farewells(_LEAVE)
@@ -386,7 +393,11 @@ def _end_job(text: str, code: int = FAILED) -> None:
         sys.stderr.flush()
     last = threading.Timer(_ABORT, os._exit, [code])
     last.daemon = True
-    last.start()
+    try:
+        last.start()
+    except RuntimeError:  # the interpreter is about to end, and starts no thread any more
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(_ABORT))
     sleep(0.2)  # for the launcher to pass on what has been written
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)

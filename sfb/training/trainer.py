@@ -193,7 +193,7 @@ class Trainer:
     def _rescue(self, saver: Saver, error: sfb.RankFailedError) -> None:
         """Let the first rank that is left write a checkpoint, if the step under way has changed nothing on its node."""
         left = {*range(self._world.size)} - {*error.ranks}
-        if self._world.rank == min(left) and self.sync.partial is not None and not error.changed:
+        if self._world.rank == min(left, default=0) and self.sync.partial is not None and not error.changed:
             with at_work():
                 saver.rescue(self.position.taken, *self._state())
 
