@@ -9,14 +9,12 @@ import textwrap
 import numpy as np
 import pytest
 from jobs import mpirun, needs_mpirun
+from kill_ranks import STAY
 
 import sfb
 from sfb.runtime.errors import RankFailedError
 from sfb.runtime.limits import FAILURE_TAG, TAGS, TIMEOUT, array_tag, timeout_or_default
 from sfb.runtime.processes import Process, state_of, this_process
-
-# MPICH ends a job whose rank a signal has ended, before others can say why, unless told not to.
-STAY = ("-disable-auto-cleanup",)
 
 
 @pytest.fixture
@@ -87,8 +85,8 @@ def test_no_message_of_an_array_has_the_tag_of_failures():
     assert not {array_tag(n, 0, lanes) for n in range(TAGS)} & {array_tag(n, 1, lanes) for n in range(TAGS)}
 
 
-def job(ranks, text, *options, start="", seconds=60):
-    """Run a script on ranks, and return its exit code and output; each step is named by what the script prints."""
+def job(ranks, text, *prefix, start="", seconds=60):
+    """Run a script on ranks, and return its exit code and output."""
     head = f"""
         import os, signal, sys, time
         import numpy as np
@@ -101,18 +99,7 @@ def job(ranks, text, *options, start="", seconds=60):
         G = np.empty((30, 40), np.float32)
     """
     script = textwrap.dedent(head) + textwrap.dedent(text)
-    return mpirun(ranks, *options, sys.executable, "-c", script, seconds=seconds)
-
-
-def is_mpich():
-    from mpi4py import MPI
-
-    return "MPICH" in MPI.Get_library_version()
-
-
-def stay():
-    """Return the options of mpirun with which a job outlives a rank."""
-    return STAY if is_mpich() else ("--enable-recovery",)
+    return mpirun(ranks, *prefix, sys.executable, "-c", script, seconds=seconds)
 
 
 @needs_mpirun
@@ -140,7 +127,7 @@ def test_a_rank_that_is_killed_is_named_by_all_others(step):
                 print(f"rank {{rank}} says: {{error}}", flush=True)
                 raise
     """
-    code, out = job(3, script, *stay())
+    code, out = job(3, script, *STAY)
     assert code != 0, out
     assert out.count("says: rank 1 (host ") == 2, out
     assert ") is gone" in out
@@ -200,7 +187,7 @@ def test_a_rank_that_waits_in_mpi_is_ended():
             os.kill(os.getpid(), signal.SIGKILL)
         world.Barrier()
     """
-    code, out = job(3, script, *stay())
+    code, out = job(3, script, *STAY)
     assert code != 0, out
     assert "sfb: error: rank 1 (host " in out
     assert "and does not hear of it; ending all ranks" in out
@@ -240,7 +227,7 @@ def test_a_checkpoint_is_written_and_others_wait_for_it(tmp_path):
         sys.argv = ["sfb", "train", "mlr", "--data", "digits", "--checkpoint", "FOLDER", "--epochs", "3"]
         sys.exit(cli.run())
     """.replace("FOLDER", str(tmp_path / "run"))
-    code, out = job(3, script, *stay())
+    code, out = job(3, script, *STAY)
     assert code != 0, out
     assert "sfb: error: rank 0 (host " in out
     assert "the checkpoint of step 7 has been written" in out

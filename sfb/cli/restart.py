@@ -60,7 +60,8 @@ def run_again(
     context = click.get_current_context()
     if any(name in os.environ for name in _RANKS):
         raise click.UsageError(
-            "--restarts starts mpirun itself, once for each attempt: run sfb train without mpirun, with --ranks", context
+            "--restarts starts mpirun itself, once for each attempt: run sfb train without mpirun",
+            context,
         )
     if folder is None:
         raise click.UsageError("--restarts needs --checkpoint DIR, the folder to go on from", context)

@@ -181,8 +181,8 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
 @group(
     "Restarts",
     click.option("--restarts", type=click.IntRange(0), metavar="N",
-                 help="Start mpirun, and up to N times again from the last checkpoint when a rank fails. Run it without "
-                 "mpirun; needs --checkpoint and --ranks."),
+                 help="Start mpirun, and up to N times again from the last checkpoint when a rank fails. Run it "
+                 "without mpirun; needs --checkpoint and --ranks."),
     click.option("--ranks", type=click.IntRange(1), help="Ranks to start, with --restarts."),
     click.option("--shrink", is_flag=True, help="Start each time with a rank less, where memory or a node is gone."),
     click.option("--launcher", default=LAUNCHER, help="What starts the ranks, with --restarts; or 'srun -n {ranks}'."),

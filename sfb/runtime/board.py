@@ -181,7 +181,7 @@ class Board:
 
 
 class Watch:
-    """A watch over one wait of a rank: it logs warnings that name the ranks waited for, and raises if a rank has failed.
+    """A watch over one wait of a rank: it logs warnings that name the ranks waited for, raises if one has failed.
 
     Args:
         stall: Seconds before the first warning, and between warnings.

@@ -249,10 +249,8 @@ class Failures:
             failed = {rank: f"waits in {said['call']}{_whom(said)}" for rank, said in waiting.items()}
         longest = max(waiting, key=lambda rank: waiting[rank]["waited"], default=self._rank)
         said = waiting.get(longest, {"waited": 0.0, "call": "a call"})
-        self._fail(
-            failed,
-            f"rank {longest} has waited {said['waited']:.0f} s in {said['call']} (the limit is Comm(timeout=), SFB_TIMEOUT)",
-        )
+        waited = f"rank {longest} has waited {said['waited']:.0f} s in {said['call']}"
+        self._fail(failed, f"{waited} (the limit is Comm(timeout=), SFB_TIMEOUT)")
 
     def _fail(self, failed: dict[int, str], why: str = "", *, forward: bool = True) -> None:
         """Note a failure, and tell all ranks of it."""

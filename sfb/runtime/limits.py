@@ -42,15 +42,14 @@ PENDING_CALLS, PENDING_ARRAYS = 24, 8
 # Seconds that a rank waits for others before it warns.
 STALL = 60.0
 
-# Seconds that a rank waits for others before it fails, as those of torch.distributed do; a process that is gone is found
-# at once.
+# Seconds that a rank waits for others before it fails, as in torch.distributed.
 TIMEOUT = 1800.0
 
 # Looks for a message before a waiting rank looks at the clock.
 SPINS = 1024
 
-# Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays, but for the
-# last, which messages about failures have.
+# Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays. Messages
+# about failures have the last tag.
 TAGS = 32768 // 2
 FAILURE_TAG = 2 * TAGS - 1
 

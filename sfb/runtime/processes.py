@@ -34,9 +34,8 @@ def this_process() -> Process:
     pid = os.getpid()
     found = _status(pid)
     space = ""
-    with suppress(OSError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            space = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        space = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     if found is None or os.readlink("/proc/self") != str(pid):  # no /proc, or that of other processes
         return Process(socket.gethostname(), pid, 0, "")
     return Process(socket.gethostname(), pid, found[1], space)

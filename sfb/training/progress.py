@@ -152,8 +152,8 @@ class Progress(AbstractContextManager["Progress"]):
         print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
         if result["stopped"]:
             print(f"ended by {result['stopped']}" + ("; --resume goes on from here" if result["resumable"] else ""))
-        for line in header(result["environment"]):
-            print(f"# {line}")
+        for text in header(result["environment"]):
+            print(f"# {text}")
 
 
 class _Bar(Bar):

@@ -185,8 +185,9 @@ def test_a_run_writes_its_status_seldom(tmp_path):
 def test_a_run_that_fails_says_why(tmp_path):
     from mpi4py import MPI
 
-    with pytest.raises(OSError, match="disk"), live(MPI.COMM_SELF, tmp_path, [0.0]) as ranks:
-        ranks.begin()
+    ranks = live(MPI.COMM_SELF, tmp_path, [0.0])
+    ranks.begin()
+    with pytest.raises(OSError, match="disk"), ranks:
         raise OSError("the disk is gone")
     assert load(tmp_path).state == "failed: the disk is gone"
 
