@@ -134,6 +134,7 @@ def _become(connection, environment, numbers, files, script, arguments):
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["job.py", *arguments]
+        sys.stdout, sys.stderr = (open(file, "w", buffering=1, closefd=False) for file in (1, 2))
         from mpi4py import MPI
 
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
