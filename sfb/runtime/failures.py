@@ -52,7 +52,8 @@ class Failures:
     finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
 
     Where no call of this library waits, a thread looks instead, once a second: it answers, and ends the job if the main
-    thread does not hear of a failure, because it waits in MPI.
+    thread does not hear of a failure, because it waits in MPI. Where MPI itself tells of failures (ULFM) a program may go
+    on without the ranks that have failed, so this object does nothing.
 
     Args:
         world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.
@@ -81,7 +82,7 @@ class Failures:
         self._known: float | None = None
         self.peers: list[Process] = []
         self._near: list[int] = []
-        if world.size > 1:
+        if world.size > 1 and not _mpi_tells():
             own = this_process()
             self.peers = [Process(*peer) for peer in world.allgather(tuple(own))]
             # From the next rank on, so that every rank looks first at another one.
@@ -105,7 +106,7 @@ class Failures:
             return
         with self._lock:
             self._due = now + _PERIOD
-            if self.failure is None and not self._closed:
+            if self.failure is None and self.peers and not self._closed:
                 self._find_gone(self._near)
                 self._hear()
                 if waited > self.timeout and self._decide is None:
@@ -268,6 +269,12 @@ class Failures:
         for rank in ranks:
             with suppress(MPI.Exception):
                 self._sent.append((self._world.Isend([data, MPI.BYTE], rank, FAILURE_TAG), data))
+
+
+def _mpi_tells() -> bool:
+    """Return whether MPI tells of ranks that have failed, by `mpirun --with-ft ulfm` of Open MPI."""
+    name = "OMPI_MCA_mpi_ft_enable"
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "enabled")
 
 
 def _whom(said: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def _become(connection, environment, numbers, files, script, arguments):
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["job.py", *arguments]
-        sys.stdout, sys.stderr = (open(file, "w", buffering=1, closefd=False) for file in (1, 2))
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
         from mpi4py import MPI
 
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
