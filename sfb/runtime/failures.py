@@ -51,9 +51,10 @@ class Failures:
     time-out asks all others what they wait for; those that do not answer, or that wait for nothing, have failed. Who
     finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
 
-    Where no call of this library waits, a thread looks instead, once a second: it answers, and ends the job if the main
-    thread does not hear of a failure, because it waits in MPI. Where MPI itself tells of failures (ULFM) a program may go
-    on without the ranks that have failed, so this object does nothing.
+    Where no call of this library waits, a thread looks instead, once a second. It answers, and ends the job if the main
+    thread does not hear of a failure, because it waits in MPI.
+
+    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object does nothing.
 
     Args:
         world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.
