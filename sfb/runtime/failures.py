@@ -79,7 +79,7 @@ class Failures:
         self._answers: dict[int, dict[str, Any]] = {}
         self._decide: float | None = None
         self._left: set[int] = set()
-        self._inside: tuple[int, float] | None = None
+        self._inside: tuple[tuple[int, ...], float] | None = None
         self._known: float | None = None
         self.peers: list[Process] = []
         self._near: list[int] = []
@@ -185,13 +185,13 @@ class Failures:
         return [rank for rank in range(self._world.size) if rank != self._rank and rank not in failed]
 
     def _seconds_inside(self, now: float, frames: Sequence[FrameType]) -> float:
-        """Return for how long the main thread has been seen in the same numbered exchange."""
+        """Return for how long the main thread has been seen at the same place of the same exchange, as in a call of MPI."""
         if self.number is None or not any(frame.f_code.co_filename.startswith(_EXCHANGES) for frame in frames):
             self._inside = None
             return 0.0
-        number = self.number()
-        if self._inside is None or self._inside[0] != number:
-            self._inside = number, now
+        place = self.number(), id(frames[0]), frames[0].f_lasti
+        if self._inside is None or self._inside[0] != place:
+            self._inside = place, now
         return now - self._inside[1]
 
     def _find_gone(self, ranks: Sequence[int]) -> None:
