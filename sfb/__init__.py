@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sfb import optim, topology, trace
 from sfb._version import __version__
 from sfb.factors import Factors
+from sfb.launch import end_job_on_error
 from sfb.store.consistency import ASP, BSP, SSP
 from sfb.tuning.profile import Profile, ProfileError
 
 if TYPE_CHECKING:
     from sfb.collectives.engine import Exchange
     from sfb.comm import Comm
-    from sfb.runtime.errors import MismatchError
+    from sfb.runtime.errors import MismatchError, RankFailedError
     from sfb.runtime.requests import Persistent, Request
     from sfb.runtime.seals import DamagedMessageError
     from sfb.store.averaging import AveragingStore
@@ -35,10 +36,12 @@ __all__ = [
     "Persistent",
     "Profile",
     "ProfileError",
+    "RankFailedError",
     "Request",
     "Store",
     "StoreError",
     "__version__",
+    "end_job_on_error",
     "optim",
     "topology",
     "trace",
@@ -52,6 +55,7 @@ _NEED_MPI = {
     "Exchange": "sfb.collectives.engine",
     "MismatchError": "sfb.runtime.errors",
     "Persistent": "sfb.runtime.requests",
+    "RankFailedError": "sfb.runtime.errors",
     "Request": "sfb.runtime.requests",
     "Store": "sfb.store.store",
     "StoreError": "sfb.store.base",

@@ -86,6 +86,9 @@ class Comm(MPI.Intracomm):
             Allreduce, for which `Iallreduce` waits, too. The same on all ranks.
         trace: A folder into which every rank writes a trace of what it does, at `free` or at the end of the program, as
             with SFB_TRACE (docs/trace.md). One trace a process; equal on all ranks.
+        timeout: Seconds after which a rank that waits for others in an exchange raises `RankFailedError`, on all ranks,
+            with the names of those that do not answer; by default those of SFB_TIMEOUT, or 1800. A rank of the same
+            node whose process is gone is found within seconds.
 
     Raises:
         TypeError: ``comm`` or ``node`` is not an intracommunicator, or is null.
@@ -109,6 +112,7 @@ class Comm(MPI.Intracomm):
         stall: float = STALL,
         check_finite: bool = False,
         trace: str | PathLike[str] | None = None,
+        timeout: float | None = None,
     ) -> Comm:
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None:
@@ -117,7 +121,7 @@ class Comm(MPI.Intracomm):
         if trace is not None:
             start_trace(trace)
         enter()
-        options = Options(check, reproducible, max_bytes, progress, wire, seed, stall, check_finite)
+        options = Options(check, reproducible, max_bytes, progress, wire, seed, stall, check_finite, timeout)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
         self = super().__new__(cls, comm)
@@ -128,7 +132,7 @@ class Comm(MPI.Intracomm):
         self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
         self._placed = node is not None
         if node is not None:
-            self._team_or_none = Team(self, node, stall=stall)
+            self._team_or_none = Team(self, node, stall=stall, timeout=timeout)
         return self
 
     def _set_up(self, options: Options, profiles: Profiles) -> None:
@@ -183,6 +187,7 @@ class Comm(MPI.Intracomm):
             MismatchError: Ranks disagree on shape, dtype, receiver or algorithm, on whether they pass
                 factors, or on whether v is CSR; raised on every rank.
             TypeError, ValueError: An argument is wrong on this or another rank; raised on every rank.
+            RankFailedError: A rank is gone, or does not answer (``timeout``); raised on every rank that is left.
         """
         # Arrays first: asking an abstract class about them takes a third of what a small call may cost.
         small = type(recvbuf) is np.ndarray and recvbuf.nbytes < self._plain.left
@@ -424,7 +429,7 @@ class Comm(MPI.Intracomm):
         copy._set_up(self._options, replace(self._profiles))
         copy._placed = self._placed
         if self._placed and self._team_or_none is not None:
-            copy._team_or_none = Team(copy, self.node, stall=self._options.stall)
+            copy._team_or_none = Team(copy, self.node, stall=self._options.stall, timeout=self._options.timeout)
         return copy
 
     def Free(self) -> None:
@@ -477,7 +482,7 @@ class Comm(MPI.Intracomm):
         if self._team_or_none is None:
             if self._ended:
                 raise RuntimeError(FINALIZED)
-            self._team_or_none = Team(self, stall=self._options.stall)
+            self._team_or_none = Team(self, stall=self._options.stall, timeout=self._options.timeout)
         return self._team_or_none
 
     @property

@@ -186,7 +186,13 @@ def _show(show: Callable[[], object]) -> None:
 
 
 def end_job_on_error() -> None:
-    """Let what nobody catches on this rank, an exception or Ctrl-C, end the whole job: others may wait for this one."""
+    """Let what nobody catches on this rank, an exception or Ctrl-C, end the whole job: others may wait for this one.
+
+    A script that is started without `python -m mpi4py` calls it once. A second call does nothing.
+
+    >>> import sfb
+    >>> sfb.end_job_on_error()
+    """
     before = sys.excepthook
     if getattr(before, "ends_job", False):
         return
@@ -194,7 +200,8 @@ def end_job_on_error() -> None:
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         from mpi4py import MPI
 
-        if MPI.COMM_WORLD.size > 1:
+        # An error that all ranks raise leaves each of them time for its own end.
+        if MPI.COMM_WORLD.size > 1 and not getattr(error, "all_raise", False):
             _show(lambda: traceback.print_exception(error))
             abort(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
         before(kind, error, trace)

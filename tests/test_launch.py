@@ -165,8 +165,8 @@ def test_ctrl_c_reaches_a_rank_that_waits_in_mpi():
 def test_what_nobody_catches_in_a_script_ends_all(error, expected):
     script = f"""
         from mpi4py import MPI
-        from sfb.launch import end_job_on_error
-        end_job_on_error()
+        import sfb
+        sfb.end_job_on_error()
         if MPI.COMM_WORLD.rank == 1:
             raise {error}
         MPI.COMM_WORLD.Barrier()

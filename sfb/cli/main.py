@@ -20,9 +20,11 @@ from sfb.cli.predict import export, predict
 from sfb.cli.topology import topology
 from sfb.cli.trace import trace
 from sfb.cli.train import compare, train
+from sfb.cli.watch import watch
 from sfb.files import write
 from sfb.kernels import KernelError
 from sfb.launch import INTERRUPTED, abort, end, launched
+from sfb.runtime.errors import RankFailedError
 from sfb.tuning.profile import ProfileError
 
 __all__ = ["cli", "run"]
@@ -54,10 +56,24 @@ def _run() -> int:
         return end(error.exit_code, error.show)
     except click.Abort:
         raise
+    except RankFailedError as error:
+        return _end_after_failure(error)
     except (ProfileError, KernelError, MemoryError, OSError) as error:
         return end(1, Failure(str(error) or "out of memory").show)
     except Exception:
         return end(1, traceback.print_exc)
+
+
+def _end_after_failure(error: RankFailedError) -> int:
+    """Say which ranks have failed, on the first that is left, and end the job once all are about to end."""
+    from mpi4py import MPI
+
+    from sfb.runtime.failures import FAILED, leave
+
+    if MPI.COMM_WORLD.rank == min({*range(MPI.COMM_WORLD.size)} - {*error.ranks}, default=0):
+        Failure(str(error)).show()
+    leave(FAILED)
+    return FAILED
 
 
 def _join(error: click.ClickException) -> None:
@@ -174,3 +190,4 @@ cli.add_command(info)
 cli.add_command(predict)
 cli.add_command(topology)
 cli.add_command(trace)
+cli.add_command(watch)

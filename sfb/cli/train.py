@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sfb.cli.common import Failure, Finite, Output, Single, Sizes, json_option, 
 from sfb.cli.data import data_options, reading
 from sfb.cli.fit import FITS
 from sfb.cli.groups import Grouped, config_option, group
+from sfb.cli.restart import LAUNCHER, run_again
 from sfb.files import write
 from sfb.models.network import ACTIVATIONS
 from sfb.models.registry import MODELS, Entry
@@ -123,7 +125,8 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
     + "\n\b\nExamples:\n"
     "  mpirun -n 4 sfb train mlp --data mnist --optimizer adam --lr 0.001\n"
     "  mpirun -n 4 sfb train mlr --data train.svm --sync ssp:3 --lr 0.5\n"
-    "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0",
+    "  mpirun -n 4 sfb train mlp --checkpoint run1 --epochs 100       # run again with --resume until it exits with 0\n"
+    "  sfb train mlp --checkpoint run1 --restarts 3 --ranks 4         # starts mpirun, again when a rank fails",
 )
 @click.argument("model", type=ModelName(list(MODELS)))
 @group("Data", data_options(learn=True))
@@ -176,14 +179,27 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
     click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder."),
 )  # fmt: skip
 @group(
+    "Restarts",
+    click.option("--restarts", type=click.IntRange(0), metavar="N",
+                 help="Start mpirun, and up to N times again from the last checkpoint when a rank fails. Run it "
+                 "without mpirun; needs --checkpoint and --ranks."),
+    click.option("--ranks", type=click.IntRange(1), help="Ranks to start, with --restarts."),
+    click.option("--shrink", is_flag=True, help="Start each time with a rank less, where memory or a node is gone."),
+    click.option("--launcher", default=LAUNCHER, help="What starts the ranks, with --restarts; or 'srun -n {ranks}'."),
+)  # fmt: skip
+@group(
     "Input and output",
     config_option,
     click.option("--model", "--model-file", "model_file", type=Output(), metavar="FILE.npz",
                  help="Write the trained model."),
     json_option,
     plot_option,
+    click.option("--status", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+                 help="Folder for what sfb watch shows of this run.  [default: that of --checkpoint]"),
 )  # fmt: skip
-def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **options: Any) -> int:
+def train(
+    json_file: Path | None, plot: Path | None, model_file: Path | None, status: Path | None, **options: Any
+) -> int:
     """Train a ready-made model, data-parallel.
 
     mlp is a multilayer perceptron, mlr multiclass logistic regression, svm a linear support vector machine, dml metric
@@ -192,13 +208,20 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
 
     With --checkpoint, SIGTERM, SIGUSR1, Ctrl-C, --time-limit and the end of a Slurm job (SLURM_JOB_END_TIME) end a run
     after the step under way, with a checkpoint. Exit codes: 0, the run is complete; 75, it has stopped with a
-    checkpoint, and --resume goes on; 1, an error; 2, wrong usage; 130, interrupted without a checkpoint.
+    checkpoint, and --resume goes on; 76, a rank has failed; 1, an error; 2, wrong usage; 130, interrupted without a
+    checkpoint.
     """
+    restarts, ranks, shrink, launcher = (options.pop(name) for name in ("restarts", "ranks", "shrink", "launcher"))
+    if restarts:
+        return run_again(sys.argv[2:], options["checkpoint"], restarts, ranks, launcher, shrink=shrink)
+    if restarts is None and (ranks is not None or shrink):
+        raise click.UsageError("--ranks and --shrink are for --restarts", click.get_current_context())
     world = start()
     from sfb import MismatchError, StoreError
     from sfb.runtime.threads import limit_process
     from sfb.training.config import TrainingError
     from sfb.training.data import DataError
+    from sfb.training.live import Live
     from sfb.training.progress import Progress
     from sfb.training.report import draw
     from sfb.training.train import Config
@@ -208,10 +231,12 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     given = {name: options.pop(name) for name in names & {*options}}
     chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     config = Config(options=dict(sorted(chosen.items())), reading=reading(options), **options)
+    folder = status or (None if config.checkpoint is None else Path(config.checkpoint))
     limit_process(world)
     try:
-        with Progress(config, world) as progress:
+        with Live(world, config.title, folder) as live, Progress(config, world, live) as progress:
             result = run_training(world, config, progress.report, progress.begin, model_file=model_file)
+            live.stopped = result["stopped"]
     except (DataError, TrainingError, MismatchError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error
     if world.rank == 0:

@@ -78,6 +78,11 @@ class EagerExchange(KernelExchange):
             return False
         return _payload(algorithm, problem) is not None
 
+    @property
+    def changed(self) -> bool:
+        """Whether the messages of all ranks have come."""
+        return self.code != status.PENDING
+
     def start(self, pending: PendingCall) -> bool:
         """Send the header and the payload, and go on as far as possible."""
         agree = self._team.agree

@@ -26,7 +26,7 @@ from sfb.factors import Factors
 from sfb.kernels import half, sparse, status
 from sfb.receiver import Assign
 from sfb.runtime.agreement import on_all_ranks
-from sfb.runtime.errors import report
+from sfb.runtime.errors import RankFailedError, report
 from sfb.runtime.finite import not_finite
 from sfb.runtime.seals import DamagedMessageError
 from sfb.runtime.steps import ALONE, run
@@ -110,7 +110,7 @@ class Engine:
             try:
                 exchange.wait()
             except BaseException as error:
-                self._note(error, exchange.agreed)
+                self._note(error, exchange.agreed, exchange.changed)
                 raise
             if exchange.code == status.DONE:
                 done = self._end(pending, exchange)
@@ -184,7 +184,8 @@ class Engine:
             exchange.waited = waited
             return self._end(pending, exchange)
         except BaseException as error:
-            self._note(error, agreed or (exchange is not None and exchange.agreed))
+            begun = exchange is not None and exchange.agreed
+            self._note(error, agreed or begun, agreed or (exchange is not None and exchange.changed))
             raise
         finally:
             targets[target] -= 1
@@ -384,14 +385,17 @@ class Engine:
             return EagerExchange(algorithm, problem, team, self._buffers)
         return StepwiseExchange(algorithm, problem, team, self._check, self._rounded)
 
-    def _note(self, error: BaseException, agreed: bool) -> None:
+    def _note(self, error: BaseException, agreed: bool, changed: bool) -> None:
         """Note an exception of a call; if it came in the midst of an exchange, later calls tell all ranks so.
 
         Args:
             error: The exception.
             agreed: Whether the ranks have agreed on the call: all raise what comes before.
+            changed: Whether the receiver may have changed.
         """
         NOW.call = None
+        if isinstance(error, RankFailedError):
+            error.changed = changed
         if agreed or not isinstance(error, Exception) or isinstance(error, DamagedMessageError):
             self._broken = error
             self._receivers = Receivers(self._options, self._team.owns)  # so that every call is proposed

@@ -29,9 +29,10 @@ class FusedExchange(KernelExchange):
     concurrent = False
 
     def __init__(self, algorithm: str, problem: Problem, team: Team) -> None:
-        from sfb.kernels import fused
+        from sfb.kernels import fused, sync
 
         super().__init__(algorithm, problem, team)
+        self._arrived = sync.ARRIVED
         self._phase = fused.phase
         self._worked, self._waited = fused.WORKED, fused.WAITED
         self._kernel: Callable[..., int] = getattr(fused, algorithm)
@@ -45,6 +46,11 @@ class FusedExchange(KernelExchange):
         """Return whether an exchange can be fused."""
         near = team.nodes == 1 and team.size > 1 and problem.wire is None
         return near and algorithm in ("node", "dense") and problem.fits and is_brief(problem, team.threads)
+
+    @property
+    def changed(self) -> bool:
+        """Whether this rank has seen the headers of all."""
+        return self._phase(self._bound, self._pieces) != self._arrived
 
     def start(self, pending: PendingCall) -> bool:
         """Write the data of this rank, post the header, and go on as far as possible."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from sfb.kernels.half import FORMATS
-from sfb.runtime.limits import MAX_BYTES, STALL
+from sfb.runtime.limits import MAX_BYTES, STALL, timeout_or_default
 
 __all__ = ["Options"]
 
@@ -26,6 +26,7 @@ class Options:
     seed: int | None = None
     stall: float = STALL
     check_finite: bool = False
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.progress not in ("thread", "poll"):
@@ -34,6 +35,7 @@ class Options:
             raise ValueError(f"max_bytes must be > 0, got {self.max_bytes!r}")
         if not self.stall > 0:
             raise ValueError(f"stall must be a number of seconds > 0, got {self.stall!r}")
+        timeout_or_default(self.timeout)
         wire, seed = self.wire, self.seed
         if wire is not None and wire not in FORMATS:
             raise ValueError(f"wire must be None, {' or '.join(map(repr, FORMATS))}, got {wire!r}")

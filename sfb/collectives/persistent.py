@@ -105,6 +105,11 @@ class PersistentExchange(ABC):
         self.rebuild_seconds = 0.0
         self._team = team
 
+    @property
+    def changed(self) -> bool:
+        """Whether the exchange under way may have changed its receiver on this node."""
+        return self.agreed
+
     @abstractmethod
     def start(self, pending: PendingCall) -> bool:
         """Propose the exchange; return False, with nothing proposed, if the arguments of the call do not fit."""

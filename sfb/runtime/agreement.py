@@ -13,7 +13,7 @@ from mpi4py import MPI
 from sfb.kernels import header, status
 from sfb.kernels.header import PLAIN
 from sfb.runtime.board import Board, Event
-from sfb.runtime.errors import Report, raise_reported, report
+from sfb.runtime.errors import RankFailedError, Report, raise_reported, report
 from sfb.runtime.limits import EAGER_LIMIT
 from sfb.runtime.rounds import Rounds
 from sfb.runtime.seals import WORDS as SEAL_WORDS
@@ -327,6 +327,8 @@ def compare(comm: MPI.Intracomm, call: str, text: str = "", error: Exception | N
         MismatchError: The texts differ.
         Exception: A rank passed an ``error``; every rank raises one of its type, naming the rank.
     """
+    if isinstance(error, RankFailedError):  # which all ranks raise by themselves; no collective would end
+        raise error
     reports = comm.allgather(("", text) if error is None else report(error))
     if any(said != ("", text) for said in reports):
         raise_reported(call, list(enumerate(reports)), error)

@@ -13,6 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.kernels import header
+from sfb.runtime.failures import Failures
 from sfb.runtime.windows import Block
 from sfb.trace.now import NOW
 from sfb.trace.watchdog import STATE_BYTES
@@ -39,6 +40,7 @@ class Board:
         crowded: Whether ranks share cores.
         stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
         clock: Returns seconds.
+        failures: What is known of failures among the ranks of the world; None to wait for ever.
 
     Attributes:
         words: The memory of the board.
@@ -63,6 +65,7 @@ class Board:
         crowded: bool,
         stall: float,
         clock: Callable[[], float] = monotonic,
+        failures: Failures | None = None,
     ) -> None:
         from sfb.kernels import arrays, sync
 
@@ -75,6 +78,7 @@ class Board:
         self.ranks = node.size
         self.stall = stall
         self.clock = clock
+        self._failures = failures
         self.patience = _POLITE if crowded else _PATIENT
         self.member = self.ranks, self.me, SPINS, self.patience
         slots = self.ranks + 1  # one for what the leader announces
@@ -183,7 +187,7 @@ class Board:
 
     def watch(self) -> Watch:
         """Return a watch over a wait that begins now."""
-        return Watch(self.stall, self._world.rank, self.clock)
+        return Watch(self.stall, self._world.rank, self.clock, self._failures)
 
     def free(self) -> None:
         """Free the memory; collective over the node."""
@@ -194,31 +198,41 @@ class Board:
 
 
 class Watch:
-    """A watch over one wait of a rank: when it takes long, it logs warnings that name the ranks waited for.
+    """A watch over one wait of a rank: it logs warnings that name the ranks waited for, raises if one has failed.
 
     Args:
         stall: Seconds before the first warning, and between warnings.
         rank: This rank.
         clock: Returns seconds.
+        failures: What is known of failures; None to wait for ever.
 
     Attributes:
         last: The last look: the call, a function that returns the ranks waited for, and the times at which the wait
             began and of the look.
     """
 
-    def __init__(self, stall: float, rank: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        stall: float,
+        rank: int,
+        clock: Callable[[], float] = monotonic,
+        failures: Failures | None = None,
+    ) -> None:
         self._stall = stall
         self._rank = rank
         self._clock = clock
+        self._failures = failures
         self._began = clock()
         self._next = self._began + stall
         self.last: tuple[str, Callable[[], list[int]], float, float] | None = None
 
     def look(self, missing: Callable[[], list[int]], what: str) -> None:
-        """Log a warning of the logger "sfb" if one is due."""
+        """Log a warning of the logger "sfb" if one is due; raise `RankFailedError` if a rank has failed."""
         now = self._clock()
         self.last = what, missing, self._began, now
         NOW.wait = ref(self)
+        if self._failures is not None:
+            self._failures.look(missing, what, now - self._began)
         if now < self._next:
             return
         self._next = now + self._stall

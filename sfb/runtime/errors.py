@@ -7,7 +7,7 @@ from itertools import groupby
 
 from sfb.kernels import KernelError
 
-__all__ = ["MismatchError", "Report", "as_reported", "raise_reported", "report"]
+__all__ = ["MismatchError", "RankFailedError", "Report", "as_reported", "raise_reported", "report"]
 
 # The name of an exception's type and its text; or "" and what the rank passed.
 Report = tuple[str, str]
@@ -25,6 +25,27 @@ class MismatchError(ValueError):
     ...     except sfb.MismatchError as error:  # says what each rank passed
     ...         print(error)
     """
+
+
+class RankFailedError(RuntimeError):
+    """Ranks are gone, or do not answer; the message names them. What is left of the job cannot go on.
+
+    Args:
+        text: The message.
+        ranks: The ranks that have failed, by their numbers in the communicator.
+
+    Attributes:
+        ranks: The same.
+        changed: Whether the exchange that waited for them may have changed its receiver on this node.
+        all_raise: All ranks raise it by themselves, so a rank that ends by it does not end the others before.
+    """
+
+    all_raise = True
+
+    def __init__(self, text: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.ranks = tuple(ranks)
+        self.changed = True
 
 
 # Exceptions that keep their type on other ranks. All others arrive there as RuntimeError.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 __all__ = [
     "EAGER_LIMIT",
+    "FAILURE_TAG",
     "HALVING_LIMIT",
     "MAX_BYTES",
     "MAX_COUNT",
@@ -12,8 +15,10 @@ __all__ = [
     "SPINS",
     "STALL",
     "TAGS",
+    "TIMEOUT",
     "array_tag",
     "tag",
+    "timeout_or_default",
 ]
 
 # Bytes of a rank's buffers for one exchange, unless the user sets another ceiling.
@@ -37,11 +42,16 @@ PENDING_CALLS, PENDING_ARRAYS = 24, 8
 # Seconds that a rank waits for others before it warns.
 STALL = 60.0
 
+# Seconds that a rank waits for others before it fails, as in torch.distributed.
+TIMEOUT = 1800.0
+
 # Looks for a message before a waiting rank looks at the clock.
 SPINS = 1024
 
-# Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays.
+# Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays. Messages
+# about failures have the last tag.
 TAGS = 32768 // 2
+FAILURE_TAG = 2 * TAGS - 1
 
 
 def tag(number: int) -> int:
@@ -51,4 +61,21 @@ def tag(number: int) -> int:
 
 def array_tag(number: int, lane: int, lanes: int) -> int:
     """Return the tag of the messages of a plain array in a call, in one of its ``lanes`` streams of messages."""
-    return TAGS + (number * lanes + lane) % TAGS
+    return TAGS + (number * lanes + lane) % (TAGS - lanes)
+
+
+def timeout_or_default(timeout: float | None) -> float:
+    """Return the seconds that a rank waits for others before it fails: ``timeout``, SFB_TIMEOUT, or `TIMEOUT`.
+
+    Raises:
+        ValueError: It is not a number of seconds above 0.
+    """
+    text = os.environ.get("SFB_TIMEOUT", "")
+    given, name = (text or TIMEOUT, "SFB_TIMEOUT") if timeout is None else (timeout, "timeout")
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(f"{name} must be a number of seconds > 0, got {given!r}")
+    return seconds

@@ -17,7 +17,8 @@ from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load
-from sfb.runtime.limits import STALL
+from sfb.runtime.failures import Failures
+from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.shm import warn_of_leftovers
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.tracing import join, leave
@@ -35,6 +36,7 @@ class Team:
         comm: The user's communicator.
         node: The user's communicator of the ranks that share memory; None to let MPI find them.
         stall: Seconds after which a waiting rank warns, naming the ranks that it waits for.
+        timeout: Seconds after which a waiting rank fails; None for SFB_TIMEOUT or the default.
 
     Attributes:
         world: A communicator of all ranks, in the user's order.
@@ -46,6 +48,7 @@ class Team:
         nodes: The number of nodes.
         sharing: Ranks per core on the host where ranks outnumber cores most; at least 1.0.
         threads: The number of threads of this rank's kernels, its share of the cores.
+        failures: What this rank knows of failures of others.
         board: The board of the node.
         agree: The agreement of all ranks.
         label: The name of the communicator in traces and messages.
@@ -57,7 +60,14 @@ class Team:
 
     in_place = MPI.IN_PLACE
 
-    def __init__(self, comm: MPI.Intracomm, node: MPI.Intracomm | None = None, *, stall: float = STALL) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        node: MPI.Intracomm | None = None,
+        *,
+        stall: float = STALL,
+        timeout: float | None = None,
+    ) -> None:
         self.world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
         self.rank = self.world.rank
         self.size = self.world.size
@@ -79,19 +89,24 @@ class Team:
         self.sharing = self.world.allreduce(max(1.0, neighbours.size / available), MPI.MAX)
         self.threads = threads_of(neighbours, available)
         neighbours.Free()
+        self.failures = Failures(self.world, timeout_or_default(timeout))
         try:
             with on_all_ranks(self.world, "Comm"):
                 load(self.node, kernels.ARRAY_STAGES)
             members = [rank for rank, its in enumerate(self.node_of) if its == self.node_of[self.rank]]
             with on_all_ranks(self.world, "Comm"):
-                self.board = Board(self.world, self.node, members, crowded=self.sharing > 1, stall=stall)
+                self.board = Board(
+                    self.world, self.node, members, crowded=self.sharing > 1, stall=stall, failures=self.failures
+                )
         except Exception:
+            self.failures.close()
             self.node.Free()
             self.world.Free()
             raise
         if self.node.size > 1 and self.node.rank == 0:
             warn_of_leftovers()
         self.agree = Agreement(self.world, self.board, self.node_of, checked=self.checked)
+        self.failures.number = lambda: self.agree.number
         self.label = join(self.world, self)
 
     def _split(self, host: MPI.Intracomm, node: MPI.Intracomm | None) -> MPI.Intracomm:
@@ -208,6 +223,7 @@ class Team:
         Shared arrays stay valid while a rank of the node holds them.
         """
         leave(self.world, self.label)
+        self.failures.close()
         self.staging.drop()
         self.pool.clear()
         self.board.free()

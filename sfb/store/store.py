@@ -16,7 +16,9 @@ from sfb.factors import Factors
 from sfb.kernels import sparse
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
-from sfb.runtime.limits import STALL
+from sfb.runtime.errors import RankFailedError
+from sfb.runtime.failures import Failures
+from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.progress import Ticker
 from sfb.runtime.seals import DamagedMessageError
 from sfb.store import priority as priorities
@@ -102,6 +104,7 @@ class Store(StoreBase):
             for those that it has yet to apply (docs/store.md). `push` waits beyond it.
         progress: "poll" to move messages in calls of the store only, "thread" to move them all the time.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
+        timeout: Seconds after which such a wait raises `RankFailedError`, as in `Comm`.
         timer: The clock of budgets and waits, and what the rank does while it waits; tests pass their own.
         check_finite: Let `push` raise ValueError, which names the rank and the table, for updates that hold NaN or
             infinity, before anything is sent.
@@ -137,6 +140,7 @@ class Store(StoreBase):
         max_bytes: int = 64 << 20,
         progress: str = "poll",
         stall: float = STALL,
+        timeout: float | None = None,
         timer: Timer | None = None,
         check_finite: bool = False,
     ) -> None:
@@ -153,6 +157,7 @@ class Store(StoreBase):
                 raise ValueError(f"max_bytes must be > 0, got {max_bytes!r}")
             if not stall > 0:
                 raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
+            timeout_or_default(timeout)
             if progress not in ("thread", "poll"):
                 raise ValueError(f'progress must be "thread" or "poll", got {progress!r}')
             if progress == "thread" and MPI.Query_thread() != MPI.THREAD_MULTIPLE:
@@ -180,6 +185,7 @@ class Store(StoreBase):
         )
         self._limit = max_bytes
         self._stall = stall
+        self._failures = Failures(MPI.Intracomm(world.Dup()), timeout_or_default(timeout))
         self._pushed = 0
         self._lock = threading.RLock()
         self._norms: dict[int, float] = {}
@@ -260,6 +266,7 @@ class Store(StoreBase):
         relay.finish()
         self._open = False
         self._world.Barrier()
+        self._failures.free()
         self._world.Free()
 
     def stats(self) -> Stats:
@@ -411,7 +418,7 @@ class Store(StoreBase):
         """
         if condition():
             return
-        watch = Watch(self._stall, self._rank)
+        watch = Watch(self._stall, self._rank, failures=self._failures)
         with span(what, "wait", label=self._label, number=self._clock) as recorded:
             while not condition():
                 if not self._move(settle):
@@ -421,6 +428,11 @@ class Store(StoreBase):
 
     def _abandon(self, error: BaseException) -> None:
         """Tell the other ranks that this one fails, or forward that another does, for a few seconds at most."""
+        if isinstance(error, RankFailedError):  # which all ranks raise by themselves
+            self._open, self._failure = False, str(error)
+            if self._ticker is not None:
+                self._ticker.stop()
+            return
         self._fail(error)
         self._open = False
         self._say_farewell()

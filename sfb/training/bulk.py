@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
-from sfb import Factors
+from sfb import Factors, RankFailedError
 from sfb.models.model import Model, Parameter
 from sfb.trace.calls import by_mpi
 from sfb.trace.now import NOW
@@ -101,7 +101,7 @@ class Bulk(Synchronisation):
         self, x: Any, y: np.ndarray, batches: Batches, first: int, stop: int, rate: Rate, watch: Watch, tick: Tick
     ) -> Stretch:
         """Take steps of an epoch; see `Synchronisation.run`."""
-        stretch = Stretch(first)
+        stretch = self.partial = Stretch(first)
         for step in range(first, stop):
             with span("step", "step", number=step):
                 rows, size = batches.part(step)
@@ -110,7 +110,13 @@ class Bulk(Synchronisation):
                     rule.lr = lr
                 # Another rank's clock may differ, so that of rank 0 counts.
                 flags = watch.flags() if self._world.rank == 0 else watch.flags() * (1, 0)
-                loss, flags = self._step(x, y, rows, size, flags)
+                before = sum(rule.steps for rule in self._rules.values())
+                try:
+                    loss, flags = self._step(x, y, rows, size, flags)
+                except RankFailedError as error:
+                    stepped = sum(rule.steps for rule in self._rules.values()) != before
+                    error.changed = error.changed or stepped or self._config.overlap
+                    raise
             stretch.stop = step + 1
             stretch.loss += loss
             stretch.note(flags)

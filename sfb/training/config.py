@@ -94,6 +94,12 @@ class Config:
     resume: bool = False
 
     @property
+    def title(self) -> str:
+        """What the run trains, in a line."""
+        how = f"--comm {self.comm}" if self.sync == "bsp" else f"--sync {self.sync}"
+        return f"training {self.model} on {self.data}, {how}, {self.epochs} epochs"
+
+    @property
     def rate(self) -> float:
         """The learning rate, that of the model if none is given."""
         return MODELS[self.model].lr if self.lr is None else self.lr

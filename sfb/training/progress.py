@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 from mpi4py import MPI
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 from sfb.environment import header
 from sfb.training.config import Config
+from sfb.training.live import Live
+from sfb.training.status import line, table
 from sfb.training.sync import Tick
 from sfb.training.trainer import Epoch, Trainer
 from sfb.units import format_bytes, format_duration, format_rate
@@ -23,20 +27,25 @@ __all__ = ["Progress", "show_measure"]
 
 # Seconds over which rates are averaged.
 _WINDOW = 5.0
+# Seconds between two lines where there is no terminal.
+_LINE = 60.0
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Reports a run on rank 0: a bar on a terminal, a line for each epoch elsewhere.
+    """Reports a run on rank 0: on a terminal a bar and the ranks, elsewhere a line for each epoch and each minute.
 
     Args:
         config: What the run trains, and how.
         world: The ranks that train.
+        live: What the ranks tell of themselves; None to show nothing of it.
     """
 
-    def __init__(self, config: Config, world: MPI.Intracomm) -> None:
+    def __init__(self, config: Config, world: MPI.Intracomm, live: Live | None = None) -> None:
+        self._live = live
+        self._spoken = perf_counter()
         self._config = config
         self._active = world.rank == 0
-        self._bar: Bar | None = None
+        self._bar: _Bar | None = None
         self._task: TaskID | None = None
         self._measure = ""
         self._trainer: Trainer | None = None
@@ -58,17 +67,17 @@ class Progress(AbstractContextManager["Progress"]):
         self._trainer, self._measure = trainer, trainer.model.measure
         self._first = trainer.position.taken
         self._began = self._ended = perf_counter()
+        if self._live is not None:
+            self._live.begin()
         if self._active:
-            c = self._config
-            how = f"--comm {c.comm}" if c.sync == "bsp" else f"--sync {c.sync}"
-            print(f"training {c.model} on {c.data}, {how}, {c.epochs} epochs", flush=True)
+            print(self._config.title, flush=True)
             if self._first:
                 print(
                     f"going on from the checkpoint of step {self._first}, in epoch {trainer.position.epoch}", flush=True
                 )
             # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
             if sys.stdout.isatty() and sys.stdin.isatty():
-                self._bar = Bar(
+                self._bar = _Bar(
                     TextColumn("step"),
                     BarColumn(),
                     MofNCompleteColumn(),
@@ -80,13 +89,20 @@ class Progress(AbstractContextManager["Progress"]):
         return self._tick
 
     def _tick(self, loss: float, examples: int, wire_bytes: int) -> None:
-        if self._bar is None or self._task is None or self._trainer is None:
+        trainer, live = self._trainer, self._live
+        if trainer is None:
+            return
+        if live is not None:
+            sync = trainer.sync
+            if live.tick(self._first, trainer.total, loss, wire_bytes, sync.totals, sync.staleness):
+                self._show_ranks(live)
+        if self._bar is None or self._task is None:
             return
         self._rate.add(examples, wire_bytes)
         samples, nbytes = self._rate.per_second()
         # Steps within a stretch are known to the bar alone.
         self._bar.advance(self._task)
-        left = self._trainer.total - self._bar.tasks[self._task].completed
+        left = trainer.total - self._bar.tasks[self._task].completed
         steps = max(1.0, self._bar.tasks[self._task].completed - self._first)
         remaining = left * (perf_counter() - self._began) / steps
         self._bar.update(
@@ -94,11 +110,19 @@ class Progress(AbstractContextManager["Progress"]):
             text=f"loss {loss:.4f}  {samples:.0f} samples/s  {format_rate(nbytes)}  {format_duration(remaining)} left",
         )
 
+    def _show_ranks(self, live: Live) -> None:
+        """Show what the ranks tell of themselves: on a terminal at once, elsewhere a minute after the last line."""
+        if self._bar is not None:
+            self._bar.ranks = table(live.status, max(4, self._bar.console.height - 4))
+        elif perf_counter() - self._spoken >= _LINE:
+            self._spoken = perf_counter()
+            print(line(live.status), flush=True)
+
     def report(self, epoch: Epoch) -> None:
         """Print one epoch."""
         if not self._active or self._trainer is None:
             return
-        now = perf_counter()
+        now = self._spoken = perf_counter()
         done = epoch.epoch * self._trainer.steps
         elapsed, steps = now - self._began, done - self._first
         left = (self._trainer.total - done) * elapsed / max(1, steps)
@@ -128,8 +152,24 @@ class Progress(AbstractContextManager["Progress"]):
         print(f"replicas identical: {'yes' if result['replicas_identical'] else 'NO'}")
         if result["stopped"]:
             print(f"ended by {result['stopped']}" + ("; --resume goes on from here" if result["resumable"] else ""))
-        for line in header(result["environment"]):
-            print(f"# {line}")
+        for text in header(result["environment"]):
+            print(f"# {text}")
+
+
+class _Bar(Bar):
+    """A bar, and a table of the ranks below it.
+
+    Attributes:
+        ranks: The table; None for none.
+    """
+
+    ranks: Table | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield what is shown."""
+        yield from super().get_renderables()
+        if self.ranks is not None:
+            yield self.ranks
 
 
 class _Rate:

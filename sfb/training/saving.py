@@ -109,6 +109,18 @@ class Saver:
         self.written = taken
         return perf_counter() - began
 
+    def rescue(self, taken: int, progress: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Write a checkpoint on this rank alone, since another has failed; see `save`."""
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        if self._folder is None or self.written == taken or not finite:
+            return
+        try:
+            self._folder.save(taken, self._identity | progress, arrays)
+        except CheckpointError as error:
+            _log.warning("%s%s", error, self._stays())
+        else:
+            _log.warning("the checkpoint of step %d has been written; --resume goes on from there", taken)
+
     def newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return header and arrays of the newest checkpoint that is whole, the arrays on rank 0 alone; collective.
 

@@ -100,6 +100,7 @@ class Stale(Synchronisation):
         """
         model, total = self._model, 0.0
         flags = np.zeros(len(REASONS))
+        reads: dict[int, int] = {}
         with self._store() as store:
             for parameter in model.parameters:  # the first read may already apply updates of faster ranks
                 store.optimizer(parameter.name).lr = rate(first)
@@ -130,7 +131,10 @@ class Stale(Synchronisation):
                     store.push(_STOP, np.full((1, 1), -1.0))
                 store.clock()
                 waited += perf_counter() - began
-                received = store.stats().received_bytes
+                stats = store.stats()
+                received = stats.received_bytes
+                read = [behind for behind, count in stats.staleness.items() if count > reads.get(behind, 0)]
+                self.staleness, reads = max(read, default=0), stats.staleness
                 self.totals += Totals(waited, waited, 0)
                 self._steps += 1
                 record("step", "step", start, perf_counter(), number=step)

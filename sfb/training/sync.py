@@ -89,11 +89,15 @@ class Synchronisation(ABC):
 
     Attributes:
         totals: What exchanges have cost this rank so far.
+        partial: The steps of the stretch under way that are done; None if only its end is a state of all ranks.
+        staleness: The most clocks that a read of the last step was behind this rank.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self.totals = Totals()
+        self.partial: Stretch | None = None
+        self.staleness = 0
 
     @abstractmethod
     def spread(self) -> None:

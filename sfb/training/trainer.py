@@ -15,6 +15,7 @@ import sfb
 from sfb.models.model import Model
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
+from sfb.runtime.failures import at_work
 from sfb.trace.spans import span
 from sfb.training.batches import Epochs, Samples
 from sfb.training.bulk import Bulk
@@ -23,7 +24,7 @@ from sfb.training.rates import Schedule
 from sfb.training.saving import Saver
 from sfb.training.stale import Stale
 from sfb.training.stopping import Watch
-from sfb.training.sync import Synchronisation, Tick, Totals, no_tick
+from sfb.training.sync import Stretch, Synchronisation, Tick, Totals, no_tick
 
 __all__ = ["REACHED", "Epoch", "Position", "Trainer"]
 
@@ -159,13 +160,19 @@ class Trainer:
 
         Raises:
             TrainingError: The loss or a parameter is no longer finite, or the last checkpoint cannot be written.
+            RankFailedError: A rank has failed; the first of those that are left has then written a checkpoint, if the
+                step under way had changed nothing.
         """
         position = self.position
         self._look_at_target()
         while self.stopped is None and position.epoch <= self._config.epochs:
             self._batches = self._epochs.batches(position.epoch)
             while self.stopped is None and position.step < self._batches.steps:
-                self._stretch(saver.until(position.step, position.taken, self._batches.steps), watch, tick)
+                try:
+                    self._stretch(saver.until(position.step, position.taken, self._batches.steps), watch, tick)
+                except sfb.RankFailedError as error:
+                    self._rescue(saver, error)
+                    raise
                 if position.step < self._batches.steps and (self.stopped or saver.due(position.taken)):
                     self.save(saver, watch, last=self.stopped is not None)
             if position.step < self._batches.steps:
@@ -181,15 +188,21 @@ class Trainer:
 
     def save(self, saver: Saver, watch: Watch, *, last: bool) -> None:
         """Let a checkpoint be written of now; collective; see `Saver.save`."""
+        with at_work(), span("checkpoint", "phase"):
+            watch.writing = max(watch.writing, saver.save(self.position.taken, *self._state(), last=last))
+
+    def _rescue(self, saver: Saver, error: sfb.RankFailedError) -> None:
+        """Let the first rank that is left write a checkpoint, if the step under way has changed nothing on its node."""
+        left = {*range(self._world.size)} - {*error.ranks}
+        if self._world.rank == min(left, default=0) and self.sync.partial is not None and not error.changed:
+            with at_work():
+                saver.rescue(self.position.taken, *self._state())
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return what a checkpoint of now holds beside what identifies the run: the rest of its header, and arrays."""
         arrays, steps = self.sync.state()
-        progress = {
-            "position": asdict(self.position),
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-            "steps": steps,
-        }
-        with span("checkpoint", "phase"):
-            taken = saver.save(self.position.taken, progress, arrays, last=last)
-        watch.writing = max(watch.writing, taken)
+        epochs = [asdict(epoch) for epoch in self.epochs]
+        return {"position": asdict(self.position), "epochs": epochs, "steps": steps}, arrays
 
     def _look_at_target(self) -> None:
         """Stop if the loss of the last epoch is low enough."""
@@ -203,21 +216,22 @@ class Trainer:
         first, offset = position.step, position.taken - position.step
         self._world.Barrier()
         began = perf_counter()
-        stretch = self.sync.run(
-            self._samples.x,
-            self._samples.y,
-            self._batches,
-            first,
-            stop,
-            lambda step: self._schedule(offset + step),
-            watch,
-            tick,
-        )
-        position.seconds += perf_counter() - began
-        position.totals = (position.totals or Totals()) + (self.sync.totals - before)
-        position.step, position.taken = stretch.stop, offset + stretch.stop
-        position.loss += stretch.loss
-        position.examples = min(stretch.stop * self._config.batch_size, self._batches.examples)
+        try:
+            stretch = self.sync.run(
+                self._samples.x,
+                self._samples.y,
+                self._batches,
+                first,
+                stop,
+                lambda step: self._schedule(offset + step),
+                watch,
+                tick,
+            )
+        except sfb.RankFailedError:
+            if self.sync.partial is not None:
+                self._note(self.sync.partial, offset, perf_counter() - began, before)
+            raise
+        self._note(stretch, offset, perf_counter() - began, before)
         if not np.isfinite(stretch.loss):
             raise TrainingError(
                 f"the loss is {stretch.loss} in epoch {position.epoch}, step {position.step}; try a smaller learning "
@@ -225,6 +239,22 @@ class Trainer:
             )
         if stretch.reasons:
             self.stopped = " and ".join(stretch.reasons)
+
+    def _note(self, stretch: Stretch, offset: int, seconds: float, before: Totals) -> None:
+        """Note steps of the epoch under way that are done.
+
+        Args:
+            stretch: The steps.
+            offset: Steps of the run before this epoch.
+            seconds: Time that they took.
+            before: What exchanges had cost before them.
+        """
+        position = self.position
+        position.seconds += seconds
+        position.totals = (position.totals or Totals()) + (self.sync.totals - before)
+        position.step, position.taken = stretch.stop, offset + stretch.stop
+        position.loss += stretch.loss
+        position.examples = min(stretch.stop * self._config.batch_size, self._batches.examples)
 
     def _end_epoch(self, report: Callable[[Epoch], None]) -> None:
         """Evaluate the epoch that is done, report it, and begin the next; collective."""

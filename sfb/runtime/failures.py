@@ -1,0 +1,410 @@
+"""Ranks that have failed: how a rank finds out, tells the others, and ends with them."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
+from types import FrameType
+from typing import Any
+from weakref import WeakSet
+
+from mpi4py import MPI
+
+from sfb.runtime.errors import RankFailedError
+from sfb.runtime.limits import FAILURE_TAG
+from sfb.runtime.processes import Process, state_of, this_process
+
+__all__ = ["FAILED", "Failures", "at_work", "leave"]
+
+# The exit code of a process whose job has lost a rank.
+FAILED = 76
+
+# Seconds between two looks at other processes and for messages about failures.
+_PERIOD = 1.0
+# Seconds that ranks have to say what they wait for, after one has waited for too long.
+_ANSWER = 5.0
+# Seconds after which the watchdog ends the job, if the main thread has not heard of a failure, or has but stays where
+# it is, as in a call of MPI.
+_DEAF, _STUCK = 5.0, 60.0
+# Seconds for which a rank that ends waits for the others to end, too: one of them may write a checkpoint.
+_LEAVE = 60.0
+# Seconds that MPI has to end the job.
+_ABORT = 5.0
+# Failed ranks that a message names.
+_NAMED = 8
+
+# Frames of these files on a stack mean that the rank is in an exchange with a number.
+_EXCHANGES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "collectives", "")
+
+
+class Failures:
+    """What a rank knows of failures among the ranks of a communicator; making one is collective.
+
+    A process of the same node that is gone is found by its entry in /proc. A rank that waits for longer than the
+    time-out asks all others what they wait for; those that do not answer, or that wait for nothing, have failed. Who
+    finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
+
+    Where no call of this library waits, a thread looks instead, once a second. It answers, and ends the job if the main
+    thread does not hear of a failure, because it waits in MPI.
+
+    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object does nothing.
+
+    Args:
+        world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.
+        timeout: Seconds after which a rank that does not answer has failed.
+
+    Attributes:
+        timeout: The time-out.
+        failure: The failure; None as long as there is none.
+        number: Returns a number that changes with every exchange; None where exchanges are not numbered.
+    """
+
+    def __init__(self, world: MPI.Intracomm, timeout: float) -> None:
+        self.timeout = timeout
+        self.number: Callable[[], int] | None = None
+        self.failure: RankFailedError | None = None
+        self._world = world
+        self._rank = world.rank
+        self._lock = threading.RLock()
+        self._closed = False
+        self._due = 0.0
+        self._sent: list[Any] = []  # requests and what they send
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._decide: float | None = None
+        self._left: set[int] = set()
+        self._inside: tuple[tuple[int, ...], float] | None = None
+        self._known: float | None = None
+        self.peers: list[Process] = []
+        self._near: list[int] = []
+        if world.size > 1 and not _mpi_tells():
+            own = this_process()
+            self.peers = [Process(*peer) for peer in world.allgather(tuple(own))]
+            # From the next rank on, so that every rank looks first at another one.
+            around = [*range(self._rank + 1, world.size), *range(self._rank)]
+            self._near = [rank for rank in around if own.space and self.peers[rank].space == own.space]
+            _watch(self)
+
+    def look(self, missing: Callable[[], Sequence[int]], what: str, waited: float) -> None:
+        """Raise if a rank has failed; what waits calls it again and again.
+
+        Args:
+            missing: Returns the ranks waited for.
+            what: The call, for messages.
+            waited: Seconds of the wait so far.
+
+        Raises:
+            RankFailedError: A rank has failed.
+        """
+        now = monotonic()
+        if self.failure is None and now < self._due:
+            return
+        with self._lock:
+            self._due = now + _PERIOD
+            if self.failure is None and self.peers and not self._closed:
+                self._find_gone(self._near)
+                self._hear()
+                if waited > self.timeout and self._decide is None:
+                    self._ask(now)
+                if self._decide is not None:
+                    if self._rank not in self._answers:
+                        self._answer({"call": what, "waited": waited, "missing": [int(rank) for rank in missing()]})
+                    self._conclude(now)
+        if self.failure is not None:
+            _raised(self)
+            raise RankFailedError(str(self.failure), self.failure.ranks)
+
+    def tick(self, place: str, frames: Sequence[FrameType]) -> None:
+        """Look for failures in the thread of the watchdog.
+
+        Args:
+            place: Where the main thread is, for messages.
+            frames: Its stack.
+        """
+        if not self._lock.acquire(blocking=False):
+            return  # the main thread is looking
+        try:
+            if self._closed or MPI.Is_finalized():
+                return
+            now = monotonic()
+            if self.failure is None:
+                if self._near and state_of(self.peers[self._near[0]]) == "gone":
+                    self._find_gone(self._near)
+                if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+                    self._hear()
+                    waited = self._seconds_inside(now, frames)
+                    if waited > self.timeout and self._decide is None:
+                        self._ask(now)
+                    # A main thread that waits in a loop answers by itself, and says for whom.
+                    if self._decide is not None and now > self._decide - _ANSWER + 1.5 * _PERIOD:
+                        if self._rank not in self._answers:
+                            self._answer({"call": "MPI", "waited": waited} if waited else {"place": place})
+                        self._conclude(now)
+            if self.failure is not None:
+                self._known = now if self._known is None else self._known
+                if _leaving is None and not _busy and now - self._known > _DEAF:
+                    _end_job(f"{self.failure}; rank {self._rank} is at {place} and does not hear of it")
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the use of the communicator."""
+        with self._lock:
+            self._closed, self.number = True, None
+
+    def free(self) -> None:
+        """End the use of the communicator, and free it; collective."""
+        self.close()
+        self._world.Free()
+
+    def say_farewell(self) -> None:
+        """Tell the other ranks that this one is about to end."""
+        with self._lock:
+            if not self._closed and not MPI.Is_finalized():
+                self._tell(self._living(), {"left": True})
+
+    def wait_for_farewells(self, seconds: float) -> None:
+        """Wait until all other ranks that are left are about to end, for at most so many seconds."""
+        end = monotonic() + seconds
+        while monotonic() < end and not self._closed and not MPI.Is_finalized():
+            with self._lock:
+                self._hear()
+                gone = {rank for rank in self._near if state_of(self.peers[rank]) == "gone"}
+                if not {*self._living()} - self._left - gone:
+                    return
+            sleep(0.01)
+
+    def _living(self) -> list[int]:
+        failed = () if self.failure is None else self.failure.ranks
+        return [rank for rank in range(self._world.size) if rank != self._rank and rank not in failed]
+
+    def _seconds_inside(self, now: float, frames: Sequence[FrameType]) -> float:
+        """Return for how long the main thread has been seen at the same place of the same exchange, as in a call of MPI."""
+        if self.number is None or not any(frame.f_code.co_filename.startswith(_EXCHANGES) for frame in frames):
+            self._inside = None
+            return 0.0
+        place = self.number(), id(frames[0]), frames[0].f_lasti
+        if self._inside is None or self._inside[0] != place:
+            self._inside = place, now
+        return now - self._inside[1]
+
+    def _find_gone(self, ranks: Sequence[int]) -> None:
+        """Note ranks whose processes are gone."""
+        gone = {rank: "is gone" for rank in ranks if state_of(self.peers[rank]) == "gone"}
+        if gone:
+            self._fail(gone)
+
+    def _hear(self) -> None:
+        """Receive what other ranks say of failures."""
+        with suppress(MPI.Exception):
+            status = MPI.Status()
+            while (message := self._world.Improbe(MPI.ANY_SOURCE, FAILURE_TAG, status)) is not None:
+                data = bytearray(status.Get_count(MPI.BYTE))
+                message.Recv([data, MPI.BYTE])
+                with suppress(ValueError, LookupError, TypeError, AttributeError):
+                    self._take(status.source, json.loads(data))
+
+    def _take(self, source: int, said: dict[str, Any]) -> None:
+        if "left" in said:
+            self._left.add(source)
+        elif "failed" in said:
+            failed = {int(rank): str(text) for rank, text in said["failed"]}
+            self._fail(failed, str(said["why"]), forward=False)
+        elif "ask" in said:
+            self._ask(monotonic(), forward=False)
+        else:
+            self._answers[source] = said
+            self._ask(monotonic(), forward=False)
+
+    def _ask(self, now: float, *, forward: bool = True) -> None:
+        """Ask all ranks what they wait for."""
+        if self._decide is None:
+            self._decide = now + _ANSWER
+            if forward:
+                self._tell(self._living(), {"ask": True})
+
+    def _answer(self, said: dict[str, Any]) -> None:
+        """Say what this rank waits for, or where it is."""
+        self._answers[self._rank] = said
+        self._tell(self._living(), said)
+
+    def _conclude(self, now: float) -> None:
+        """Decide who has failed, once all have had time to answer."""
+        answers = self._answers
+        if self._decide is None or (now < self._decide and len(answers) < self._world.size):
+            return
+        failed: dict[int, str] = {}
+        for rank in range(self._world.size):
+            if rank not in answers:
+                stopped = rank in self._near and state_of(self.peers[rank]) == "stopped"
+                failed[rank] = "is stopped" if stopped else "does not answer"
+            elif "place" in answers[rank]:
+                failed[rank] = f"does not come, it is at {answers[rank]['place']}"
+        waiting = {rank: said for rank, said in answers.items() if "call" in said}
+        if not failed:  # all wait for each other
+            failed = {rank: f"waits in {said['call']}{_whom(said)}" for rank, said in waiting.items()}
+        longest = max(waiting, key=lambda rank: waiting[rank]["waited"], default=self._rank)
+        said = waiting.get(longest, {"waited": 0.0, "call": "a call"})
+        waited = f"rank {longest} has waited {said['waited']:.0f} s in {said['call']}"
+        self._fail(failed, f"{waited} (the limit is Comm(timeout=), SFB_TIMEOUT)")
+
+    def _fail(self, failed: dict[int, str], why: str = "", *, forward: bool = True) -> None:
+        """Note a failure, and tell all ranks of it."""
+        if self.failure is not None:
+            return
+        names = [f"rank {rank} ({self.peers[rank]}) {text}" for rank, text in sorted(failed.items())]
+        more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        ranks = sorted(failed) if len(failed) < self._world.size else ()  # all wait: none is to blame
+        self.failure = RankFailedError("; ".join(names[:_NAMED]) + more + (f"; {why}" if why else ""), ranks)
+        if forward:
+            self._tell(self._living(), {"failed": [*failed.items()], "why": why})
+
+    def _tell(self, ranks: Sequence[int], said: dict[str, Any]) -> None:
+        data = json.dumps(said).encode()
+        for rank in ranks:
+            with suppress(MPI.Exception):
+                self._sent.append((self._world.Isend([data, MPI.BYTE], rank, FAILURE_TAG), data))
+
+
+def _mpi_tells() -> bool:
+    """Return whether MPI tells of ranks that have failed, by `mpirun --with-ft ulfm` of Open MPI."""
+    name = "OMPI_MCA_mpi_ft_enable"
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "enabled")
+
+
+def _whom(said: dict[str, Any]) -> str:
+    ranks = said.get("missing") or []
+    return f" for rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}" if ranks else ""
+
+
+# The watchdog, and how a process ends after a failure.
+
+_all: WeakSet[Failures] = WeakSet()
+_all_lock = threading.Lock()
+_thread: threading.Thread | None = None
+_owner = 0  # the process that has the thread
+_end = threading.Event()
+_leaving: Failures | None = None  # whose failure the main thread knows of
+_busy = 0  # blocks of `at_work` under way
+_last: tuple[Any, float] = (None, 0.0)  # where the main thread was, and since when
+
+
+def _watch(failures: Failures) -> None:
+    """Let the watchdog look at one more communicator."""
+    global _thread, _owner
+    with _all_lock:
+        _all.add(failures)
+    if _owner != os.getpid():
+        _owner = os.getpid()
+        _end.clear()
+        _thread = threading.Thread(target=_run, name="sfb watchdog", daemon=True)
+        _thread.start()
+        atexit.register(_at_exit)
+
+
+def _run() -> None:
+    while not _end.wait(_PERIOD):
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        frames: list[FrameType] = []
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        place = _place(frames)
+        _look_at_main(place, frames)
+        for failures in _every():
+            failures.tick(place, frames)
+        frames.clear()
+
+
+def _every() -> list[Failures]:
+    with _all_lock:
+        return list(_all)
+
+
+def _place(frames: Sequence[FrameType]) -> str:
+    """Return where a stack is, in the program rather than in this library."""
+    own = os.path.dirname(os.path.dirname(__file__))
+    outside = [frame for frame in frames if not frame.f_code.co_filename.startswith(own)]
+    for frame in [*outside, *frames]:
+        return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return "its end"
+
+
+def _look_at_main(place: str, frames: Sequence[FrameType]) -> None:
+    """End the job if the main thread knows of a failure and has not moved for long."""
+    global _last
+    position = tuple((id(frame), frame.f_lasti) for frame in frames[:1])
+    now = monotonic()
+    if position != _last[0] or _leaving is None or _busy:
+        _last = position, now
+    elif now - _last[1] > _STUCK:
+        _end_job(f"{_leaving.failure}; rank {MPI.COMM_WORLD.rank} stays at {place} after that")
+
+
+def _raised(failures: Failures) -> None:
+    """Note that the main thread knows of a failure."""
+    global _leaving
+    if _leaving is None:
+        _leaving = failures
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Let the watchdog be patient inside a ``with`` statement, as while a rank writes what is to be saved."""
+    global _busy
+    _busy += 1
+    try:
+        yield
+    finally:
+        _busy -= 1
+
+
+def _at_exit() -> None:
+    if os.getpid() != _owner:  # of a fork
+        return
+    _end.set()
+    if _thread is not None:
+        _thread.join(_ABORT)  # it may be in a call of MPI
+    if _leaving is not None:
+        leave(FAILED)
+
+
+def leave(code: int) -> None:
+    """End this process after a failure, as soon as all other ranks that are left are about to end, too.
+
+    MPI's Finalize would wait for the ranks that have failed.
+
+    Args:
+        code: The exit code of the job.
+    """
+    for failures in _every():
+        failures.say_farewell()
+    if _leaving is not None:
+        _leaving.wait_for_farewells(_LEAVE)
+    _end_job("", code)
+
+
+def _end_job(text: str, code: int = FAILED) -> None:
+    """End all ranks, and this process if MPI does not."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        if text:
+            print(f"sfb: error: {text}; ending all ranks", file=sys.stderr)
+        sys.stderr.flush()
+    last = threading.Timer(_ABORT, os._exit, [code])
+    last.daemon = True
+    try:
+        last.start()
+    except RuntimeError:  # the interpreter is about to end, and starts no thread any more
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(_ABORT))
+    sleep(0.2)  # for the launcher to pass on what has been written
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(code)
+    os._exit(code)

@@ -1,0 +1,225 @@
+"""Ranks that are gone or do not answer: each is named, on all ranks, and nobody waits for ever."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from jobs import mpirun, needs_mpirun
+from kill_ranks import STAY
+
+import sfb
+from sfb.runtime.errors import RankFailedError
+from sfb.runtime.limits import FAILURE_TAG, TAGS, TIMEOUT, array_tag, timeout_or_default
+from sfb.runtime.processes import Process, state_of, this_process
+
+
+@pytest.fixture
+def child():
+    """A process that sleeps, and what others know of it."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"],
+                               stdout=subprocess.PIPE)  # fmt: skip
+    process.stdout.read(1)
+    own = this_process()
+    with open(f"/proc/{process.pid}/stat", "rb") as file:
+        start = int(file.read().rpartition(b")")[2].split()[19])
+    yield process, Process(own.host, process.pid, start, own.space)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_process_is_alive_then_stopped_then_gone(child):
+    process, known = child
+    assert state_of(known) == "alive"
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert state_of(known) == "stopped"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert state_of(known) == "gone"  # though nobody has waited for it yet
+    process.wait()
+    assert state_of(known) == "gone"
+
+
+def test_another_process_with_the_same_number_is_not_taken_for_the_one_that_is_gone(child):
+    _, known = child
+    assert state_of(known._replace(start=known.start - 1)) == "gone"
+
+
+def test_a_process_knows_itself():
+    own = this_process()
+    assert own.pid == os.getpid()
+    assert state_of(own) == "alive"
+    assert str(own) == f"host {own.host}, pid {own.pid}"
+
+
+def test_the_limit_comes_from_the_argument_the_environment_or_the_default(monkeypatch):
+    monkeypatch.delenv("SFB_TIMEOUT", raising=False)
+    assert timeout_or_default(None) == TIMEOUT
+    monkeypatch.setenv("SFB_TIMEOUT", "7.5")
+    assert timeout_or_default(None) == 7.5
+    assert timeout_or_default(3) == 3.0
+    monkeypatch.setenv("SFB_TIMEOUT", "soon")
+    with pytest.raises(ValueError, match=r"SFB_TIMEOUT must be a number of seconds > 0, got 'soon'"):
+        timeout_or_default(None)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "soon"])
+def test_a_limit_that_is_none_is_refused(timeout):
+    from mpi4py import MPI
+
+    with pytest.raises(ValueError, match="timeout must be a number of seconds > 0"):
+        sfb.Comm(MPI.COMM_SELF, timeout=timeout)
+
+
+def test_no_message_of_an_array_has_the_tag_of_failures():
+    lanes = 4
+    tags = {array_tag(number, lane, lanes) for number in range(TAGS) for lane in range(lanes)}
+    assert FAILURE_TAG not in tags
+    assert max(tags) < FAILURE_TAG <= 32767
+    # A lane keeps its tags to itself.
+    assert not {array_tag(n, 0, lanes) for n in range(TAGS)} & {array_tag(n, 1, lanes) for n in range(TAGS)}
+
+
+def job(ranks, text, *prefix, seconds=180):
+    """Run a script on ranks, and return its exit code and output."""
+    head = """
+        import os, signal, sys, time
+        import numpy as np
+        from mpi4py import MPI
+        import sfb
+        world = MPI.COMM_WORLD
+        rank = world.rank
+        g = sfb.Factors(np.ones((2, 30), np.float32), np.ones((2, 40), np.float32))
+        G = np.empty((30, 40), np.float32)
+    """
+    script = textwrap.dedent(head) + textwrap.dedent(text)
+    return mpirun(ranks, *prefix, sys.executable, "-c", script, seconds=seconds)
+
+
+@needs_mpirun
+@pytest.mark.parametrize(
+    "step",
+    [
+        "comm.Allreduce(g, G)",
+        "store.push('w', np.ones(3)); store.clock(); store['w']",
+    ],
+    ids=["factors", "store"],
+)
+def test_a_rank_that_is_killed_is_named_by_all_others(step):
+    script = f"""
+        comm = sfb.Comm(world)
+        store = sfb.Store(world, {{"w": np.zeros(3)}}, sfb.optim.SGD(lr=0.1))
+        for i in range(20):
+            if i == 10 and rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                {step}
+            except sfb.RankFailedError as error:
+                assert error.ranks == (1,)
+                print(f"rank {{rank}} says: {{error}}", flush=True)
+                raise
+    """
+    code, out = job(3, script, *STAY)
+    assert code != 0, out
+    assert out.count("says: rank 1 (host ") == 2, out
+    assert ") is gone" in out
+
+
+@needs_mpirun
+def test_ranks_that_do_not_come_are_named_with_their_places():
+    script = """
+        sfb.Comm(world, reproducible=True).Allreduce(g, G)  # so that kernels are loaded
+        comm = sfb.Comm(world, reproducible=True, timeout=2)
+        comm.Allreduce(g, G)
+
+        def dream():
+            while True:
+                time.sleep(0.1)
+
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 2:
+            dream()
+        try:
+            comm.Allreduce(g, G)
+        except sfb.RankFailedError as error:
+            assert error.ranks == (1, 2)
+            print(f"rank {rank} says: {error}", flush=True)
+            raise
+    """
+    code, out = job(4, script)
+    assert code != 0, out
+    assert out.count("says: rank 1 (host ") == 2, out
+    assert out.count(") is stopped; rank 2 (host ") >= 2, out
+    assert "does not come, it is at <string>:" in out
+    assert "(dream)" in out
+    assert "s in Allreduce" in out
+
+
+@needs_mpirun
+def test_a_rank_that_waits_in_mpi_is_ended():
+    script = """
+        comm = sfb.Comm(world)
+        comm.Allreduce(g, G)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        world.Barrier()
+    """
+    code, out = job(3, script, *STAY)
+    assert code != 0, out
+    assert "sfb: error: rank 1 (host " in out
+    assert "and does not hear of it; ending all ranks" in out
+
+
+@needs_mpirun
+def test_a_checkpoint_is_written_and_others_wait_for_it(tmp_path):
+    """A rank dies before a step has changed anything; the first that is left writes what is to be saved."""
+    pytest.importorskip("sklearn")
+    script = """
+        from sfb import cli
+        from sfb.training import bulk
+        step, taken = bulk.Bulk._step, []
+
+        def last(*args):
+            taken.append(1)
+            if len(taken) == 8 and rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args)
+
+        bulk.Bulk._step = last
+        sys.argv = ["sfb", "train", "mlr", "--data", "digits", "--checkpoint", "FOLDER", "--epochs", "3"]
+        sys.exit(cli.run())
+    """.replace("FOLDER", str(tmp_path / "run"))
+    code, out = job(3, script, *STAY)
+    assert code != 0, out
+    assert "sfb: error: rank 0 (host " in out
+    assert "the checkpoint of step 7 has been written" in out
+    assert (tmp_path / "run" / "checkpoint-0000000007.sfb").exists()
+
+
+@pytest.mark.mpi
+def test_errors_of_ranks_that_have_failed_are_raised_as_they_are(world):
+    """No collective would end, so none is entered."""
+    from sfb.runtime.agreement import compare, on_all_ranks
+
+    if world.rank == 0:
+        with pytest.raises(RankFailedError, match="rank 9"):
+            compare(world, "Allreduce", error=RankFailedError("rank 9 is gone", [9]))
+        with pytest.raises(RankFailedError, match="rank 9"), on_all_ranks(world, "Allreduce"):
+            raise RankFailedError("rank 9 is gone", [9])
+    world.Barrier()
+
+
+@pytest.mark.mpi
+def test_ranks_that_are_late_are_waited_for(world):
+    """The limit is that of a wait, not of many."""
+    with sfb.Comm(world, timeout=30) as comm:
+        for _ in range(50):
+            x = np.ones(10)
+            comm.Allreduce(x.copy(), x)
+            assert (x == comm.size).all()
