@@ -20,6 +20,7 @@ from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall
 from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
+from sfb.launch import warn_if_alone
 from sfb.receiver import Receiver
 from sfb.runtime.limits import MAX_BYTES, STALL
 from sfb.runtime.progress import Progress
@@ -98,6 +99,7 @@ class Comm(MPI.Intracomm):
         """Wrap ``comm``; mpi4py calls it without arguments to duplicate, and does not call `__init__`."""
         if comm is not None:
             check_comm("comm", comm)
+            warn_if_alone(comm)
         options = Options(check, reproducible, max_bytes, progress, wire, seed, stall)
         if profile is not None and not isinstance(profile, Profile):
             profile = Profile.load(profile)
