@@ -21,6 +21,7 @@ from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall
 from sfb.collectives.probe import empty_exchanges
 from sfb.factors import Factors
+from sfb.launch import warn_if_alone
 from sfb.receiver import Receiver
 from sfb.runtime.finalize import FINALIZED, Finalized, at_finalize, check_initialized
 from sfb.runtime.limits import MAX_BYTES, STALL
@@ -118,6 +119,7 @@ class Comm(MPI.Intracomm):
         if comm is not None:
             check_comm("comm", comm)
             check_initialized(comm)
+            warn_if_alone(comm)
         if trace is not None:
             start_trace(trace)
         enter()

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -31,6 +32,7 @@ __all__ = [
     "launched",
     "lone_rank",
     "meet_at_end",
+    "warn_if_alone",
 ]
 
 INTERRUPTED = 130  # the exit code after SIGINT
@@ -44,9 +46,11 @@ _LAST_WORDS = 0.2
 _ending: MPI.Intracomm | None = None  # the ranks of `meet_at_end`
 _kept: list[socket.socket] = []  # to which Python writes the numbers of signals
 _handled = False  # whether the main thread ends by itself after the first Ctrl-C
+_warned = False  # whether `warn_if_alone` has
 
-# Variables in which launchers give each process the number of processes that they started.
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+# Variables in which launchers give each process the number of processes that they started. Those of srun come last:
+# mpirun starts its own daemons by srun, and ranks inherit what srun says of these.
+_SIZES = (("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS"), ("SLURM_STEP_NUM_TASKS",))
 
 
 class LaunchError(Exception):
@@ -55,11 +59,18 @@ class LaunchError(Exception):
 
 def launched() -> tuple[str, int]:
     """Return the variable in which the launcher gives the number of ranks, and that number, or ("", 1)."""
-    for name in _SIZES:
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 1:
-            return name, int(value)
-    return "", 1
+    name, size = _given()
+    return (name, size) if size > 1 else ("", 1)
+
+
+def _given() -> tuple[str, int]:
+    """Return the variable in which the launcher gives the number of ranks, and that number, or ("", 0) for none."""
+    for names in _SIZES:
+        given = [(int(os.environ[name]), name) for name in names if os.environ.get(name, "").isdigit()]
+        if given:
+            size, name = max(given, key=lambda each: each[0])
+            return name, size
+    return "", 0
 
 
 def foreign_launcher() -> str | None:
@@ -75,18 +86,41 @@ def foreign_launcher() -> str | None:
 
 def lone_rank(size: int) -> str | None:
     """Return what is wrong if this rank is alone, in a ``size`` of 1, though its launcher started more, else None."""
-    name, started = launched()
-    if size > 1 or started == 1:
+    if size > 1:
+        return None
+    name, started = _given()
+    rank = os.environ.get("PMIX_RANK", "")  # all that some launchers give
+    if started > 1:
+        said = f"started {started} processes ({name}={started})"
+    elif started == 0 and rank.isdigit() and int(rank) > 0:
+        said = f"has numbered them (PMIX_RANK={rank})"
+    else:
         return None
     return (
-        f"every rank believes it is alone: the launcher started {started} processes ({name}={started}), but each "
-        "is rank 0 of 1; mpirun belongs to another MPI than the library mpi4py uses; run the mpirun of that library"
+        f"every rank believes it is alone: the launcher {said}, but each is rank 0 of 1; mpirun belongs to another MPI "
+        "than the library mpi4py uses; run the mpirun of that library"
         + (
             ", or give srun its --mpi=: pmix for Open MPI, mostly pmi2 for MPICH and Intel MPI (srun --mpi=list)"
             if "SLURM_STEP_ID" in os.environ
             else ""
         )
     )
+
+
+def warn_if_alone(comm: MPI.Intracomm) -> None:
+    """Warn, once in a process, if ``comm`` has one rank because the launcher belongs to another MPI than the library.
+
+    ``MPI.COMM_SELF`` asks for one rank.
+    """
+    global _warned
+    if _warned or comm.size > 1:
+        return
+    from mpi4py import MPI
+
+    problem = None if comm == MPI.COMM_SELF else lone_rank(MPI.COMM_WORLD.size)
+    if problem:
+        _warned = True
+        warnings.warn(f"{problem}. If they are to be independent, pass MPI.COMM_SELF", RuntimeWarning, stacklevel=3)
 
 
 def check_launcher(size: int) -> None:

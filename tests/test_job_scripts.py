@@ -7,17 +7,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SRUN = """#!/bin/bash
+FAKES = {
+    "srun": """#!/bin/bash
 echo "srun $* [$OPENBLAS_NUM_THREADS]"
-case $* in *" info") exit "${INFO_FAILS:-0}" ;; esac
-"""
+echo "end ${SLURM_JOB_END_TIME:-unknown}"
+case $* in *" info") exit "${INFO_FAILS:-0}" ;; *" mlr") exit "${TRAIN_ENDS:-0}" ;; esac
+""",
+    "scontrol": """#!/bin/bash
+echo "scontrol $*"
+""",
+    "squeue": """#!/bin/bash
+echo "${JOB_ENDS:-}"
+""",
+}
 
 
 @pytest.fixture
 def sbatch(tmp_path):
     """Return a function that runs the script as a job on two nodes, with these variables beside the least there is."""
-    for folder, name, text in ((".venv/bin", "sfb", "#!/bin/bash\n"), ("bin", "srun", SRUN)):
-        (tmp_path / folder).mkdir(parents=True)
+    programs = [(".venv/bin", "sfb", "#!/bin/bash\n"), *(("bin", name, text) for name, text in FAKES.items())]
+    for folder, name, text in programs:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / name).write_text(text)
         (tmp_path / folder / name).chmod(0o755)
 
@@ -64,3 +74,36 @@ def test_a_command_that_does_not_exist(sbatch):
     assert code == 1
     assert "no program no-such-program on PATH" in err
     assert "srun" not in out
+
+
+@pytest.mark.parametrize(
+    ("variables", "again"),
+    [
+        ({"TRAIN_ENDS": "75"}, False),
+        ({"TRAIN_ENDS": "75", "SFB_REQUEUE": "2", "SLURM_RESTART_COUNT": "1"}, True),
+        ({"TRAIN_ENDS": "75", "SFB_REQUEUE": "2", "SLURM_RESTART_COUNT": "2"}, False),
+        ({"TRAIN_ENDS": "1", "SFB_REQUEUE": "2"}, False),
+    ],
+    ids=str,
+)
+def test_a_job_that_has_stopped_with_a_checkpoint_is_queued_again(sbatch, variables, again):
+    code, out, err = sbatch("sfb", "train", "mlr", **variables)
+    assert code == int(variables["TRAIN_ENDS"]), err
+    assert ("scontrol requeue 1\n" in out) == again
+
+
+@pytest.mark.parametrize(
+    ("variables", "end"),
+    [
+        ({}, "unknown"),
+        ({"JOB_ENDS": "2026-01-02T03:04:05"}, "1767323045"),
+        ({"JOB_ENDS": "NONE"}, "unknown"),
+        ({"JOB_ENDS": "2026-01-02T03:04:05", "SLURM_JOB_END_TIME": "7"}, "7"),
+    ],
+    ids=str,
+)
+def test_the_end_of_a_job(sbatch, variables, end):
+    """As squeue says it, where Slurm does not tell the job."""
+    code, out, err = sbatch("sfb", "train", "mlr", TZ="UTC", **variables)
+    assert code == 0, err
+    assert f"end {end}\n" in out

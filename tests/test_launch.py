@@ -8,7 +8,9 @@ import textwrap
 import pytest
 from jobs import mpirun, needs_mpirun
 
+import sfb as sfb_module
 from sfb import launch
+from sfb.models.ranks import Ranks
 from sfb.runtime.threads import affinity
 
 
@@ -281,15 +283,65 @@ def test_plain_arrays_do_without_compiled_kernels(ranks):
     assert out.count("plain arrays are left to MPI, unchecked") == 1
 
 
-def test_a_rank_that_is_alone_is_noticed(monkeypatch):
-    for name in launch._SIZES:
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def launcher(monkeypatch):
+    """Return a function that sets the variables of a launcher, in the place of those that there are."""
+
+    def launcher(**variables):
+        for name in (*(name for names in launch._SIZES for name in names), "PMIX_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return launcher
+
+
+def test_a_rank_that_is_alone_is_noticed(launcher):
+    launcher()
     assert launch.lone_rank(1) is None
-    monkeypatch.setenv("PMI_SIZE", "4")
+    launcher(PMI_SIZE="4")
     assert launch.lone_rank(4) is None
     assert "4 processes (PMI_SIZE=4)" in launch.lone_rank(1)
     with pytest.raises(launch.LaunchError, match="alone"):
         launch.check_launcher(1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "3", "PMIX_RANK": "0"}, "3 processes"),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, "4 processes"),
+        ({"SLURM_NTASKS": "4"}, None),  # in a job, without srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"}, None),  # srun -n 1
+        ({"SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "1"}, None),  # mpirun -n 1, whose daemons srun has started
+        ({"PMI_SIZE": "4", "MPI_LOCALNRANKS": "1"}, "4 processes (PMI_SIZE=4)"),
+        ({"PMIX_RANK": "2"}, "PMIX_RANK=2"),
+        ({"PMIX_RANK": "0"}, None),
+        ({"PMI_SIZE": ""}, None),
+    ],
+    ids=str,
+)
+def test_which_launchers_leave_ranks_alone(launcher, variables, said):
+    launcher(**variables)
+    assert (launch.lone_rank(1) is None) == (said is None)
+    assert (said or "") in (launch.lone_rank(1) or "")
+
+
+def test_comm_tells_ranks_that_are_alone(launcher, monkeypatch):
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.size > 1:
+        pytest.skip("the ranks have found each other")
+    monkeypatch.setattr(launch, "_warned", False)
+    launcher(PMI_SIZE="4")
+    sfb_module.Comm(MPI.COMM_SELF).free()  # asks for one rank
+    with pytest.warns(RuntimeWarning, match=r"alone: .*PMI_SIZE=4") as caught:
+        sfb_module.Comm(MPI.COMM_WORLD).free()
+    assert caught[0].filename == __file__
+    sfb_module.Comm(MPI.COMM_WORLD).free()  # once is enough
+    monkeypatch.setattr(launch, "_warned", False)
+    with pytest.warns(RuntimeWarning, match="alone"):
+        Ranks()  # of an estimator
 
 
 def alone(*arguments):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sfb.launch import launched
+from sfb.launch import launched, warn_if_alone
 
 __all__ = ["Ranks"]
 
@@ -35,6 +35,8 @@ class Ranks:
         self._own: Any = None
         self.rank: int = 0 if self._comm is None else self._comm.rank
         self.size: int = 1 if self._comm is None else self._comm.size
+        if self._comm is not None:
+            warn_if_alone(self._comm)
 
     @property
     def comm(self) -> Any:

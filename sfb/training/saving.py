@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from sfb.training.checkpoint import CheckpointError, Folder
 from sfb.training.config import Config, TrainingError
+from sfb.training.stopping import requeued
 
 __all__ = ["Saver"]
 
@@ -30,6 +31,7 @@ class Saver:
 
     Attributes:
         enabled: Whether the run writes checkpoints.
+        resume: Whether the run goes on from a checkpoint: it is asked to, or Slurm has started its job again.
         written: The step of the last one written or read; None for none.
 
     Raises:
@@ -39,12 +41,18 @@ class Saver:
     def __init__(self, world: MPI.Intracomm, config: Config) -> None:
         self._world, self._config = world, config
         self.enabled = config.checkpoint is not None
+        self.resume = False
         self.written: int | None = None
         self._identity: dict[str, Any] = {}
         self._folder: Folder | None = None
         if config.checkpoint is not None:
             self._folder = Folder(Path(config.checkpoint), config.keep)
-            self._on_rank_0(lambda folder: folder.prepare(resume=config.resume))
+            self.resume = self._on_rank_0(self._prepare)
+
+    def _prepare(self, folder: Folder) -> bool:
+        resume = self._config.resume or (requeued() and bool(folder.steps()))
+        folder.prepare(resume=resume)
+        return resume
 
     def identify(self, **identity: Any) -> None:
         """Note what identifies the run beside its options: ``data``, and ``bits``, which may change within rounding."""

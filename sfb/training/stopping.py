@@ -13,7 +13,7 @@ import numpy as np
 
 from sfb.launch import first_interrupt_is_handled
 
-__all__ = ["REASONS", "Watch"]
+__all__ = ["REASONS", "Watch", "requeued"]
 
 # Why a run stops: what the elements of `Watch.flags` stand for.
 REASONS = ("a signal", "the limit of time")
@@ -69,3 +69,9 @@ class Watch:
         if self._job_end is not None:
             late = late or time() >= self._job_end - _SPARE - 2 * self.writing
         return np.array([self._signalled, late], np.float64)
+
+
+def requeued() -> bool:
+    """Return whether Slurm has started this job again, after it was requeued or a node failed."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return count.isdigit() and int(count) > 0

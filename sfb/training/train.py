@@ -78,7 +78,7 @@ def train(
             if saver.enabled:
                 saver.identify(data=fingerprint(world, samples), bits=_bits(world, comm, config, profile))
             trainer = Trainer(comm, world, config, model, samples, test)
-            if config.resume:
+            if saver.resume:
                 trainer.restore(*saver.newest())
             else:
                 # Found now: a disk without room for checkpoints.

