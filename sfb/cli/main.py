@@ -16,6 +16,7 @@ from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, load_mpi, start
 from sfb.cli.doctor import doctor, info
 from sfb.cli.predict import export, predict
+from sfb.cli.soak import soak
 from sfb.cli.topology import topology
 from sfb.cli.train import compare, train
 from sfb.files import write
@@ -160,4 +161,5 @@ cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(soak)
 cli.add_command(topology)
