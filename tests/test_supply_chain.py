@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,27 @@ def test_dependencies_are_few_and_bounded():
     assert len(wanted) <= 11
     for requirement in wanted:
         assert {each.operator for each in requirement.specifier} == {">=", "<"}, str(requirement)
+
+
+CLEAN = '{"dependencies": [{"name": "numpy", "version": "2.4.0", "vulns": []}, {"name": "sfb", "skip_reason": "local"}]}'
+FAULT = '{"id": "PYSEC-1", "fix_versions": ["2.4.1"], "aliases": ["CVE-1"]}'
+ANSWERS = {
+    "clean": (f"echo '{CLEAN}' >$out", 0, "1 packages, 0 known faults"),
+    "a fault": (f"echo '{CLEAN.replace('[]', f'[{FAULT}]')}' >$out; exit 1", 1, "2.4.0: PYSEC-1 CVE-1; mended in 2.4.1"),
+    "no service": ("echo 'ERROR: ConnectionError: Failed to resolve api.example' >&2; exit 1", 0, "skipped, no service"),
+    "broken": ("echo 'ERROR: no such option' >&2; exit 2", 1, "failed with exit code 2"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_audit_tells_faults_from_a_service_that_is_away(tmp_path, answer):
+    script, code, words = ANSWERS[answer]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    program = tmp_path / "bin" / "pip-audit"
+    program.write_text(f'#!/bin/bash\nwhile [ "$1" != --output ]; do shift; done\nout=$2\n{script}\n')
+    program.chmod(0o755)
+    command = ["bash", ROOT / "mpirun_scripts" / "audit.sh", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout

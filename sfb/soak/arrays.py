@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from mpi4py.util.dtlib import from_numpy_dtype
 
 from sfb.soak.round import Round
 
@@ -76,7 +75,7 @@ def _reduce(r: Round, name: str, call: Callable[[Any, Any, MPI.Op], Any], *, own
     got = send if in_place else np.empty(count, dtype)
     given: Any = got
     if r.own.chance(0.2) and not in_place:  # spelt otherwise, on some ranks
-        given = [got, from_numpy_dtype(np.dtype(dtype))]
+        given = [got, np.dtype(dtype).char]
     call(MPI.IN_PLACE if in_place else send, given, _OPS[op][0])
     got = got[:count]
     r.close(got, expected[place].astype(dtype), np.broadcast_to(slack, expected.shape)[place])

@@ -13,8 +13,7 @@ from sfb.soak.dice import Dice
 
 __all__ = ["Round", "Wrong"]
 
-_WAIT = 2e-3  # mean seconds for which a rank waits before some calls
-_LONG_WAIT = 0.05
+_WAIT, _LONG_WAIT = 2e-3, 0.05  # most seconds for which a rank waits before some calls, and before a few
 
 
 class Wrong(Exception):
@@ -33,7 +32,7 @@ class Round:
         own: Choices of this rank.
         comm: The communicator; set by the one who runs the round, like those that follow.
         wire: The 16 bits in which factors travel; None for their own.
-        checked: Whether the communicator finds out mistakes in calls of plain arrays.
+        title: What the communicator is.
         calls: The number of calls so far.
         text: What the last call is.
         bits: A digest of each result that must be the same on all ranks, with the text of its call.
@@ -41,7 +40,7 @@ class Round:
 
     comm: sfb.Comm
     wire: str | None = None
-    checked: bool = True
+    title: str = ""
 
     def __init__(self, seed: int, number: int, rank: int) -> None:
         self._seed = seed, number
@@ -62,11 +61,15 @@ class Round:
         return self.comm.size
 
     def begin(self, text: str) -> None:
-        """Note that a call begins, after a while on some ranks."""
+        """Note that a call begins, after a while on some ranks; all ranks make the same calls."""
         self.calls += 1
         self.text = text
+        self.dawdle()
+
+    def dawdle(self) -> None:
+        """Wait for a while, on some ranks."""
         if self.own.chance(0.2):
-            sleep(min(self.own.real(0, _WAIT) if self.own.chance(0.95) else _LONG_WAIT, _LONG_WAIT))
+            sleep(_LONG_WAIT if self.own.chance(0.05) else self.own.real(0, _WAIT))
 
     def rng(self, rank: int, *more: int) -> np.random.Generator:
         """Return the generator of the data of a rank in the call under way; every rank can make that of all others."""

@@ -152,7 +152,7 @@ class _Run:
         made = self._round = Round(self._config.seed, self._number, self._world.rank)
         try:
             with self._lane(made, lanes) as lane:
-                made.comm, made.wire = lane.comm, lane.wire
+                made.comm, made.wire, made.title = lane.comm, lane.wire, lane.title
                 names = [call for call in _CALLS if lane.fresh or call is not lives.again]
                 weights = [_CALLS[call] for call in names]
                 for _ in range(made.dice.whole(1, _MOST_CALLS)):
@@ -195,7 +195,7 @@ class _Run:
         made = self._round
         if made is None:
             return f"seed {self._config.seed}, before the first round"
-        return f"seed {self._config.seed}, round {self._number}, call {made.calls}: {made.text}"
+        return f"seed {self._config.seed}, round {self._number}, call {made.calls}: {made.text}; {made.title}"
 
     def _replay(self) -> str:
         return (

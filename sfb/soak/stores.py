@@ -75,7 +75,7 @@ def store(r: Round) -> None:
             if together:  # all have read in this clock, so a collective call may follow
                 made["t0"]
                 r.comm.Barrier()
-            r.begin(r.text)
+            r.dawdle()
             made.clock()
         if r.own.chance(0.3):
             made.flush()
@@ -106,7 +106,7 @@ def averaging(r: Round) -> None:
     with sfb.AveragingStore(r.comm, {"w": start}, sfb.optim.SGD(lr=_LR), topology=topology) as made:
         for clock in range(clocks):
             made.push("w", r.rng(r.rank, 2, clock).random(shape).astype(dtype))  # from 0 to 1
-            r.begin(r.text)
+            r.dawdle()
             made.clock()
             made["w"]
     end = made["w"]

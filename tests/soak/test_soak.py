@@ -75,6 +75,7 @@ def test_different_bits_are_found(world, monkeypatch):
     note = Round.same
     other = lambda self, array: note(self, array + (self.rank == 0))  # noqa: E731
     monkeypatch.setattr(Round, "same", other)
+    monkeypatch.setattr(run, "_FRESH", 0.0)
     monkeypatch.setattr(run, "_CALLS", {factors.into_array: 1.0})
     if world.size == 1:
         soak(world, Config(rounds=3), print)
