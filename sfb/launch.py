@@ -57,7 +57,7 @@ def launched() -> tuple[str, int]:
     """Return the variable in which the launcher gives the number of ranks, and that number, or ("", 1)."""
     for name in _SIZES:
         value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 1:
+        if value.isdecimal() and len(value) < 10 and int(value) > 1:
             return name, int(value)
     return "", 1
 

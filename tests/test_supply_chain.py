@@ -55,12 +55,22 @@ def test_dependencies_are_few_and_bounded():
         assert {each.operator for each in requirement.specifier} == {">=", "<"}, str(requirement)
 
 
-CLEAN = '{"dependencies": [{"name": "numpy", "version": "2.4.0", "vulns": []}, {"name": "sfb", "skip_reason": "local"}]}'
+CLEAN = (
+    '{"dependencies": [{"name": "numpy", "version": "2.4.0", "vulns": []}, {"name": "sfb", "skip_reason": "local"}]}'
+)
 FAULT = '{"id": "PYSEC-1", "fix_versions": ["2.4.1"], "aliases": ["CVE-1"]}'
 ANSWERS = {
     "clean": (f"echo '{CLEAN}' >$out", 0, "1 packages, 0 known faults"),
-    "a fault": (f"echo '{CLEAN.replace('[]', f'[{FAULT}]')}' >$out; exit 1", 1, "2.4.0: PYSEC-1 CVE-1; mended in 2.4.1"),
-    "no service": ("echo 'ERROR: ConnectionError: Failed to resolve api.example' >&2; exit 1", 0, "skipped, no service"),
+    "a fault": (
+        f"echo '{CLEAN.replace('[]', f'[{FAULT}]')}' >$out; exit 1",
+        1,
+        "2.4.0: PYSEC-1 CVE-1; mended in 2.4.1",
+    ),
+    "no service": (
+        "echo 'ERROR: ConnectionError: Failed to resolve api.example' >&2; exit 1",
+        0,
+        "skipped, no service",
+    ),
     "broken": ("echo 'ERROR: no such option' >&2; exit 2", 1, "failed with exit code 2"),
 }
 

@@ -21,12 +21,10 @@ __all__ = ["soak"]
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all that is drawn.")
 @click.option("--first", type=click.IntRange(0), default=0, help="Number of the first round.")
 @click.option("--rounds", type=click.IntRange(1), help="Most rounds.  [no limit]")
-@click.option("--patience", type=Finite(1), default=120.0, metavar="SECONDS",
+@click.option("--patience", type=Finite(1), default=300.0, metavar="SECONDS",
               help="Time that a round may take before it counts as hanging.")  # fmt: skip
 @json_option
-def soak(
-    minutes: float, seed: int, first: int, rounds: int | None, patience: float, json_file: Path | None
-) -> int:
+def soak(minutes: float, seed: int, first: int, rounds: int | None, patience: float, json_file: Path | None) -> int:
     """Call everything at random, beside an oracle, and see that nothing is left behind.
 
     A round is up to 8 calls on a communicator: exchanges of factors, blocking, nonblocking and persistent, into arrays
@@ -75,7 +73,11 @@ def _summary(result: dict) -> list[str]:
     ]
     most = max(each["memory"] for each in result["end"]) / 2**20
     if result["start"] is None:
-        return [*lines, f"memory     {most:.1f} MiB a rank at the end", "leaks      not measured: the run was too short"]
+        return [
+            *lines,
+            f"memory     {most:.1f} MiB a rank at the end",
+            "leaks      not measured: the run was too short",
+        ]
     first = max(each["memory"] for each in result["start"]) / 2**20
     lines.append(
         f"memory     {first:.1f} MiB a rank at the start, {most:.1f} at the end; of one rank at most "

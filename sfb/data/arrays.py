@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import math
 import struct
@@ -27,7 +28,16 @@ _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a .zip file: lengths o
 _LARGEST_RATIO = 1100  # of bytes to compressed ones; deflate reaches 1032
 
 # What zipfile raises when it reads a damaged file, or one that it cannot decompress or decrypt.
-_DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, OverflowError, RuntimeError, struct.error)
+_DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,15 @@ def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = read(file)
-    except (SyntaxError, LookupError, TypeError, OverflowError, RecursionError, MemoryError, tokenize.TokenError) as error:
+    except (
+        SyntaxError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as error:
         raise ValueError(f"its header is no description of an array ({type(error).__name__})") from error
     if dtype.hasobject or dtype.names:
         raise DataError("holds Python objects (by pickle) or records; save numbers or strings")
@@ -246,7 +264,7 @@ def _damage() -> Iterator[None]:
     except _DAMAGES as error:
         raise DataError(f"is a damaged .npz file: {brief(error) or type(error).__name__}") from error
     except OSError as error:
-        if error.errno is not None:  # an error of the system, not of the content
+        if error.errno not in (None, errno.EINVAL):  # an error of the system, not a seek that the content asks for
             raise
         raise DataError(f"is a damaged .npz file: {brief(error)}") from error
     except ValueError as error:

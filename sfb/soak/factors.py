@@ -77,7 +77,7 @@ def _problem(r: Round) -> _Problem:
 
 
 def _algorithm(r: Round, problem: _Problem, *, whole: bool = False) -> str:
-    if r.dice.chance(0.5):
+    if r.dice.chance(0.5) or (problem.filled is not None and not r.roomy):
         return "auto"
     names = ALGORITHMS if problem.filled is None else SPARSE_ALGORITHMS
     return r.dice.pick([name for name in names if name in _WHOLE or not whole])
@@ -128,7 +128,10 @@ def into_rule(r: Round) -> None:
 
 
 def clipped(r: Round) -> None:
-    """Sum into a rule that clips by the norm of the sum."""
+    """Sum into a rule that clips by the norm of the sum, which a rank forms from the factors of all."""
+    if not r.roomy:
+        into_array(r)
+        return
     problem, shared = _problem(r), r.dice.chance(0.4)
     max_norm, algorithm = r.dice.pick((1e-3, 1.0, 1e6)), _algorithm(r, problem, whole=True)
     counts = r.dice.counts(r.size)

@@ -42,9 +42,7 @@ def bound(parts: Sequence[Part], shape: tuple[int, int], dtype: Any) -> np.ndarr
 def rounding(parts: Sequence[Part], shape: tuple[int, int], wire: str) -> np.ndarray:
     """Return the largest |error| of a sum whose factors are rounded to 16 bits, up or down, each once."""
     relative, least = _ROUNDING[wire]
-    small = sum(
-        (abs(u).sum(axis=0)[:, None] + abs(v).sum(axis=0) + len(u) * least for u, v in parts), np.zeros(shape)
-    )
+    small = sum((abs(u).sum(axis=0)[:, None] + abs(v).sum(axis=0) + len(u) * least for u, v in parts), np.zeros(shape))
     return (2 * relative + relative**2) * _magnitude(parts, shape) + 2 * least * small
 
 

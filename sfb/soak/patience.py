@@ -6,14 +6,15 @@ import faulthandler
 import sys
 from collections.abc import Callable
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 
 from sfb.launch import abort
 
 __all__ = ["Patience"]
 
-_GRACE = 10.0  # seconds after which C code ends the process, if a call keeps the interpreter
+_GRACE = 20.0  # seconds after which C code ends the process, if a call keeps the interpreter
+_TURN = 2.0  # seconds for which a rank lets others speak
 
 
 class Patience:
@@ -41,6 +42,7 @@ class Patience:
             if monotonic() > self._end:
                 print(f"sfb: error: no end after {self._seconds:g} s: {self._describe()}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+                sleep(_TURN)  # so that the other ranks show theirs
                 abort(1)
 
     def __enter__(self) -> Patience:

@@ -33,6 +33,7 @@ class Round:
         comm: The communicator; set by the one who runs the round, like those that follow.
         wire: The 16 bits in which factors travel; None for their own.
         title: What the communicator is.
+        roomy: Whether its buffers may hold the factors of all ranks.
         calls: The number of calls so far.
         text: What the last call is.
         bits: A digest of each result that must be the same on all ranks, with the text of its call.
@@ -41,6 +42,7 @@ class Round:
     comm: sfb.Comm
     wire: str | None = None
     title: str = ""
+    roomy: bool = True
 
     def __init__(self, seed: int, number: int, rank: int) -> None:
         self._seed = seed, number

@@ -27,6 +27,7 @@ _WARM = 180.0, 0.5  # the start is measured after so many seconds, or this part 
 _WARM_ROUNDS = 200  # and after so many rounds: caches have filled then
 _MOST_CALLS = 8  # of a round
 _FRESH = 0.25  # part of the rounds whose communicator is made for them
+_ROOM = 1 << 30  # bytes that hold the factors of all ranks
 
 _CALLS: dict[Callable[[Round], None], float] = {
     call: share * weight / sum(module.CALLS.values())
@@ -38,7 +39,7 @@ _LASTING: tuple[tuple[int | None, dict[str, Any]], ...] = (
     (None, {}),
     (2, {}),
     (1, {}),
-    (None, {"progress": "poll", "max_bytes": 1 << 16}),
+    (None, {"progress": "poll", "max_bytes": 1 << 18}),
     (2, {"reproducible": True}),
     (None, {"check": False, "profile": sfb.Profile()}),
     (1, {"wire": "bfloat16", "seed": 3, "profile": sfb.Profile()}),
@@ -65,7 +66,7 @@ class Config:
     seed: int = 0
     first: int = 0
     rounds: int | None = None
-    patience: float = 120.0
+    patience: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ class _Lane:
         comm: The communicator.
         title: What it is.
         wire: See `Round`.
+        roomy: See `Round`.
         fresh: Whether it is made for a round.
     """
 
     comm: sfb.Comm
     title: str
     wire: str | None
+    roomy: bool
     fresh: bool
 
 
@@ -152,7 +155,7 @@ class _Run:
         made = self._round = Round(self._config.seed, self._number, self._world.rank)
         try:
             with self._lane(made, lanes) as lane:
-                made.comm, made.wire, made.title = lane.comm, lane.wire, lane.title
+                made.comm, made.wire, made.title, made.roomy = lane.comm, lane.wire, lane.title, lane.roomy
                 names = [call for call in _CALLS if lane.fresh or call is not lives.again]
                 weights = [_CALLS[call] for call in names]
                 for _ in range(made.dice.whole(1, _MOST_CALLS)):
@@ -180,7 +183,7 @@ class _Run:
             "profile": sfb.Profile(),
             "check": dice.chance(0.8),
             "progress": dice.pick(("thread", "poll")),
-            "max_bytes": dice.pick((1 << 12, 1 << 16, 1 << 30)),
+            "max_bytes": dice.pick((1 << 17, 1 << 20, _ROOM)),
         }
         if dice.chance(0.15):
             options |= {"wire": dice.pick(("bfloat16", "float16")), "seed": dice.pick((None, 7))}
@@ -238,14 +241,15 @@ def _lasting(world: MPI.Intracomm, per_node: int | None, options: dict[str, Any]
 def _made(base: MPI.Intracomm, per_node: int | None, options: dict[str, Any], *, fresh: bool) -> _Lane:
     """Return a communicator whose nodes are so many ranks of a host each, all of them if None; collective."""
     title = f"Comm of {per_node or 'all'} ranks a node, {options}"
+    facts = title, options.get("wire"), options.get("max_bytes", _ROOM) >= _ROOM, fresh
     if per_node is None:
-        return _Lane(sfb.Comm(base, **options), title, options.get("wire"), fresh)
+        return _Lane(sfb.Comm(base, **options), *facts)
     host = base.Split_type(MPI.COMM_TYPE_SHARED, base.rank)
     node = host.Split(host.rank // per_node, host.rank)
     comm = sfb.Comm(base, node=node, **options)
     node.Free()
     host.Free()
-    return _Lane(comm, title, options.get("wire"), fresh)
+    return _Lane(comm, *facts)
 
 
 def _compare(made: Round) -> None:

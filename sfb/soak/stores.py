@@ -82,7 +82,9 @@ def store(r: Round) -> None:
     for n, start in enumerate(starts):
         end = made[f"t{n}"]
         sums = [
-            sum((dense for of_rank in pushed for m, _, dense, _ in _at(of_rank, clock) if m == n), np.zeros(start.shape))
+            sum(
+                (dense for of_rank in pushed for m, _, dense, _ in _at(of_rank, clock) if m == n), np.zeros(start.shape)
+            )
             for clock in range(max(clocks))
         ]
         sizes = [size for of_rank in pushed for updates in of_rank for m, _, _, size in updates if m == n]

@@ -132,7 +132,9 @@ class Saver:
         (header, arrays), damaged = folder.newest()
         lacking = [key for key in ("config", "data", "bits", "position", "epochs") if key not in header]
         if lacking:
-            raise CheckpointError(f"{folder.path}: the newest checkpoint lacks {', '.join(lacking)}; sfb train did not write it")
+            raise CheckpointError(
+                f"{folder.path}: the newest checkpoint lacks {', '.join(lacking)}; sfb train did not write it"
+            )
         for key, what in (("config", ""), ("data", "the data to train on")):
             problem = _difference(header[key], self._identity[key], what)
             if problem:

@@ -203,7 +203,9 @@ class Profile:
         problems = sorted(Draft202012Validator(_SCHEMA).iter_errors(data), key=lambda problem: list(problem.path))
         if problems:
             at = "/".join(map(str, problems[0].path))
-            raise ProfileError(f"{name} is no profile of format 1: {at + ': ' if at else ''}{problems[0].message[:_SHOWN]}")
+            raise ProfileError(
+                f"{name} is no profile of format 1: {at + ': ' if at else ''}{problems[0].message[:_SHOWN]}"
+            )
         del data["format"]
         for key, table in data["tables"].items():
             if any(a[0] >= b[0] for a, b in itertools.pairwise(table)):
@@ -241,7 +243,10 @@ _SCHEMA: dict[str, Any] = {
             "required": ["ranks", "ranks_per_node", "nodes", "sharing"],
             "additionalProperties": False,
             "properties": {
-                **{name: {"type": "integer", "minimum": 1, "maximum": 1 << 31} for name in ("ranks", "ranks_per_node", "nodes")},
+                **{
+                    name: {"type": "integer", "minimum": 1, "maximum": 1 << 31}
+                    for name in ("ranks", "ranks_per_node", "nodes")
+                },
                 "sharing": {"type": "number", "minimum": 1, "maximum": _LARGEST},
             },
         },
