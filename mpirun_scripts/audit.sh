@@ -9,7 +9,7 @@ found=$(mktemp)
 trap 'rm -f "$found"' EXIT
 
 code=0
-said=$(timeout 300 "$bin/pip-audit" --local --skip-editable --progress-spinner off --timeout 15 \
+said=$(timeout 300 "$bin/pip-audit" --skip-editable --progress-spinner off --timeout 15 \
     --format json --output "$found" "$@" 2>&1) || code=$?
 if [ -s "$found" ]; then # it has asked about every package
     "$bin/python" - "$found" <<'PYTHON'
@@ -20,6 +20,8 @@ with open(sys.argv[1]) as file:
     packages = json.load(file)["dependencies"]
 faulty = [(package, fault) for package in packages for fault in package.get("vulns", ())]
 asked = sum("vulns" in package for package in packages)
+if not asked:
+    sys.exit("pip-audit: no package was looked up")
 print(f"pip-audit: {asked} packages, {len(faulty)} known faults")
 for package, fault in faulty:
     mended = ", ".join(fault["fix_versions"]) or "no release yet"

@@ -140,11 +140,13 @@ def _commands(folder: Path) -> dict[str, Target]:
     lines = (
         b"train mlp --hidden 20,20 --lr 0.1 --epochs 2 --sync ssp:3 --time-limit 1h",
         b"train lasso --data x.svm --seed 3", b"soak --minutes 0.1 --seed 7 --first 3 -J out.json",
-        b"doctor -t 7", b"explain -K 10 -D 20 --ranks 4 --nodes 2", b"'bench allreduce' -K 1:100 -D 4096 -S 1,10 -d float32",
+        b"doctor -t 7", b"explain -K 10 -D 20 --ranks 4 --nodes 2",
+        b"'bench allreduce' -K 1:100 -D 4096 -S 1,10 -d float32",
         b"topology halton 64 --plot a.png",
     )  # fmt: skip
     config = (
-        b'lr = 0.1\nhidden = [20, 30]\nepochs = 3\noverlap = true\nsync = "ssp:3"\n', b'model = "mlp"\nbatch-size = 64\n',
+        b'lr = 0.1\nhidden = [20, 30]\nepochs = 3\noverlap = true\nsync = "ssp:3"\n',
+        b'model = "mlp"\nbatch-size = 64\n',
         b'[data]\nx = 1\n', b'seed = 1979-05-27\nlr = 1e3\ntargets = "numbers"\n',
     )  # fmt: skip
     return {
@@ -171,7 +173,9 @@ def _json(folder: Path) -> dict[str, Target]:
         assert Profile.from_json(found.to_json()) == found
 
     measured = Profile(
-        tables={"sync": [(8.0, 1e-6), (1024.0, 2e-6)], "rebuild/small": [(1.0, 1e-9)], "rebuild/large": [(1.0, 1e-9), (8.0, 2e-9)]},
+        tables={
+            "sync": [(8.0, 1e-6), (1024.0, 2e-6)], "rebuild/small": [(1.0, 1e-9)], "rebuild/large": [(1.0, 1e-9), (8.0, 2e-9)]
+        },
         overheads={"node": 1e-6}, identity={"hosts": ["a"]},
     )  # fmt: skip
     seeds = tuple(each.to_json().encode() for each in (Profile(), measured))
@@ -205,15 +209,19 @@ def _checkpoints(folder: Path) -> dict[str, Target]:
 
 # The contents of model files: what the header says, and the shape and dtype of each array.
 _MODELS = (
-    ({"kind": "linear", "out_activation": "softmax"}, {"coef": [[3, 2], "<f4"], "intercept": [[3], "<f4"], "classes": [[3], "<i8"]}),
+    ({"kind": "linear", "out_activation": "softmax"},
+     {"coef": [[3, 2], "<f4"], "intercept": [[3], "<f4"], "classes": [[3], "<i8"]}),
     ({"kind": "mlp", "activation": "relu", "out_activation": "identity"},
      {"weights0": [[3, 2], "<f8"], "bias0": [[3], "<f8"], "weights1": [[1, 3], "<f8"], "bias1": [[1], "<f8"]}),
-    ({"kind": "nearest"}, {"components": [[2, 2], "<f8"], "references": [[3, 2], "<f8"], "classes": [[4], "<U3"], "labels": [[3], "<i4"]}),
+    ({"kind": "nearest"},
+     {"components": [[2, 2], "<f8"], "references": [[3, 2], "<f8"], "classes": [[4], "<U3"], "labels": [[3], "<i4"]}),
     ({"kind": "dictionary", "alpha": 0.5, "split_sign": True}, {"components": [[3, 2], "<f4"]}),
     ({"kind": "factorization", "mean": 3.5, "rating_range": [1, 5]},
-     {"user_factors": [[3, 2], "<f4"], "item_factors": [[4, 2], "<f4"], "user_biases": [[3], "<f4"], "item_biases": [[4], "<f4"],
+     {"user_factors": [[3, 2], "<f4"], "item_factors": [[4, 2], "<f4"], "user_biases": [[3], "<f4"],
+      "item_biases": [[4], "<f4"],
       "users": [[3], "<U4"]}),
-    ({"kind": "lda", "mean_change_tol": 0.1, "max_doc_update_iter": 9}, {"components": [[3, 2], "<f8"], "doc_topic_prior": [[3], "<f8"]}),
+    ({"kind": "lda", "mean_change_tol": 0.1, "max_doc_update_iter": 9},
+     {"components": [[3, 2], "<f8"], "doc_topic_prior": [[3], "<f8"]}),
 )  # fmt: skip
 
 
@@ -280,7 +288,8 @@ _CSV = (
 )
 _BAGS = (b"3\n4\n5\n1 1 2\n1 4 1\n2 2 7\n3 1 1\n3 3 1\n", b"0\n0\n0\n")
 _RATINGS = (
-    b"1::2::5::97\n3::1::4.5::98\n", b"userId,movieId,rating\n1,2,3.5\n2,2,1\n", b"1\t2\t3\n2\t1\t5\n", b"u i 1\nv i 2\n",
+    b"1::2::5::97\n3::1::4.5::98\n", b"userId,movieId,rating\n1,2,3.5\n2,2,1\n", b"1\t2\t3\n2\t1\t5\n",
+    b"u i 1\nv i 2\n",
     b"# c\n1 2 3\n",
 )  # fmt: skip
 
@@ -399,7 +408,8 @@ def _reports(folder: Path) -> dict[str, Target]:
         "environment": {"ranks": 2, "cores_per_node": 2},
     }  # fmt: skip
     rows = [
-        {"K": 3, "D": 4, "S": 1, "algorithm": name, "seconds": 0.1, "predicted": 0.1, "taken": "node"} for name in ("auto", "node", "mpi")
+        {"K": 3, "D": 4, "S": 1, "algorithm": name, "seconds": 0.1, "predicted": 0.1, "taken": "node"}
+        for name in ("auto", "node", "mpi")
     ]  # fmt: skip
     bench = {"environment": {"hosts": ["a"], "ranks": 2}, "results": rows}
     return {
