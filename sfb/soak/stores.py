@@ -17,6 +17,7 @@ __all__ = ["CALLS"]
 
 _TOPOLOGIES = ("halton", "exponential", "ring", "chord", "torus", "complete")
 _LR = 0.1
+_ROOM = 1 << 26  # bytes for all updates of a clock
 
 # An update: the number of its table, what a rank pushes, the dense matrix that it stands for, and its magnitude.
 _Update = tuple[int, Any, np.ndarray, np.ndarray]
@@ -52,7 +53,7 @@ def store(r: Round) -> None:
         "progress": r.dice.pick(("poll", "thread")),
         "priority": r.dice.pick(("fifo", "random", "round-robin", "absolute", "relative")),
         "bandwidth": "2GB/s" if r.dice.chance(0.2) else None,
-        "max_bytes": r.dice.pick((1 << 16, 1 << 26)),
+        "max_bytes": r.dice.pick((1 << 16, _ROOM)),
     }
     most = r.dice.whole(1, 6)
     clocks = [most if ordered or r.dice.chance(0.5) else r.dice.whole(1, most) for _ in range(r.size)]
@@ -65,7 +66,9 @@ def store(r: Round) -> None:
     ]
     tables = {f"t{n}": start for n, start in enumerate(starts)}
     rule = sfb.optim.SGD(lr=_LR, momentum=momentum)
-    together = ordered and options["bandwidth"] is None and r.dice.chance(0.3)
+    # A collective call may follow a read where nothing waits for budgets or credits.
+    free = options["bandwidth"] is None and options["max_bytes"] == _ROOM
+    together = ordered and free and r.dice.chance(0.5)
     with sfb.Store(r.comm, tables, rule, topology=topology, consistency=consistency, **options) as made:
         for updates in pushed[r.rank]:
             for number, update, _, _ in updates:
