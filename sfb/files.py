@@ -1,14 +1,31 @@
-"""Files that a run leaves behind."""
+"""Files that a run leaves behind, and JSON that it reads."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["replacing", "write"]
+__all__ = ["parse_json", "replacing", "write"]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON holds.
+
+    >>> from sfb.files import parse_json
+    >>> parse_json(b'{"a": [1, 2.5]}')
+    {'a': [1, 2.5]}
+
+    Raises:
+        ValueError: The text is no JSON, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -44,7 +61,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     path = path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody else has put there
+        with temporary.open("xb") as file:
             yield file
             if durable:
                 file.flush()

@@ -66,7 +66,8 @@ def launched() -> tuple[str, int]:
 def _given() -> tuple[str, int]:
     """Return the variable in which the launcher gives the number of ranks, and that number, or ("", 0) for none."""
     for names in _SIZES:
-        given = [(int(os.environ[name]), name) for name in names if os.environ.get(name, "").isdigit()]
+        values = {name: os.environ.get(name, "") for name in names}
+        given = [(int(text), name) for name, text in values.items() if text.isdecimal() and len(text) < 10]
         if given:
             size, name = max(given, key=lambda each: each[0])
             return name, size

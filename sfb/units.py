@@ -21,8 +21,9 @@ __all__ = [
     "parse_size",
 ]
 
-_SIZE = re.compile(r"\s*([0-9]+)\s*(?:([KMG])i?)?B?\s*", re.IGNORECASE)
-_RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:/s)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,20})\s*(?:([KMG])i?)?B?\s*", re.ASCII | re.IGNORECASE)
+_RATE = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT]?)(i?)(bit|bps|B)(?:/s)?\s*", re.ASCII | re.IGNORECASE)
+_MOST = (1 << 63) - 1  # bytes
 _DURATION = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s?)?")
 _CLOCK = re.compile(r"(?:([0-9]+)-)?([0-9]+):([0-9]+):([0-9]+)")
 
@@ -38,9 +39,10 @@ def parse_size(text: str) -> int:
         ValueError: The text is no size.
     """
     match = _SIZE.fullmatch(text)
-    if match is None or int(match[1]) < 1:
+    size = int(match[1]) << 10 * " KMG".index((match[2] or " ").upper()) if match else 0
+    if not 1 <= size <= _MOST:
         raise ValueError(f"{text!r} is not a number of bytes like 8, 64K or 128M")
-    return int(match[1]) << 10 * " KMG".index((match[2] or " ").upper())
+    return size
 
 
 def format_size(nbytes: float) -> str:
@@ -82,7 +84,10 @@ def parse_rate(rate: float | str, name: str = "rate") -> float:
         if unit != "B":
             number /= 8
     elif isinstance(rate, Real) and not isinstance(rate, bool):
-        number = float(rate)
+        try:
+            number = float(rate)
+        except OverflowError:
+            number = math.inf
     else:
         raise TypeError(f"{name} must be a number or a text, got {type(rate).__name__}")
     if not (number > 0 and math.isfinite(number)):
@@ -128,7 +133,7 @@ def parse_duration(text: str) -> float:
     except ValueError:  # two decimal points
         parts = []
     seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=bool(parts)))
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise ValueError(f"{text!r} is not a time above 0 like 90s, 20m, 1h30m or 01:30:00")
     return seconds
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("models",),
     ("mcmc", "torch", "training"),
     ("bench",),
-    ("doctor",),
+    ("doctor", "soak"),
     ("cli",),
     ("__main__",),
 )
@@ -54,6 +54,8 @@ WITHOUT_MPI = (
     "runtime.limits",
     "runtime.processes",
     "runtime.steps",
+    "soak.dice",
+    "soak.oracle",
     "store.consistency",
     "topology",
     "trace",
@@ -68,7 +70,7 @@ WITHOUT_MPI = (
 )
 
 # Packages that use only public names of other packages.
-OUTSIDERS = ("bench", "doctor", "mcmc", "models", "schedule", "torch", "training")
+OUTSIDERS = ("bench", "doctor", "mcmc", "models", "schedule", "soak", "torch", "training")
 
 # The number of modules in sfb/ itself, beside its packages, at most.
 MOST_MODULES = 12

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfb.files import parse_json
 from sfb.tuning.plan import AUTO
 
 __all__ = ["Cell", "ChoiceError", "draw", "read", "report"]
@@ -60,27 +61,36 @@ def read(paths: Sequence[Path]) -> list[Cell]:
     cells = []
     for path in paths:
         try:
-            data = json.loads(path.read_text())
+            data = parse_json(path.read_bytes())
             environment = data["environment"]
             nodes = len(environment["hosts"])
             setting = f"{environment['ranks']} ranks, {nodes} node{'s' * (nodes > 1)}"
             sizes: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
             for row in data["results"]:
-                sizes.setdefault((row["K"], row["D"], row["S"]), []).append(row)
+                sizes.setdefault((int(row["K"]), int(row["D"]), int(row["S"])), []).append(row)
             for (rows, columns, samples), of_size in sizes.items():
                 cells.append(
                     Cell(
                         setting,
                         (rows, columns),
                         samples,
-                        {row["algorithm"]: row["seconds"] for row in of_size},
-                        {row["algorithm"]: row["predicted"] for row in of_size if row["predicted"]},
-                        next(row["taken"] for row in of_size if row["algorithm"] == AUTO),
+                        {str(row["algorithm"]): _seconds(row["seconds"]) for row in of_size},
+                        {str(row["algorithm"]): _seconds(row["predicted"]) for row in of_size if row["predicted"]},
+                        next(str(row["taken"]) for row in of_size if row["algorithm"] == AUTO),
                     )
                 )
-        except (OSError, LookupError, TypeError, ValueError, StopIteration) as error:
+                if not cells[-1].seconds.keys() - {AUTO}:
+                    raise ValueError("nothing to compare auto with")
+        except (OSError, ArithmeticError, LookupError, TypeError, ValueError, StopIteration, AttributeError) as error:
             raise ChoiceError(f"{path}: not what sfb bench allreduce -J wrote, with auto ({error!r})") from error
     return cells
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 < seconds < inf:
+        raise ValueError(f"{value!r} is no time")
+    return seconds
 
 
 def report(cells: Sequence[Cell]) -> str:

@@ -95,6 +95,9 @@ def start(*, alone: bool = False) -> MPI.Intracomm:
     return ranks
 
 
+_MOST = (1 << 63) - 1  # of a size
+
+
 class Sizes(click.ParamType):
     """Sizes: a number, a list "1,10,100", or a range "1:100", whose sizes double; its last size is its end."""
 
@@ -122,6 +125,8 @@ class Sizes(click.ParamType):
             self.fail(f"{value!r} is not a number, a list 1,10,100 or a range 1:100", param, ctx)
         if min(sizes) < self._least:
             self.fail(f"{min(sizes)} is less than {self._least}", param, ctx)
+        if max(sizes) > _MOST:
+            self.fail(f"sizes must be at most {_MOST}", param, ctx)
         return sizes
 
 
@@ -149,7 +154,7 @@ class Shapes(click.ParamType):
             shapes = tuple(tuple(int(n) for n in shape.split("x")) for shape in value.split(","))
         except ValueError:
             shapes = ()
-        if not shapes or any(len(shape) != 2 or min(shape) < 1 for shape in shapes):
+        if not shapes or any(len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= _MOST for shape in shapes):
             self.fail(f"{value!r} is not a list of shapes such as 10x784,4096x4096", param, ctx)
         return shapes
 

@@ -53,7 +53,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
         import tomli as tomllib
     try:
         content = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no file, no text, no TOML
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
     known: dict[str, click.Parameter] = {}
     # Arguments last: "model" is the model, not the file.

@@ -17,6 +17,7 @@ from sfb.cli.common import Failure, Finite, Output, Single, examples, load_mpi, 
 from sfb.cli.doctor import doctor, info
 from sfb.cli.letters import HANDLER
 from sfb.cli.predict import export, predict
+from sfb.cli.soak import soak
 from sfb.cli.topology import topology
 from sfb.cli.trace import trace
 from sfb.cli.train import compare, train
@@ -188,6 +189,7 @@ cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(soak)
 cli.add_command(topology)
 cli.add_command(trace)
 cli.add_command(watch)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import math
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +17,27 @@ from typing import IO, Literal
 
 import numpy as np
 
-from sfb.data.errors import DataError
+from sfb.data.errors import DataError, brief
 from sfb.data.labels import check
 from sfb.data.source import Block, Source, as_float32, bounds, sample
 from sfb.data.text import BLOCK
 
-__all__ = ["Arrays", "Saved", "npy", "npz"]
+__all__ = ["Arrays", "Saved", "npy", "npz", "read_npz"]
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a .zip file: lengths of its name and of what follows that
+_LARGEST_RATIO = 1100  # of bytes to compressed ones; deflate reaches 1032
+
+# What zipfile raises when it reads a damaged file, or one that it cannot decompress or decrypt.
+_DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,7 @@ def npz(path: Path, targets: str, features: Sequence[str] | None, labels: str | 
             with archive.open(info) as file:
                 dtype, shape, fortran, begin = _header(file)
             offset = None
+            _check_size(info, begin, dtype, shape)
             if info.compress_type == zipfile.ZIP_STORED:
                 with path.open("rb") as file:
                     file.seek(info.header_offset)
@@ -164,6 +182,33 @@ def npz(path: Path, targets: str, features: Sequence[str] | None, labels: str | 
                     raise DataError("is cut off before its end")
             saved.append(Saved(str(path), info.filename, dtype, shape, fortran, offset))
     return _arrays(path, targets, saved[0], saved[1] if labelled else None)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file, none of them unpickled.
+
+    Raises:
+        DataError: The file is damaged, or holds something else than arrays of numbers, texts and the like.
+        OSError: The file cannot be read.
+    """
+    with _damage(), zipfile.ZipFile(path) as archive:
+        return {info.filename.removesuffix(".npy"): _member(archive, info) for info in archive.infolist()}
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as file:
+        dtype, shape, _, begin = _header(file)
+    _check_size(info, begin, dtype, shape)  # before memory is allocated
+    with archive.open(info) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # zipfile compares the checksum at the end
+    return array
+
+
+def _check_size(info: zipfile.ZipInfo, begin: int, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Raise DataError if a member cannot hold the array that its header announces."""
+    if begin + math.prod(shape) * dtype.itemsize > min(info.file_size, _LARGEST_RATIO * info.compress_size + begin):
+        raise DataError("is cut off before its end")
 
 
 def _arrays(path: Path, targets: str, x: Saved, y: Saved | None) -> Arrays:
@@ -192,9 +237,22 @@ def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     if version not in ((1, 0), (2, 0)):
         raise DataError("holds records; save x and y as plain arrays")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except (
+        SyntaxError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as error:
+        raise ValueError(f"its header is no description of an array ({type(error).__name__})") from error
     if dtype.hasobject or dtype.names:
-        raise DataError("holds Python objects or records; save x and y as numbers or strings")
+        raise DataError("holds Python objects (by pickle) or records; save numbers or strings")
+    if any(n < 0 for n in shape):
+        raise DataError(f"holds an array of shape {shape}")
     return dtype, shape, fortran, file.tell()
 
 
@@ -203,10 +261,14 @@ def _damage() -> Iterator[None]:
     """Raise DataError for what NumPy and zipfile raise when they read a damaged file."""
     try:
         yield
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"is a damaged .npz file: {error}") from error
+    except _DAMAGES as error:
+        raise DataError(f"is a damaged .npz file: {brief(error) or type(error).__name__}") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # an error of the system, not a seek that the content asks for
+            raise
+        raise DataError(f"is a damaged .npz file: {brief(error)}") from error
     except ValueError as error:
-        raise DataError(f"holds arrays that cannot be read; save x and y as numbers or strings: {error}") from error
+        raise DataError(f"holds arrays that cannot be read; save numbers or strings: {brief(error)}") from error
 
 
 def _skip(file: IO[bytes], count: int) -> None:

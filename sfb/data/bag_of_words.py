@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfb.data.errors import DataError, brief
+from sfb.data.text import open_text
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -52,10 +53,14 @@ def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of no lines
-            head = np.loadtxt(path, dtype=np.int64, max_rows=_HEAD, ndmin=1)
-            entries = np.loadtxt(path, dtype=np.int64, skiprows=_HEAD, ndmin=2)
-    except (ValueError, UnicodeDecodeError) as error:
+            with open_text(path) as file:
+                head = np.loadtxt(file, dtype=np.int64, max_rows=_HEAD, ndmin=1)
+            with open_text(path) as file:
+                entries = np.loadtxt(file, dtype=np.int64, skiprows=_HEAD, ndmin=2)
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{path}: expected whole numbers, DOCUMENT WORD COUNT: {brief(error)}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     if head.shape != (_HEAD,) or (head < 0).any():
         raise DataError(f"{path}: expected three lines with the numbers of documents, words and entries")
     documents, words, count = head.tolist()
@@ -73,7 +78,10 @@ def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_
         )
     begin, end = documents * rank // size, documents * (rank + 1) // size
     own = entries[(entries[:, 0] > begin) & (entries[:, 0] <= end)]
-    return csr_matrix((own[:, 2], (own[:, 0] - 1 - begin, own[:, 1] - 1)), shape=(end - begin, words))
+    try:
+        return csr_matrix((own[:, 2], (own[:, 0] - 1 - begin, own[:, 1] - 1)), shape=(end - begin, words))
+    except (MemoryError, ValueError) as error:
+        raise DataError(f"{path}: {documents} documents and {words} words are too many: {brief(error)}") from error
 
 
 def read_vocabulary(path: Path | str) -> list[str]:

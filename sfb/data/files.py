@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def _count(features: Sequence[str] | None) -> int | None:
     """Return the number of features that the user gives, None if the user gives none."""
     if features is None:
         return None
-    if len(features) != 1 or not features[0].isdigit() or int(features[0]) < 1:
+    if len(features) != 1 or not re.fullmatch("0*[1-9][0-9]{0,9}", features[0]):
         raise DataError(
             f"is in LIBSVM's format, where features have no names; expected their number, got {', '.join(features)}"
         )

@@ -91,7 +91,7 @@ def _numbers(labels: np.ndarray, locate: Locate) -> np.ndarray:
     if labels.dtype.kind not in "fiub" or labels.ndim not in (1, 2):
         raise DataError(f"targets must be numbers, one or several a sample; got {labels.dtype} of shape {labels.shape}")
     values = labels.astype(np.float64)
-    odd = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    odd = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if odd.size:
         raise DataError(f"{locate(int(odd[0]))} has the target {labels[odd[0]]}, which is not a finite number")
     return values

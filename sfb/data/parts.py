@@ -21,6 +21,7 @@ from sfb.data.errors import DataError
 from sfb.data.files import describe
 from sfb.data.labels import Codes, unite
 from sfb.data.source import Block, Source
+from sfb.files import parse_json
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -262,13 +263,20 @@ def _convert(source: Source, part: int, parts: int, folder: Path) -> None:
 
 def _open(source: Source, folder: Path) -> Part:
     """Return the part whose arrays lie in a folder."""
-    facts = json.loads((folder / "part.json").read_text())
+    try:
+        return _from_cache(source, folder)
+    except (ValueError, LookupError, TypeError, EOFError) as error:
+        raise DataError(f"the cache is damaged; remove {folder}") from error
+
+
+def _from_cache(source: Source, folder: Path) -> Part:
+    facts = parse_json((folder / "part.json").read_bytes())
     arrays = {name: mapped(folder / name, kind) for name, kind in (_SPARSE if source.sparse else _DENSE).items()}
     if any(arrays[name].size != size for name, size in facts["sizes"].items()):
-        raise DataError(f"the cache is damaged; remove {folder}")
+        raise ValueError("arrays of other sizes")
     labels = None
     if source.labelled:
         kind = np.int32 if source.targets == "classes" else np.float64
         labels = np.fromfile(folder / "labels", kind).reshape(facts["rows"], *facts["shape"])
     distinct = np.load(folder / "distinct.npy", allow_pickle=False)
-    return Part(facts["rows"], facts["width"], arrays, distinct, labels, tuple(facts["notes"]), folder)
+    return Part(int(facts["rows"]), int(facts["width"]), arrays, distinct, labels, tuple(facts["notes"]), folder)

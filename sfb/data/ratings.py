@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfb.data.arrays import read_npz
 from sfb.data.errors import DataError, brief
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["RatingTable", "read_ratings"]
 
 # The whole numbers that float64 tells apart.
 _EXACT = 2.0**53
+_NAMED = "bfiuUS"  # kinds of dtypes of what names users and items
 _NAMES = ("user", "item", "rating")
 # Other names of columns, in lower case: MovieLens and others.
 _ALIASES = {
@@ -108,9 +110,11 @@ def read_ratings(path: Path | str) -> RatingTable:
         raise DataError(f"{path}: {error}") from error
     if not users.shape == items.shape == values.shape or users.ndim != 1:
         raise DataError(f"{path}: expected a user, an item and a rating each, got {users.shape} and {values.shape}")
+    if users.dtype.kind not in _NAMED or items.dtype.kind not in _NAMED:
+        raise DataError(f"{path}: users and items must be numbers or texts, got {users.dtype} and {items.dtype}")
     try:
-        values = values.astype(np.float64)
-    except ValueError as error:
+        values = values.astype(np.float64, casting="unsafe" if values.dtype.kind in "US" else "same_kind")
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: ratings must be numbers: {brief(error)}") from error
     if not np.isfinite(values).all():
         raise DataError(
@@ -142,34 +146,34 @@ def _text(path: Path) -> _Columns:
         names = True
     places = [place for place in where if place is not None]
     if separator != "::" and len(lines) > names:  # NumPy's reader is fast, and takes numbers and single marks only
-        with suppress(ValueError):
+        with suppress(ValueError), warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            warnings.simplefilter("ignore", UserWarning)  # of nothing but comments
             found = np.loadtxt(lines[names:], delimiter=separator, usecols=places, ndmin=2)
-            if not (found[:, :2] % 1).any() and abs(found[:, :2]).max(initial=0) < _EXACT:
+            if found.size and not (found[:, :2] % 1).any() and abs(found[:, :2]).max(initial=0) < _EXACT:
                 return found[:, 0].astype(np.int64), found[:, 1].astype(np.int64), found[:, 2]
     rows = [line.split(separator) for line in lines[names:]]
     for number, row in enumerate(rows, 1 + names):
         if len(row) <= max(places) or not _is_number(row[places[2]]):
             raise DataError(f"line {number}: expected USER ITEM RATING, got {brief(lines[number - 1])}")
-    columns = [np.array([row[place].strip() for row in rows]) for place in places]
-    return _numbers(columns[0]), _numbers(columns[1]), columns[2].astype(np.float64)
+    users, items = (np.array([row[place].strip() for row in rows], str) for place in places[:2])
+    return _numbers(users), _numbers(items), np.array([float(row[places[2]]) for row in rows], np.float64)
 
 
 def _npz(path: Path) -> _Columns:
     """Return the arrays of a .npz file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = set(archive)
-            if {"users", "items", "ratings"} <= names:
-                return archive["users"], archive["items"], archive["ratings"]
-        if {"data", "shape", "format"} <= names:
+        archive = read_npz(path)
+        if {"users", "items", "ratings"} <= archive.keys():
+            return archive["users"], archive["items"], archive["ratings"]
+        if {"data", "shape", "format"} <= archive.keys():
             from scipy.sparse import coo_array, load_npz
 
             matrix = coo_array(load_npz(path))
             return matrix.coords[0], matrix.coords[1], matrix.data
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise DataError(f"is a .npz file that cannot be read: {brief(error)}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, MemoryError, NotImplementedError) as error:
+        raise DataError(f"is a .npz file that holds no matrix of SciPy: {brief(error)}") from error
     raise DataError(
-        f"expected arrays users, items and ratings, or a SciPy sparse matrix, found {', '.join(sorted(names))}"
+        f"expected arrays users, items and ratings, or a SciPy sparse matrix, found {', '.join(sorted(archive))}"
     )
 
 
@@ -179,12 +183,16 @@ def _parquet(path: Path) -> _Columns:
         from pyarrow import parquet
     except ImportError as error:
         raise DataError("needs the package pyarrow: pip install 'sfb-mpi[data]'") from error
-    names = parquet.read_schema(path).names
+    from sfb.data.tables import damage
+
+    with damage():
+        names = parquet.read_schema(path).names
     where = [_find([name.lower() for name in names], name) for name in _NAMES]
     if None in where:
         raise DataError(f"expected columns user, item and rating, found {', '.join(names)}")
-    table = parquet.read_table(path, columns=[names[place] for place in where if place is not None])
-    users, items, values = (column.to_numpy() for column in table.columns)
+    with damage():
+        table = parquet.read_table(path, columns=[names[place] for place in where if place is not None])
+        users, items, values = (column.to_numpy() for column in table.columns)
     return _plain(users), _plain(items), values
 
 
@@ -205,7 +213,7 @@ def _numbers(names: np.ndarray) -> np.ndarray:
     """Return names as integers if they are such."""
     try:
         return names.astype(np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         return names
 
 

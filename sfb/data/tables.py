@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sfb.data.labels import check
 from sfb.data.source import Block, Locate, Source, as_float32, bounds, sample
 from sfb.data.text import BLOCK, Text
 
-__all__ = ["Csv", "Parquet", "delimiter_of", "open_csv", "open_parquet"]
+__all__ = ["Csv", "Parquet", "damage", "delimiter_of", "open_csv", "open_parquet"]
 
 _LABELS = ("y", "label", "labels", "target", "class")  # columns that are labels unless the user names another
 _DELIMITERS = ",;\t"
@@ -69,7 +71,7 @@ class Csv(Source):
             types[self.label] = pyarrow.string() if self.untyped else pyarrow.float64()
         try:
             table = _parse(lines, self.delimiter, self.columns, types)
-        except pyarrow.ArrowInvalid as error:
+        except pyarrow.ArrowException as error:
             raise DataError(self._fault(position, lines) or f"cannot be read as CSV: {brief(error)}") from error
 
         def locate(row: int) -> str:
@@ -79,8 +81,14 @@ class Csv(Source):
 
     def _number(self, position: int, lines: bytes, row: int) -> int:
         """Return the number of the line that holds the sample ``row`` of some lines."""
-        filled = [number for number, line in enumerate(lines.split(b"\n")) if line.strip(b"\r")]
-        return self.text.line_number(position) + filled[row]
+        number = self.text.line_number(position)
+        for line in lines.splitlines(keepends=True):  # pyarrow takes a lone \r for the end of a line
+            if line.strip(b"\r\n"):
+                if row == 0:
+                    break
+                row -= 1
+            number += line.endswith(b"\n")
+        return number
 
     def _fault(self, position: int, lines: bytes) -> str:
         """Return the first of some lines that is malformed, and what is wrong with it; nothing if none is."""
@@ -90,7 +98,10 @@ class Csv(Source):
         for number, line in enumerate(lines.decode("utf-8", "backslashreplace").split("\n")):
             if not line.strip("\r"):
                 continue
-            fields = next(csv.reader([line.rstrip("\r")], delimiter=self.delimiter))
+            try:
+                fields = _fields(line.rstrip("\r"), self.delimiter)
+            except csv.Error as error:
+                return f"line {self.text.line_number(position) + number}: {error}"
             problem = ""
             if len(fields) != len(self.columns):
                 problem = f"expected {len(self.columns)} fields, got {len(fields)}"
@@ -113,7 +124,7 @@ class Parquet(Source):
 
         assert self.rows is not None
         low, high = bounds(self.rows, part, parts)
-        with pyarrow.parquet.ParquetFile(self.path) as file:
+        with damage(), pyarrow.parquet.ParquetFile(self.path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
             groups = [group for group in range(len(sizes)) if starts[group] < high and starts[group + 1] > low]
@@ -154,7 +165,10 @@ def open_csv(
     first = lines[blank:].split(b"\n", 1)[0]
     line = first.decode("utf-8", "backslashreplace").rstrip("\r").lstrip("#")  # with which numpy.savetxt begins
     delimiter = delimiter_of(line) or ","
-    columns = tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter)))
+    try:
+        columns = tuple(name.strip() for name in _fields(line, delimiter))
+    except csv.Error as error:
+        raise DataError(f"its first line is no CSV: {error}") from error
     header = not any(_is_number(name) for name in columns)
     if header:
         text = dataclasses.replace(text, start=text.start + blank + len(first) + (len(lines) > blank + len(first)))
@@ -164,14 +178,14 @@ def open_csv(
             raise DataError(f"has several columns {twice[0]!r}")
     else:
         columns = tuple(map(str, range(len(columns))))
-        if labels is not None and labels.startswith("-") and labels[1:].isdigit() and int(labels) >= -len(columns):
+        if labels is not None and re.fullmatch("-[0-9]{1,9}", labels) and int(labels) >= -len(columns):
             labels = str(int(labels) % len(columns))
     types = {}
     if lines.strip():
         try:
             found = _parse(lines, delimiter, columns)
             types = {name: str(found.column(name).type) for name in columns}
-        except pyarrow.ArrowInvalid:  # a ragged line; `blocks` names it
+        except pyarrow.ArrowException:  # a ragged line; `blocks` names it
             types = {}
     numeric = {name: types.get(name, "double") in _NUMERIC for name in columns}
     names, label, notes = _choose(numeric, features, labels, labelled)
@@ -197,11 +211,11 @@ def open_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"is a damaged Parquet file: {brief(error)}") from error
+    with damage(), pyarrow.parquet.ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if twice:
+        raise DataError(f"has several columns {twice[0]!r}")
     kinds = pyarrow.types
     numeric = {
         column.name: kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type)
@@ -299,6 +313,24 @@ def _parse(lines: bytes, delimiter: str, columns: Sequence[str], types: Mapping[
         parse_options=ParseOptions(delimiter=delimiter),
         convert_options=ConvertOptions(column_types=types, include_columns=list(types) if types else None),
     )
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """Return the fields of a line of CSV; raise csv.Error if it is none."""
+    return next(csv.reader([line], delimiter=delimiter), [""])
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """Raise DataError for what pyarrow raises when it reads a damaged Parquet file."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, LookupError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # an error of the system, not of the content
+            raise
+        raise DataError(f"is a damaged Parquet file: {brief(error)}") from error
 
 
 def _number_or_missing(text: str, bools: bool = False) -> bool:

@@ -51,7 +51,7 @@ def judge(seen: Mapping[str, Any], hosts: Sequence[str], cores: Sequence[int], t
 
 def _number(seen: Mapping[str, Any], name: str) -> int | None:
     text = str(seen.get(name, "")).partition("(")[0]  # SLURM writes "4(x2)"
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _slurm(seen: Mapping[str, Any], hosts: Sequence[str], cores: Sequence[int], threads: int) -> list[Finding]:

@@ -6,14 +6,15 @@ import io
 import json
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sfb import __version__
-from sfb.files import write
+from sfb.data.arrays import read_npz
+from sfb.data.errors import DataError
+from sfb.files import parse_json, write
 from sfb.models.kinds import KINDS
 from sfb.models.predictors import ModelError, Predictor, Scaler
 
@@ -22,6 +23,7 @@ __all__ = ["FORMAT", "ModelError", "load", "predictor_of", "save"]
 FORMAT = 1
 # What the header says of the file itself, beside what a kind of model needs.
 _OWN = ("format", "kind", "sfb")
+_STORABLE = "fiubUS"  # kinds of dtypes
 
 
 def save(path: str | os.PathLike[str], model: Any, scaler: Any = None, *, classes: Any = None) -> None:
@@ -85,11 +87,9 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         with Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ModelError("is no model file, or has been cut short: expected a .npz that sfb.models.save wrote")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive}
+        arrays = read_npz(Path(path))
         return _make(_header(arrays.pop("header", None)), arrays)
-    except (ModelError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except (ModelError, DataError) as error:
         what = str(error) if isinstance(error, ModelError) else f"is a damaged model file: {error}"
         raise ModelError(f"{os.fspath(path)}: {what}") from error
 
@@ -132,7 +132,7 @@ def _storable(name: str, array: np.ndarray) -> np.ndarray:
         if texts:
             raise ModelError(f"{name} holds {type(texts[0]).__name__}: labels in files are numbers or texts")
         array = array.astype(np.str_)
-    if array.dtype.kind not in "fiubUS":
+    if array.dtype.kind not in _STORABLE:
         raise ModelError(f"{name} is of {array.dtype}: arrays in files hold numbers or texts")
     return np.ascontiguousarray(array)
 
@@ -142,8 +142,8 @@ def _header(array: np.ndarray | None) -> dict[str, Any]:
     if array is None or array.ndim or array.dtype.kind != "U":
         raise ModelError("is a .npz file, but no model: it has no header")
     try:
-        header = json.loads(array.item())
-    except json.JSONDecodeError as error:
+        header = parse_json(array.item())
+    except ValueError as error:
         raise ModelError(f"is a damaged model file: its header is no JSON ({error})") from error
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise ModelError("is a .npz file, but no model: its header has no format")
@@ -158,7 +158,10 @@ def _header(array: np.ndarray | None) -> dict[str, Any]:
 def _make(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Predictor:
     """Return the predictor of these contents, or raise ModelError if they do not go together."""
     kind = header.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ModelError(f"is of kind {kind!r}; this sfb {__version__} knows {', '.join(KINDS)}")
+    odd = [name for name, array in arrays.items() if array.dtype.kind not in _STORABLE]
+    if odd:
+        raise ModelError(f"{odd[0]} is of {arrays[odd[0]].dtype}: arrays in files hold numbers or texts")
     settings = {name: value for name, value in header.items() if name not in _OWN}
     return KINDS[kind](settings, arrays)

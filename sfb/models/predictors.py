@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -68,6 +69,8 @@ class Predictor(ABC):
         self.settings = settings
         self._arrays = arrays
         self.classes_: np.ndarray | None = arrays.get("classes")
+        if self.classes_ is not None and self.classes_.ndim != 1:
+            raise ModelError(f"classes must be an array of labels, got one of shape {self.classes_.shape}")
         self.n_features_in_ = self._open()
         self.scaler: Scaler | None = None
         if "scale_offset" in arrays or "scale_factor" in arrays:
@@ -102,7 +105,7 @@ class Predictor(ABC):
     def _number(self, name: str) -> float:
         """Return a number ≥ 0 that the header must have."""
         value = self.settings.get(name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < np.inf:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
             raise ModelError(f"{name} must be a number ≥ 0, got {value!r}")
         return float(value)
 

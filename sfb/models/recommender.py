@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ class FactorizationPredictor(Predictor):
         self._user_biases = self._array("user_biases", (len(self._users),))
         self._item_biases = self._array("item_biases", (len(self._items),))
         mean, limits = self.settings.get("mean"), self.settings.get("rating_range")
-        if not isinstance(mean, (int, float)) or isinstance(mean, bool) or not np.isfinite(mean):
+        if not isinstance(mean, (int, float)) or isinstance(mean, bool) or not abs(mean) <= sys.float_info.max:
             raise ModelError(f"mean must be a finite number, got {mean!r}")
         if limits is not None and not (
             isinstance(limits, list)
             and len(limits) == 2
-            and all(isinstance(limit, (int, float)) for limit in limits)
+            and all(isinstance(limit, (int, float)) and abs(limit) <= sys.float_info.max for limit in limits)
             and limits[0] < limits[1]
         ):
             raise ModelError(f"rating_range must be a least and a largest rating, got {limits!r}")
@@ -81,7 +82,7 @@ class FactorizationPredictor(Predictor):
     def _names(self, name: str, count: int) -> np.ndarray | None:
         """Return the names of users or items, in ascending order, if there are any."""
         found = self._arrays.get(name)
-        if found is not None and (found.shape != (count,) or (found[1:] <= found[:-1]).any()):
+        if found is not None and (found.shape != (count,) or not (found[1:] > found[:-1]).all()):
             raise ModelError(f"{name} must hold {count} names in ascending order, got an array {found.shape}")
         return found
 

@@ -13,6 +13,7 @@ __all__ = ["TopicPredictor"]
 
 # Documents whose topics are found at a time.
 _DOCUMENTS = 1024
+_MOST_ROUNDS = 1_000_000
 
 
 class TopicPredictor(Predictor):
@@ -28,6 +29,8 @@ class TopicPredictor(Predictor):
         self.components_ = self._array("components", (None, None))
         self._prior = self._array("doc_topic_prior", (len(self.components_),))
         self._tol, self._rounds = self._number("mean_change_tol"), int(self._number("max_doc_update_iter"))
+        if self._rounds > _MOST_ROUNDS:
+            raise ModelError(f"max_doc_update_iter must be at most {_MOST_ROUNDS}, got {self._rounds}")
         words = self.components_.shape[1]
         self.vocabulary_ = self._arrays.get("vocabulary")
         if self.vocabulary_ is not None and self.vocabulary_.shape != (words,):

@@ -205,8 +205,9 @@ class Store(StoreBase):
     def _refresh(self, name: str) -> None:
         """Wait until the updates have arrived that a read at this clock must see, and apply all that have arrived.
 
-        Under `BSP` and without ``bandwidth`` this rank has then sent everything that others need for a read at the same
-        clock, so a collective of the user may follow.
+        Under `BSP`, without ``bandwidth`` and with ``max_bytes`` for all updates of a clock, this rank has then sent
+        everything that others need for a read at the same clock, so a collective of the user may follow. Otherwise
+        updates may still wait for credits of neighbours, which come in calls of the store alone.
         """
         bound = self.consistency.bound(self._clock)
         replica = self._replica

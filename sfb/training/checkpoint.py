@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sfb import __version__
-from sfb.files import replacing
+from sfb.files import parse_json, replacing
 
 __all__ = ["FORMAT", "Checkpoint", "CheckpointError", "DamagedError", "Folder", "read", "write"]
 
@@ -26,6 +26,7 @@ _BLOCK = 1 << 24  # bytes that are read or written at a time
 _LONGEST_LINE = 1 << 24
 _PREFIX, _SUFFIX = "checkpoint-", ".sfb"
 _TYPES = ("<f4", "<f8")
+_MOST_DIMENSIONS, _MOST_ELEMENTS = 32, 1 << 59
 
 # The header, and the arrays by name.
 Checkpoint = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -125,9 +126,9 @@ def _read(file: BinaryIO) -> Checkpoint:
             f"format {FORMAT}: go on with the version that wrote it"
         )
     try:
-        described = json.loads(line)
-        kinds = [(name, np.dtype(kind), tuple(shape)) for name, kind, shape in described["arrays"] if kind in _TYPES]
-        header = described["header"]
+        described = parse_json(line)
+        kinds = [_form(*each) for each in described["arrays"]]
+        header = dict(described["header"])
         nbytes = sum(kind.itemsize * math.prod(shape) for _, kind, shape in kinds)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError("is damaged: its second line does not describe it") from error
@@ -144,6 +145,16 @@ def _read(file: BinaryIO) -> Checkpoint:
     if file.read() != hashed.digest():
         raise DamagedError("is damaged: its checksum is not that of its content")
     return header, arrays
+
+
+def _form(name: Any, kind: Any, shape: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Return name, type and shape of an array; raise ValueError unless NumPy can make it."""
+    sizes = tuple(shape)
+    if not isinstance(name, str) or kind not in _TYPES or len(sizes) > _MOST_DIMENSIONS:
+        raise ValueError(name)
+    if not all(type(n) is int and n >= 0 for n in sizes) or math.prod(max(n, 1) for n in sizes) > _MOST_ELEMENTS:
+        raise ValueError(sizes)
+    return name, np.dtype(kind), sizes
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -164,8 +175,12 @@ class Folder:
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are there, in ascending order."""
-        names = (path.name[len(_PREFIX) : -len(_SUFFIX)] for path in self.path.glob(f"{_PREFIX}*{_SUFFIX}"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        found = []
+        for path in self.path.glob(f"{_PREFIX}*{_SUFFIX}"):
+            name = path.name[len(_PREFIX) : -len(_SUFFIX)]
+            if name.isdecimal() and self.file(int(name)) == path and path.is_file():
+                found.append(int(name))
+        return sorted(found)
 
     def file(self, step: int) -> Path:
         """Return the file of the checkpoint of a step."""
@@ -196,7 +211,7 @@ class Folder:
             for left in self.path.glob(f".{_PREFIX}*"):
                 left.unlink()
             probe = self.path / f".{_PREFIX}probe"
-            with probe.open("wb") as file:
+            with probe.open("xb") as file:
                 file.write(bytes(4096))
                 file.flush()
                 os.fsync(file.fileno())
@@ -210,7 +225,11 @@ class Folder:
         Raises:
             CheckpointError: It cannot be written; all others are still there.
         """
-        write(self.file(step), header, arrays)
+        file = self.file(step)
+        if file.is_symlink():  # the checkpoint takes its place, not that of what it names
+            with suppress(OSError):
+                file.unlink()
+        write(file, header, arrays)
         for old in self.steps()[: -self._keep]:
             with suppress(OSError):
                 self.file(old).unlink()

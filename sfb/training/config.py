@@ -196,7 +196,7 @@ def consistency_of(sync: str) -> sfb.SSP | sfb.ASP | None:
         TrainingError: The text names none.
     """
     name, _, staleness = sync.partition(":")
-    if name == "ssp" and staleness.isdecimal():
+    if name == "ssp" and staleness.isdecimal() and len(staleness) < 10:
         return sfb.SSP(int(staleness))
     if sync == "asp":
         return sfb.ASP()

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sfb.files import write
+from sfb.files import parse_json, write
 from sfb.training.progress import show_measure
 from sfb.units import format_bytes, milliseconds
 
@@ -64,11 +64,14 @@ def compare_runs(paths: Sequence[Path], json_file: Path | None, plot: Path | Non
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        run = json.loads(path.read_text())
+        run = parse_json(path.read_bytes())
         if run["format"] != 1 or not run["epochs"]:
             raise ReportError(f"{path}: expected format 1 with epochs")
-        if not all(isinstance(value, (int, float, str)) for value in summary(run).values()):
-            raise TypeError("figures are not numbers")
+        for name, value in summary(run).items():
+            if not isinstance(value, str if name in ("comm", "measure") else (int, float)):
+                raise TypeError(f"{name} is {value!r}")
+            if isinstance(value, int):
+                float(value)  # or too large
         run["config"]["model"], run["config"]["data"], run["environment"]["cores_per_node"]
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: not a run that `sfb train -J` wrote ({error!r})") from error

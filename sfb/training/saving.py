@@ -150,6 +150,11 @@ class Saver:
 
     def _newest(self, folder: Folder) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         (header, arrays), damaged = folder.newest()
+        lacking = [key for key in ("config", "data", "bits", "position", "epochs") if key not in header]
+        if lacking:
+            raise CheckpointError(
+                f"{folder.path}: the newest checkpoint lacks {', '.join(lacking)}; sfb train did not write it"
+            )
         for key, what in (("config", ""), ("data", "the data to train on")):
             problem = _difference(header[key], self._identity[key], what)
             if problem:

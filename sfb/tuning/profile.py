@@ -210,12 +210,14 @@ class Profile:
 
         try:
             data = json.loads(text, parse_constant=lambda constant: constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(f"{name} is not JSON: {error}") from error
         problems = sorted(Draft202012Validator(_SCHEMA).iter_errors(data), key=lambda problem: list(problem.path))
         if problems:
             at = "/".join(map(str, problems[0].path))
-            raise ProfileError(f"{name} is no profile of format 1: {at + ': ' if at else ''}{problems[0].message}")
+            raise ProfileError(
+                f"{name} is no profile of format 1: {at + ': ' if at else ''}{problems[0].message[:_SHOWN]}"
+            )
         del data["format"]
         for key, table in data["tables"].items():
             if any(a[0] >= b[0] for a, b in itertools.pairwise(table)):
@@ -237,7 +239,9 @@ class Profile:
             raise ProfileError(f"{said}; sfb tune -o {path} writes a new one") from error
 
 
-_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_LARGEST = 1e30  # of a number; products of such do not overflow
+_SHOWN = 200  # characters of what is wrong with a file
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": _LARGEST}
 _RATES = [f.name for f in fields(Profile) if f.type == "float"]
 _SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -251,8 +255,11 @@ _SCHEMA: dict[str, Any] = {
             "required": ["ranks", "ranks_per_node", "nodes", "sharing"],
             "additionalProperties": False,
             "properties": {
-                **{name: {"type": "integer", "minimum": 1} for name in ("ranks", "ranks_per_node", "nodes")},
-                "sharing": {"type": "number", "minimum": 1},
+                **{
+                    name: {"type": "integer", "minimum": 1, "maximum": 1 << 31}
+                    for name in ("ranks", "ranks_per_node", "nodes")
+                },
+                "sharing": {"type": "number", "minimum": 1, "maximum": _LARGEST},
             },
         },
         "tables": {
@@ -263,13 +270,13 @@ _SCHEMA: dict[str, Any] = {
                 "minItems": 1,
                 "items": {
                     "type": "array",
-                    "prefixItems": [{"type": "number", "minimum": 0}, _POSITIVE],
+                    "prefixItems": [{"type": "number", "minimum": 0, "maximum": _LARGEST}, _POSITIVE],
                     "minItems": 2,
                     "maxItems": 2,
                 },
             },
         },
-        "overheads": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+        "overheads": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": _LARGEST}},
         "identity": {"type": "object"},
     },
 }

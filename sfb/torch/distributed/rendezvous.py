@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import fcntl
-import pickle
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ __all__ = ["interfaces", "rendezvous"]
 
 _TIMEOUT = timedelta(minutes=30)
 _MESSAGE = 1 << 14  # bytes in which the first rank tells where its store is
+_LONG = 1000  # characters of an error
 _TRY = 3.0  # seconds for which a rank tries one address
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
@@ -63,7 +64,7 @@ def _serve(world: MPI.Intracomm, timeout: timedelta) -> dist.Store:
         store = dist.TCPStore("0.0.0.0", 0, None, True, timeout, wait_for_workers=False)
         places = [(address, store.port) for address in own_addresses()]
     except Exception as caught:  # the other ranks wait to hear of it
-        error, places = f"rank 0 cannot serve a store: {caught}", []
+        error, places = f"rank 0 cannot serve a store: {caught}"[:_LONG], []
     _tell(world, (socket.gethostname(), places, error), timeout)
     if store is None:
         raise RuntimeError(error)
@@ -94,13 +95,13 @@ def _tell(world: MPI.Intracomm, message: Any, timeout: timedelta) -> Any:
     """Return rank 0's message, or raise if it does not come in time."""
     data = np.zeros(_MESSAGE, np.uint8)
     if world.rank == 0:
-        packed = np.frombuffer(pickle.dumps(message), np.uint8)
+        packed = np.frombuffer(json.dumps(message).encode(), np.uint8)
         data[: packed.size] = packed
     request, seconds = world.Ibcast(data), timeout.total_seconds()
     if not wait_until(request.Test, seconds):
         abandon(request)
         raise timed_out("init_process_group", f"the {world.size} ranks of COMM_WORLD", seconds)
-    return pickle.loads(data.tobytes())
+    return json.loads(data.tobytes().rstrip(b"\0"))
 
 
 def own_addresses() -> list[str]:

@@ -1,0 +1,274 @@
+"""A run of many rounds, its progress, and what is left at its end."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import sfb
+from sfb.soak import arrays, factors, lives, stores
+from sfb.soak.patience import Patience
+from sfb.soak.round import Round, Wrong
+from sfb.soak.usage import Usage, usage
+
+__all__ = ["Config", "SoakError", "soak"]
+
+_REPORT = 60.0  # seconds between two lines of progress
+_WARM = 180.0, 0.5  # the start is measured after so many seconds, or this part of the run if that is less,
+_WARM_ROUNDS = 200  # and after so many rounds: caches have filled then
+_MOST_CALLS = 8  # of a round
+_FRESH = 0.25  # part of the rounds whose communicator is made for them
+_ROOM = 1 << 30  # bytes that hold the factors of all ranks
+
+_CALLS: dict[Callable[[Round], None], float] = {
+    call: share * weight / sum(module.CALLS.values())
+    for module, share in ((factors, 10.0), (arrays, 7.0), (stores, 2.0), (lives, 3.0))
+    for call, weight in module.CALLS.items()
+}
+# Communicators that live as long as the run: ranks of a node, and options.
+_LASTING: tuple[tuple[int | None, dict[str, Any]], ...] = (
+    (None, {}),
+    (2, {}),
+    (1, {}),
+    (None, {"progress": "poll", "max_bytes": 1 << 18}),
+    (2, {"reproducible": True}),
+    (None, {"check": False, "profile": sfb.Profile()}),
+    (1, {"wire": "bfloat16", "seed": 3, "profile": sfb.Profile()}),
+)
+
+
+class SoakError(Exception):
+    """A round has gone wrong on this rank."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How long to run, and where to begin.
+
+    Attributes:
+        minutes: Minutes after which the run ends.
+        seed: Seed of all that is drawn.
+        first: Number of the first round.
+        rounds: Most rounds; None for no limit.
+        patience: Seconds that a round may take.
+    """
+
+    minutes: float = 1.0
+    seed: int = 0
+    first: int = 0
+    rounds: int | None = None
+    patience: float = 300.0
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A communicator, and what a round must know of it.
+
+    Attributes:
+        comm: The communicator.
+        title: What it is.
+        wire: See `Round`.
+        roomy: See `Round`.
+        fresh: Whether it is made for a round.
+    """
+
+    comm: sfb.Comm
+    title: str
+    wire: str | None
+    roomy: bool
+    fresh: bool
+
+
+def soak(world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
+    """Do rounds of calls until the time is over; collective.
+
+    Args:
+        world: The ranks.
+        config: How long, and where to begin; equal on all ranks.
+        say: Takes lines of progress, on rank 0.
+
+    Returns:
+        The numbers of rounds, calls of each kind, and what ranks have held at the start and at the end; for JSON.
+
+    Raises:
+        SoakError: A call gave a wrong result, or an error that it must not; on the ranks that saw it.
+    """
+    return _Run(world, config, say).run()
+
+
+class _Run:
+    def __init__(self, world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> None:
+        self._world = world
+        self._config = config
+        self._say = say if world.rank == 0 else lambda line: None
+        self._calls: Counter[str] = Counter()
+        self._round: Round | None = None
+        self._number = config.first
+
+    def run(self) -> dict[str, Any]:
+        """Do all rounds."""
+        control = MPI.Intracomm(self._world.Dup())
+        began = reported = monotonic()
+        start: np.ndarray | None = None
+        with Patience(self._config.patience, self._where) as patience:
+            lanes = [_lasting(self._world, *each) for each in _LASTING]
+            while (order := self._next(control, began, reported, start is None))[0]:
+                patience.renew()
+                if order[1]:
+                    measured = _gather(control)
+                    reported = monotonic()
+                    start = measured if order[2] else start
+                    self._progress((reported - began) / 60, measured)
+                self._do(lanes)
+                self._number += 1
+            patience.renew()
+            end = _gather(control)
+            for lane in lanes:
+                lane.comm.free()
+            control.Free()
+        return self._result((monotonic() - began) / 60, start, end)
+
+    def _next(self, control: MPI.Intracomm, began: float, reported: float, cold: bool) -> tuple[int, int, int]:
+        """Return whether to go on, whether to measure before, and whether that is the start; as rank 0 says."""
+        config, now, done = self._config, monotonic(), self._number - self._config.first
+        order = np.zeros(3, np.int8)
+        if control.rank == 0:
+            seconds = 60 * config.minutes
+            order[0] = now - began < seconds and (config.rounds is None or done < config.rounds)
+            order[2] = cold and done >= _WARM_ROUNDS and now - began >= min(_WARM[0], _WARM[1] * seconds)
+            order[1] = order[2] or now - reported >= _REPORT
+        control.Bcast(order)
+        go, measure, first = order.tolist()
+        return go, measure, first
+
+    def _do(self, lanes: list[_Lane]) -> None:
+        """Do a round."""
+        made = self._round = Round(self._config.seed, self._number, self._world.rank)
+        try:
+            with self._lane(made, lanes) as lane:
+                made.comm, made.wire, made.title, made.roomy = lane.comm, lane.wire, lane.title, lane.roomy
+                names = [call for call in _CALLS if lane.fresh or call is not lives.again]
+                weights = [_CALLS[call] for call in names]
+                for _ in range(made.dice.whole(1, _MOST_CALLS)):
+                    call = made.dice.pick(names, weights)
+                    before = made.calls
+                    call(made)
+                    self._calls[f"{call.__module__.rpartition('.')[2]}.{call.__name__}"] += made.calls - before
+                _compare(made)
+        except Exception as error:
+            shown = "" if isinstance(error, Wrong) else "".join(traceback.format_exception(error))
+            raise SoakError(f"rank {self._world.rank}, {self._where()}: {error}\n{shown}{self._replay()}") from error
+
+    @contextmanager
+    def _lane(self, made: Round, lanes: list[_Lane]) -> Iterator[_Lane]:
+        """Yield a communicator: a lasting one, or one that is made for the round, maybe of a part of the ranks."""
+        dice = made.dice
+        if not dice.chance(_FRESH):
+            yield dice.pick(lanes)
+            return
+        colours = dice.pick((1, 2, 3), (4, 1, 1))
+        base = self._world
+        if colours > 1:
+            base = self._world.Split(self._world.rank % colours, dice.pick((1, -1)) * self._world.rank)
+        options: dict[str, Any] = {
+            "profile": sfb.Profile(),
+            "check": dice.chance(0.8),
+            "progress": dice.pick(("thread", "poll")),
+            "max_bytes": dice.pick((1 << 17, 1 << 20, _ROOM)),
+        }
+        if dice.chance(0.15):
+            options |= {"wire": dice.pick(("bfloat16", "float16")), "seed": dice.pick((None, 7))}
+        per_node = dice.pick((None, 1, 2, 3))
+        lane = _made(base, per_node, options, fresh=True)
+        yield lane
+        lane.comm.free()
+        if base is not self._world:
+            base.Free()
+
+    def _where(self) -> str:
+        made = self._round
+        if made is None:
+            return f"seed {self._config.seed}, before the first round"
+        return f"seed {self._config.seed}, round {self._number}, call {made.calls}: {made.text}; {made.title}"
+
+    def _replay(self) -> str:
+        return (
+            f"again: mpirun -n {self._world.size} sfb soak --seed {self._config.seed} --first {self._number} --rounds 1"
+        )
+
+    def _progress(self, minutes: float, measured: np.ndarray) -> None:
+        most = Usage(*measured.max(axis=0).tolist())
+        self._say(
+            f"# {minutes:.1f} min: {self._number - self._config.first} rounds, {sum(self._calls.values())} calls, "
+            f"0 errors; a rank has at most {most.memory / 2**20:.1f} MiB of its own, {most.descriptors} descriptors, "
+            f"{most.mapped} mappings of /dev/shm"
+        )
+
+    def _result(self, minutes: float, start: np.ndarray | None, end: np.ndarray) -> dict[str, Any]:
+        ranks = [[Usage(*row)._asdict() for row in table.tolist()] for table in (end if start is None else start, end)]
+        pairs = [] if start is None else list(zip(start.tolist(), end.tolist(), strict=True))
+        leaks: Counter[str] = Counter()
+        for before, after in pairs:
+            leaks |= Counter(Usage(*after).grown(Usage(*before)))
+        return {
+            "format": 1,
+            "config": asdict(self._config),
+            "minutes": minutes,
+            "rounds": self._number - self._config.first,
+            "calls": sum(self._calls.values()),
+            "calls_by_kind": dict(sorted(self._calls.items())),
+            "errors": 0,
+            "memory_growth": max((after[0] / before[0] - 1 for before, after in pairs), default=None),
+            "leaks": None if start is None else dict(leaks),
+            "start": None if start is None else ranks[0],
+            "end": ranks[1],
+        }
+
+
+def _lasting(world: MPI.Intracomm, per_node: int | None, options: dict[str, Any]) -> _Lane:
+    return _made(world, per_node, options, fresh=False)
+
+
+def _made(base: MPI.Intracomm, per_node: int | None, options: dict[str, Any], *, fresh: bool) -> _Lane:
+    """Return a communicator whose nodes are so many ranks of a host each, all of them if None; collective."""
+    title = f"Comm of {per_node or 'all'} ranks a node, {options}"
+    facts = title, options.get("wire"), options.get("max_bytes", _ROOM) >= _ROOM, fresh
+    if per_node is None:
+        return _Lane(sfb.Comm(base, **options), *facts)
+    host = base.Split_type(MPI.COMM_TYPE_SHARED, base.rank)
+    node = host.Split(host.rank // per_node, host.rank)
+    comm = sfb.Comm(base, node=node, **options)
+    node.Free()
+    host.Free()
+    return _Lane(comm, *facts)
+
+
+def _compare(made: Round) -> None:
+    """Raise Wrong on all ranks of the communicator if results differ that must be the same."""
+    whole = blake2b(b"".join(bits for _, bits in made.bits), digest_size=8).digest()
+    mine, all_bits = np.frombuffer(whole, np.uint64), np.empty(made.size, np.uint64)
+    MPI.Intracomm.Allgather(made.comm, mine, all_bits)
+    if (all_bits == all_bits[0]).all():
+        return
+    everybody = made.comm.allgather(made.bits)
+    for each in zip(*everybody, strict=False):
+        if len({bits for _, bits in each}) > 1:
+            raise Wrong(f"ranks hold different bits after {each[0][0]}: {[bits.hex() for _, bits in each]}")
+    raise Wrong(f"ranks have made different numbers of calls: {[len(bits) for bits in everybody]}")
+
+
+def _gather(control: MPI.Intracomm) -> np.ndarray:
+    """Return what each rank holds, a row a rank; collective."""
+    mine = np.array(usage(), np.int64)
+    found = np.empty((control.size, len(mine)), np.int64)
+    control.Allgather(mine, found)
+    return found

@@ -1,0 +1,112 @@
+"""What a process holds: memory, descriptors, shared files, and handles of MPI."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+__all__ = ["Usage", "usage"]
+
+_SHM = "/dev/shm"
+# Handles that are made to find the first that was never used; more than a run ever has at a time and gives back.
+_COMMS, _WINDOWS, _REQUESTS = 256, 48, 256
+
+
+class Usage(NamedTuple):
+    """What this process holds.
+
+    Attributes:
+        memory: Bytes of memory that it shares with no other process.
+        descriptors: Open file descriptors.
+        mapped: Files of /dev/shm that it maps, or deleted ones that were there.
+        files: Files in /dev/shm, those of other jobs included.
+        communicators: Communicators in use, plus a constant of the MPI library.
+        windows: Windows in use, plus a constant.
+        requests: Requests in use, plus a constant; always the same under Open MPI, which numbers none by itself.
+    """
+
+    memory: int
+    descriptors: int
+    mapped: int
+    files: int
+    communicators: int
+    windows: int
+    requests: int
+
+    def grown(self, before: Usage) -> dict[str, int]:
+        """Return by how much what this process alone decides, memory aside, has grown."""
+        names = ("descriptors", "mapped", "communicators", "windows", "requests")
+        growth = {name: getattr(self, name) - getattr(before, name) for name in names}
+        return {name: more for name, more in growth.items() if more > 0}
+
+
+def usage() -> Usage:
+    """Return what this process holds now; makes and frees handles over itself alone."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # of glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    self = MPI.COMM_SELF
+    comms = [self.Dup() for _ in range(_COMMS)]
+    buffer = np.empty(1)
+    requests = [comms[0].Irecv(buffer, 0, tag) for tag in range(_REQUESTS)]
+    windows = [MPI.Win.Create(None, comm=self) for _ in range(_WINDOWS)]
+    counts = [_last(comms), _last(windows), _last(requests)]
+    for request in requests:
+        request.Cancel()
+        request.Wait()
+    _free(windows, MPI.Win.Free)
+    _free(comms, MPI.Comm.Free)
+    lines = _read("/proc/self/maps").splitlines()
+    return Usage(
+        _memory(),
+        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+        sum(_SHM in line for line in lines),
+        len(os.listdir(_SHM)) if os.path.isdir(_SHM) else 0,
+        *counts,
+    )
+
+
+def _last(handles: list[Any]) -> int:
+    """Return the number of the last of many new handles: MPI numbers them from the first that is free."""
+    return max(_number(handle.py2f()) for handle in handles)
+
+
+def _number(handle: int) -> int:
+    """Return the place of a handle among those of its kind.
+
+    Open MPI numbers from 0. MPICH's handles have the block in bits 12 to 25 and the place in it below, and those of the
+    first block, which was there from the start, another mark in the upper two bits.
+    """
+    if 0 <= handle < 1 << 26:
+        return handle
+    return (handle & 0x3FFFFFF) + (1 << 12 if (handle >> 30) & 3 == 3 else 0)
+
+
+def _free(handles: list[Any], free: Callable[[Any], None]) -> None:
+    for handle in reversed(handles):
+        free(handle)
+
+
+def _memory() -> int:
+    """Return the bytes that this process shares with no other; all resident ones where the kernel does not tell."""
+    lines = [line.split() for line in _read("/proc/self/smaps_rollup").splitlines()]
+    found = sum(int(words[1]) for words in lines if words and words[0] in ("Private_Clean:", "Private_Dirty:"))
+    if found:
+        return found << 10
+    words = _read("/proc/self/statm").split()
+    return int(words[1]) * os.sysconf("SC_PAGESIZE") if words else 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,150 @@
+"""`sfb soak` finds nothing where nothing is wrong, and what is planted where something is."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mpi4py import MPI
+
+import sfb
+from sfb.cli.main import cli
+from sfb.soak import arrays, factors, lives, run, stores
+from sfb.soak.dice import Dice
+from sfb.soak.round import Round
+from sfb.soak.run import Config, SoakError, soak
+from sfb.soak.usage import usage
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Two communicators that last, of stated rates."""
+    monkeypatch.setattr(run, "_LASTING", ((None, {"profile": sfb.Profile()}), (1, {"profile": sfb.Profile()})))
+
+
+def everywhere(world, error):
+    """Assert that all ranks have raised an error, and return the message of this one."""
+    assert all(world.allgather(error is not None))
+    return str(error.value)
+
+
+@pytest.mark.mpi
+def test_nothing_is_found_where_nothing_is_wrong(world):
+    lines = []
+    result = soak(world, Config(minutes=5, seed=world.size, rounds=12), lines.append)
+    assert (result["rounds"], result["errors"], result["leaks"]) == (12, 0, None)
+    assert result["calls"] >= 12
+    assert sum(result["calls_by_kind"].values()) == result["calls"]
+    assert len(result["end"]) == world.size
+
+
+CALLS = [call for module in (factors, arrays, stores, lives) for call in module.CALLS]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.__module__.rpartition('.')[2]}.{call.__name__}")
+def test_every_call(any_comm, world, call):
+    for number in range(2):
+        made = Round(world.size, number, world.rank)
+        made.comm = any_comm
+        call(made)
+        assert made.calls > 0
+        run._compare(made)
+
+
+@pytest.mark.mpi
+def test_a_wrong_sum_is_found(world, monkeypatch):
+    right = factors.oracle.total
+    monkeypatch.setattr(factors.oracle, "total", lambda parts, shape: right(parts, shape) + 1)
+    monkeypatch.setattr(run, "_CALLS", {factors.into_array: 1.0})
+    with pytest.raises(SoakError) as caught:
+        soak(world, Config(seed=5, first=3, rounds=40), print)
+    text = everywhere(world, caught)
+    assert "seed 5, round " in text
+    assert "elements; at (0, 0)" in text
+    number = text.partition("round ")[2].partition(",")[0]
+    assert f"sfb soak --seed 5 --first {number} --rounds 1" in text
+    with pytest.raises(SoakError) as again:
+        soak(world, Config(seed=5, first=int(number), rounds=1), print)
+    assert str(again.value) == text
+
+
+@pytest.mark.mpi
+def test_different_bits_are_found(world, monkeypatch):
+    note = Round.same
+    other = lambda self, array: note(self, array + (self.rank == 0))  # noqa: E731
+    monkeypatch.setattr(Round, "same", other)
+    monkeypatch.setattr(run, "_FRESH", 0.0)
+    monkeypatch.setattr(run, "_CALLS", {factors.into_array: 1.0})
+    if world.size == 1:
+        soak(world, Config(rounds=3), print)
+        return
+    with pytest.raises(SoakError, match="ranks hold different bits after call 1 ") as caught:
+        soak(world, Config(seed=world.size, rounds=40), print)
+    everywhere(world, caught)
+
+
+@pytest.mark.mpi
+def test_a_mistake_that_nobody_hears_of_is_found(world, monkeypatch):
+    monkeypatch.setattr(sfb.Comm, "Allreduce", lambda self, send, recv, *rest, **more: None)
+    made = Round(0, 0, world.rank)
+    with sfb.Comm(world) as made.comm:
+        for _ in range(9):  # until the dice give one that ranks find by themselves
+            with pytest.raises(Exception, match=r"no error was raised|elements; at"):
+                lives.mistake(made)
+
+
+def test_dice_are_the_same_for_the_same_seed():
+    one, two, other = Dice(1, 2), Dice(1, 2), Dice(1, 3)
+    draw = lambda dice: [(dice.shape(), dice.size(), dice.counts(3), dice.order(4)) for _ in range(9)]  # noqa: E731
+    first = draw(one)
+    assert first == draw(two)
+    assert first != draw(other)
+
+
+def test_what_is_left_over_is_counted():
+    usage()  # what is made once
+    before = usage()
+    comms = [MPI.COMM_SELF.Dup() for _ in range(3)]
+    window = MPI.Win.Create(None, comm=MPI.COMM_SELF)
+    file = open("/proc/self/status")  # noqa: SIM115
+    grown = usage().grown(before)
+    assert grown["communicators"] >= 3
+    assert grown["windows"] == 1
+    assert grown["descriptors"] >= 1
+    file.close()
+    window.Free()
+    for comm in comms:
+        comm.Free()
+    assert not usage().grown(before)
+
+
+def test_memory_that_grows_shows():
+    before = usage().memory
+    kept = np.ones(1 << 20)
+    assert usage().memory - before > kept.nbytes // 2
+
+
+_HANG = """
+import time
+from sfb.soak.patience import Patience
+with Patience(0.1, lambda: "seed 7, round 3") as patience:
+    time.sleep(60)
+"""
+
+
+def test_a_round_that_hangs_ends_the_job():
+    done = subprocess.run([sys.executable, "-c", _HANG], capture_output=True, text=True, timeout=50)
+    assert done.returncode != 0
+    assert "no end after 0.1 s: seed 7, round 3" in done.stderr
+    assert "time.sleep" in done.stderr or 'File "<string>"' in done.stderr
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "s.json"
+    done = CliRunner().invoke(cli, ["soak", "--minutes", "1", "--rounds", "3", "--seed", "2", "-J", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "errors     0" in done.output
+    assert '"rounds": 3' in file.read_text()
+    assert "Usage" in CliRunner().invoke(cli, ["soak", "--minutes", "0"]).output
