@@ -174,6 +174,8 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
                  help="Steps between two checkpoints.  [default: one after each epoch]"),
     click.option("--keep", type=click.IntRange(1), default=2, help="Checkpoints to keep, the last ones."),
     click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder."),
+    click.option("--elastic", is_flag=True,
+                 help="Go on with the ranks that are left when one dies; needs Open MPI's mpirun --with-ft ulfm."),
 )  # fmt: skip
 @group(
     "Input and output",
@@ -210,11 +212,11 @@ def train(json_file: Path | None, plot: Path | None, model_file: Path | None, **
     config = Config(options=dict(sorted(chosen.items())), reading=reading(options), **options)
     limit_process(world)
     try:
-        with Progress(config, world) as progress:
+        with Progress(config) as progress:
             result = run_training(world, config, progress.report, progress.begin, model_file=model_file)
     except (DataError, TrainingError, MismatchError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error
-    if world.rank == 0:
+    if progress.active:
         if json_file is not None:
             write(json_file, json.dumps(result, indent=1) + "\n")
         progress.finish(result)

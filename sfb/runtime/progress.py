@@ -118,6 +118,14 @@ class Progress:
     def stop(self) -> None:
         """Wait for the end of all exchanges, and end the thread."""
         self.queue.drain()
+        self._stop_thread()
+
+    def abandon(self, error: Exception) -> list[QueuedExchange]:
+        """End the thread, and all exchanges with an exception; return these."""
+        self._stop_thread()
+        return self.queue.abandon(error)
+
+    def _stop_thread(self) -> None:
         if self._ticker is not None:
             self._ticker.stop()
             self._ticker = None

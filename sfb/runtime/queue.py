@@ -62,11 +62,11 @@ class QueuedExchange:
             self.result = last.value
             self.end()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         except BaseException as interrupt:  # the steps cannot go on from it
             failure = RuntimeError("an interrupt ended the exchange on this rank; other ranks may wait for it")
             failure.__cause__ = interrupt
-            self._fail(failure)
+            self.fail(failure)
             raise
         else:
             self.posted = self.posted or step is POSTED
@@ -87,7 +87,7 @@ class QueuedExchange:
                     if not self.pending.Test():
                         return
                 except Exception as error:
-                    self._fail(error)
+                    self.fail(error)
                     return
             self.step()
 
@@ -98,10 +98,10 @@ class QueuedExchange:
         try:
             self.pending.Wait()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         self.pending = None
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End the exchange with an exception, which Wait or Test of its request raises."""
         self.error = error
         self.end()
@@ -181,6 +181,16 @@ class Queue:
             with self.lock:
                 if self._exchanges:
                     self._wait_for_oldest()
+
+    def abandon(self, error: Exception) -> list[QueuedExchange]:
+        """End all exchanges with an exception, where they are, and return them."""
+        with self.lock:
+            exchanges = list(self._exchanges)
+            self._exchanges.clear()
+            for exchange in exchanges:
+                if not exchange.done:
+                    exchange.fail(error)
+        return exchanges
 
     def _wait_for_oldest(self) -> None:
         oldest = self._exchanges[0]

@@ -27,6 +27,7 @@ class Saver:
     Args:
         world: The ranks.
         config: The run.
+        again: Whether this very run has had a saver before, on ranks one of which has died.
 
     Attributes:
         enabled: Whether the run writes checkpoints.
@@ -36,7 +37,7 @@ class Saver:
         TrainingError: The folder cannot be written to, or does not hold what the run is to go on from; on every rank.
     """
 
-    def __init__(self, world: MPI.Intracomm, config: Config) -> None:
+    def __init__(self, world: MPI.Intracomm, config: Config, *, again: bool = False) -> None:
         self._world, self._config = world, config
         self.enabled = config.checkpoint is not None
         self.written: int | None = None
@@ -44,7 +45,7 @@ class Saver:
         self._folder: Folder | None = None
         if config.checkpoint is not None:
             self._folder = Folder(Path(config.checkpoint), config.keep)
-            self._on_rank_0(lambda folder: folder.prepare(resume=config.resume))
+            self._on_rank_0(lambda folder: folder.prepare(resume=None if again else config.resume))
 
     def identify(self, **identity: Any) -> None:
         """Note what identifies the run beside its options: ``data``, and ``bits``, which may change within rounding."""

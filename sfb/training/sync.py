@@ -89,7 +89,10 @@ class Synchronisation(ABC):
 
     Attributes:
         totals: What exchanges have cost this rank so far.
+        longest: Steps that `run` takes at once at most, where the ranks are to meet often; None for any number.
     """
+
+    longest: int | None = None
 
     def __init__(self, model: Model) -> None:
         self._model = model
