@@ -88,9 +88,8 @@ def run(
     """
     world = MPI.COMM_WORLD if comm is None else comm
     check_comm("comm", world)
-    ranks = Membership(world, "sfb.elastic.run")
     compare(world, "elastic.run", f"elastic.run of {steps!r} steps with every={every!r}", _wrong(steps, every))
-    keeper = Keeper()
+    ranks, keeper = Membership(world, "sfb.elastic.run"), Keeper()
 
     def attempt() -> Mapping[str, Any]:
         with sfb.Comm(ranks.comm, **options) as own:

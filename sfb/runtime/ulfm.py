@@ -25,6 +25,9 @@ __all__ = [
 # Errors by which MPI tells of a death. A call on several requests says only that one of them has failed.
 _CLASSES = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, MPI.ERR_IN_STATUS)
 
+# What mpirun tells each rank by --with-ft.
+_OPTION = "OMPI_MCA_mpi_ft_enable"
+
 # Seconds within which a rank hears of the death that an error came of.
 _PATIENCE = 1.0
 # Calls of Shrink that may fail since further ranks die meanwhile.
@@ -42,7 +45,7 @@ def missing() -> str | None:
     advice = "start with `mpirun --with-ft ulfm` of Open MPI 5, which goes on when a rank dies"
     if not library.startswith("Open MPI"):
         return f"{library} ends a job one of whose ranks dies; {advice}"
-    if os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() not in ("1", "true", "yes", "enabled"):
+    if os.environ.get(_OPTION, "").lower() not in ("1", "true", "yes", "enabled"):
         return f"{library} ends a job one of whose ranks dies unless it is asked not to; {advice}"
     return None
 

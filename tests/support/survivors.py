@@ -58,14 +58,15 @@ class Collectives:
         self.comm = comm
         if self.nodes is not None:
             node = MPI.Intracomm(comm).Split(comm.rank // self.nodes, comm.rank)
-            self.comm = sfb.Comm(comm, node=MPI.Intracomm(node))
+            self.comm = sfb.Comm(comm, node=MPI.Intracomm(node), reproducible=True)
         self.w = sfb.optim.SGD(self.comm.shared((_ROWS, _COLUMNS), np.float64), lr=1.0, momentum=0.0)
         self.x = np.zeros(self.size)
         return {"w": self.w, "x": self.x}
 
     def step(self, number):
-        import sfb
         from mpi4py import MPI
+
+        import sfb
 
         comm, rank, size = self.comm, self.comm.rank, self.comm.size
         u, v = factors(number, rank)
@@ -77,7 +78,7 @@ class Collectives:
         if request is not None:
             request.Wait()
         part = np.empty(self.size // 100)
-        comm.Reduce_scatter_block(np.tile(part * 0 + 1 + rank, size), part)
+        comm.Reduce_scatter_block(np.full(size * len(part), 1.0 + rank), part)
         parts = np.empty((size, len(part)))
         comm.Allgather(part, parts)
         assert (parts == size * (size + 1) // 2).all()
@@ -231,7 +232,7 @@ def main():
         ranks[0].Allreduce(MPI.IN_PLACE, stop)
         return stop[0] > 0
 
-    outcome = sfb.elastic.run(step, setup, steps)
+    outcome = sfb.elastic.run(step, setup, steps, reproducible=True)
     losses = [{"ranks": loss.ranks, "left": loss.left, "step": loss.step, "seconds": loss.seconds}
               for loss in outcome.losses]  # fmt: skip
     result = {name: np.array(value) for name, value in work.result().items()}
