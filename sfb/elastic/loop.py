@@ -50,8 +50,9 @@ def run(
 
     Args:
         step: Takes the step with a number, from 0: called on all ranks alike. A true result, on all ranks alike, makes
-            it the last one. What a later step needs of an earlier one is in the state. It waits for other ranks only in the communicator that ``setup`` got, in objects of this
-            library made from it, and in collectives of communicators that all ranks share.
+            it the last one. What a later step needs of an earlier one is in the state. It waits for other ranks only in
+            the communicator that ``setup`` got, in objects of this library made from it, and in collectives of
+            communicators that all ranks share.
         setup: Makes what a step needs, from a `sfb.Comm` of the ranks that take part: `Comm.shared` arrays, plans,
             stores, PyTorch models that `sfb.torch.attach` attaches, and the ranks' parts of the data. Called at first,
             and again when ranks have died; all made before is then void. Returns the state, which is the same on all

@@ -11,10 +11,7 @@ from sfb.runtime import ulfm
 
 
 def _has_ulfm():
-    return (
-        MPIRUN is not None
-        and "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
-    )
+    return "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.mpi
