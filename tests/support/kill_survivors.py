@@ -35,7 +35,7 @@ __all__ = ["Failure", "Job", "kill_training", "kill_work"]
 
 _SECONDS, _START = 120.0, 300.0  # hard limits of waits: of each, and of the first, while kernels may be compiled
 _TRAIN = (
-    "mlp", "--hidden", "48,24", "--data", "digits", "--epochs", "60", "--lr", "0.02", "--optimizer", "momentum",
+    "mlp", "--hidden", "48,24", "--data", "digits", "--epochs", "30", "--lr", "0.02", "--optimizer", "momentum",
     "--checkpoint-every", "5",
 )  # fmt: skip
 _SYNC = {"train": (), "train-mpi": ("--comm", "mpi"), "train-ssp": ("--sync", "ssp:2")}
@@ -80,7 +80,8 @@ class Job:
 
     def ranks(self):
         """Return the processes of the ranks."""
-        return [pid for pid in descendants(self.process.pid) if b"mpirun" not in _line(pid) and b"python" in _line(pid)]
+        lines = {pid: _line(pid) for pid in descendants(self.process.pid)}
+        return [pid for pid, line in lines.items() if b"python" in line and b"--with-ft" not in line]
 
     def end(self):
         """Wait for the end."""
@@ -188,8 +189,9 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone):
             for blow in range(2 if kills - done > 1 and rng.random() < 0.25 else 1):
                 if blow:
                     time.sleep(rng.uniform(0, 0.2))
-                os.kill(processes.pop(rng.randrange(len(processes))), signal.SIGKILL)
-                done += 1
+                with suppress(ProcessLookupError):  # the run has ended meanwhile
+                    os.kill(processes.pop(rng.randrange(len(processes))), signal.SIGKILL)
+                    done += 1
             before = newest()
             job.wait(lambda: newest() > before or job.process.poll() is not None, "another checkpoint", alive=False)  # noqa: B023
             if job.process.poll() is not None:
