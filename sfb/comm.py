@@ -26,7 +26,7 @@ from sfb.runtime.progress import Progress
 from sfb.runtime.queue import Queue, QueuedExchange
 from sfb.runtime.requests import Persistent
 from sfb.runtime.team import Team, check_comm
-from sfb.runtime.ulfm import blames_death, enabled, has_died
+from sfb.runtime.ulfm import blames_death, enabled, has_died, watch
 from sfb.runtime.windows import Block
 from sfb.tuning.calibrate import Probes
 from sfb.tuning.lookup import Profiles
@@ -121,6 +121,7 @@ class Comm(MPI.Intracomm):
         self._progress = Progress(_TICK, thread=options.progress == "thread")
         self._queue = self._progress.queue
         self._plain = PlainCollectives(profiles, self._progress, check=options.check)
+        watch(self)
 
     def __init__(self, comm: MPI.Intracomm | None = None, **options: Any) -> None:
         if comm is None:

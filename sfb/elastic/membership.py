@@ -11,7 +11,18 @@ from typing import TypeVar
 from mpi4py import MPI
 
 from sfb.runtime.errors import raise_reported, report
-from sfb.runtime.ulfm import agree, blames_death, came_of_death, enabled, mark, missing, private, revoke, shrink
+from sfb.runtime.ulfm import (
+    abandon,
+    agree,
+    blames_death,
+    came_of_death,
+    enabled,
+    mark,
+    missing,
+    private,
+    revoke,
+    shrink,
+)
 
 __all__ = ["Loss", "Membership"]
 
@@ -116,6 +127,7 @@ class Membership:
             old = self.comm
             old.Revoke()
             revoke(self._first)
+            abandon(self._first)
             if not agreed:
                 agree(old, 0)  # with ranks that have come to the end of their work
             agreed = False

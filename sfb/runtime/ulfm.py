@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import weakref
 from functools import cache
 from itertools import count
 from time import monotonic, sleep
+from typing import Protocol
 
 from mpi4py import MPI
 
 __all__ = [
+    "abandon",
     "agree",
     "blames_death",
     "came_of_death",
@@ -19,6 +22,7 @@ __all__ = [
     "missing",
     "private",
     "revoke",
+    "watch",
     "shrink",
 ]
 
@@ -36,6 +40,15 @@ _TRIES = 100
 # The communicators of the library that have not been freed, by numbers in the order in which they were made.
 _private: dict[int, MPI.Intracomm] = {}
 _numbers = count()
+# Those of the user that hold memory and threads, in the same order.
+_watched: dict[int, weakref.ref[Abandonable]] = {}
+
+
+class Abandonable(Protocol):
+    """A communicator of the user with which the library does something."""
+
+    def abandon(self) -> None:
+        """Give up what the library holds on it, without the other ranks."""
 
 
 @cache
@@ -64,8 +77,24 @@ def private(comm: MPI.Intracomm) -> MPI.Intracomm:
     return comm
 
 
+def watch(comm: Abandonable) -> None:
+    """Note a communicator of the user that `abandon` is to give up, as long as it lives."""
+    if enabled():
+        for number in [number for number, each in _watched.items() if each() is None]:
+            del _watched[number]
+        _watched[next(_numbers)] = weakref.ref(comm)
+
+
+def abandon(first: int) -> None:
+    """Give up what the library holds on the user's communicators from a `mark` on."""
+    for number, reference in list(_watched.items()):
+        comm = reference()
+        if number >= first and comm is not None:
+            comm.abandon()
+
+
 def mark() -> int:
-    """Return the number of the next communicator that `private` notes."""
+    """Return a number below those that `private` and `watch` give from now on."""
     return next(_numbers)
 
 

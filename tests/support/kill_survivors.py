@@ -35,8 +35,7 @@ __all__ = ["Failure", "Job", "kill_training", "kill_work"]
 
 _SECONDS, _START = 120.0, 300.0  # hard limits of waits: of each, and of the first, while kernels may be compiled
 _TRAIN = (
-    "mlp", "--hidden", "48,24", "--data", "digits", "--epochs", "30", "--lr", "0.02", "--optimizer", "momentum",
-    "--checkpoint-every", "5",
+    "mlr", "--data", "digits", "--epochs", "30", "--lr", "0.005", "--optimizer", "momentum", "--checkpoint-every", "5",
 )  # fmt: skip
 _SYNC = {"train": (), "train-mpi": ("--comm", "mpi"), "train-ssp": ("--sync", "ssp:2")}
 
@@ -97,7 +96,7 @@ class Job:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
-        time.sleep(0.3)
+        time.sleep(5.0)
         for pid in [*pids, *descendants(self.process.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -207,7 +206,7 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone):
         found = _final(checkpoints)
         for name, array in alone.items():
             error = float(np.abs(found[name] - array).max() / np.abs(array).max())
-            if work != "train-ssp" and name.startswith("parameter/") and not error <= 1e-3:
+            if work != "train-ssp" and name.startswith("parameter/") and not error <= 1e-4:
                 raise Failure(f"WRONG: {name} is off by {error:.2g} from that of one process")
         if not (np.isfinite(result["epochs"][-1]["loss"]) and result["epochs"][-1]["loss"] < 0.3):
             raise Failure(f"WRONG: the loss is {result['epochs'][-1]['loss']}")
