@@ -22,8 +22,8 @@ __all__ = [
     "missing",
     "private",
     "revoke",
-    "watch",
     "shrink",
+    "watch",
 ]
 
 # Errors by which MPI tells of a death. A call on several requests says only that one of them has failed.
