@@ -30,6 +30,7 @@ from sfb.runtime.queue import Queue, QueuedExchange
 from sfb.runtime.requests import Persistent
 from sfb.runtime.team import Team, check_comm
 from sfb.runtime.tracing import enter
+from sfb.runtime.ulfm import blames_death, enabled, has_died, watch
 from sfb.runtime.windows import Block
 from sfb.trace.calls import PlainCall, started
 from sfb.trace.now import NOW
@@ -44,6 +45,7 @@ __all__ = ["Comm"]
 _SUM = MPI.SUM
 _ALLREDUCE = MPI.Intracomm.Allreduce  # looked up once, for calls that take MPI a microsecond
 _TICK = 5e-4  # seconds between two looks of the thread after exchanges under way
+_abandoned: list[tuple[object, ...]] = []  # keeps alive what MPI may still read or write
 
 
 class Comm(MPI.Intracomm):
@@ -147,6 +149,7 @@ class Comm(MPI.Intracomm):
         self._queue = self._progress.queue
         finite = options.check_finite
         self._plain = PlainCollectives(profiles, self._progress, check=options.check, check_finite=finite)
+        watch(self)
 
     def __init__(self, comm: MPI.Intracomm | None = None, **options: Any) -> None:
         if comm is None:
@@ -399,6 +402,22 @@ class Comm(MPI.Intracomm):
         if self._owner:
             super().free()
 
+    def abandon(self) -> None:
+        """Give up what the library holds on the communicator, one of whose ranks has died; local, with ULFM.
+
+        Other ranks that wait for this one in the library get an `MPI.Exception`. Arrays from `shared` stay valid, but a
+        communicator of other ranks does not take them. The end of a ``with`` block by such an exception does this, too.
+        """
+        team, self._team_or_none, self._engine_or_none, engine = self._team_or_none, None, None, self._engine_or_none
+        if team is None:
+            return
+        team.revoke()
+        died = RuntimeError("the exchange has been given up, since a rank has died")
+        exchanges, arrays = self._progress.abandon(died), self._plain.arrays
+        self._plain.forget()
+        team.abandon()
+        _abandoned.append((team, engine, arrays, exchanges))
+
     def Dup(self, info: MPI.Info | None = None) -> Comm:
         """Duplicate the communicator, as `MPI.Comm.Dup` does; with the same options."""
         return self._like(super().Dup(info))
@@ -475,6 +494,8 @@ class Comm(MPI.Intracomm):
         # With an error on the way the other ranks may never reach a collective.
         if kind is None:
             self.free()
+        elif enabled() and (blames_death(error) or has_died(self)):
+            self.abandon()
 
     def _get_team(self) -> Team:
         return self._team

@@ -32,6 +32,7 @@ __all__ = [
     "launched",
     "lone_rank",
     "meet_at_end",
+    "meet_without",
     "warn_if_alone",
 ]
 
@@ -140,6 +141,13 @@ def meet_at_end(world: MPI.Intracomm) -> None:
     if _ending is None and world.size > 1:
         _ending = world.Dup()
         _watch_for_interrupts()
+
+
+def meet_without(others: MPI.Intracomm) -> None:
+    """Let `end` ask these ranks alone, since others have died; collective over them."""
+    global _ending
+    if _ending is not None:
+        _ending = others.Dup()
 
 
 def _watch_for_interrupts() -> None:

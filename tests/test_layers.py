@@ -21,7 +21,7 @@ LAYERS = (
     ("tuning",),
     ("arrays", "collectives"),
     ("comm",),
-    ("store",),
+    ("elastic", "store"),
     ("schedule",),
     ("models",),
     ("mcmc", "torch", "training"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,8 @@ def _described(option: Callable[..., Any], takers: str) -> Callable[..., Any]:
                  help="Steps between two checkpoints.  [default: one after each epoch]"),
     click.option("--keep", type=click.IntRange(1), default=2, help="Checkpoints to keep, the last ones."),
     click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder."),
+    click.option("--elastic", is_flag=True,
+                 help="Go on with the ranks that are left when one dies; needs Open MPI's mpirun --with-ft ulfm."),
 )  # fmt: skip
 @group(
     "Restarts",
@@ -216,6 +219,8 @@ def train(
         return run_again(sys.argv[2:], options["checkpoint"], restarts, ranks, launcher, shrink=shrink)
     if restarts is None and (ranks is not None or shrink):
         raise click.UsageError("--ranks and --shrink are for --restarts", click.get_current_context())
+    if status is not None and options["elastic"]:
+        raise click.UsageError("--status does not follow ranks that go on without others, under --elastic")
     world = start()
     from sfb import MismatchError, StoreError
     from sfb.runtime.threads import limit_process
@@ -234,12 +239,16 @@ def train(
     folder = status or (None if config.checkpoint is None else Path(config.checkpoint))
     limit_process(world)
     try:
-        with Live(world, config.title, folder) as live, Progress(config, world, live) as progress:
+        with (
+            nullcontext() if config.elastic else Live(world, config.title, folder) as live,
+            Progress(config, live) as progress,
+        ):
             result = run_training(world, config, progress.report, progress.begin, model_file=model_file)
-            live.stopped = result["stopped"]
+            if live is not None:
+                live.stopped = result["stopped"]
     except (DataError, TrainingError, MismatchError, StoreError, ValueError) as error:
         raise Failure(str(error)) from error
-    if world.rank == 0:
+    if progress.active:
         if json_file is not None:
             write(json_file, json.dumps(result, indent=1) + "\n")
         if plot is not None and result["epochs"]:

@@ -191,10 +191,15 @@ class Board:
 
     def free(self) -> None:
         """Free the memory; collective over the node."""
+        for block in self.abandon():
+            block.free()
+
+    def abandon(self) -> list[Block]:
+        """Give up the memory, and return it."""
         del self.words, self.window
         self.states = None
         self._block.release()
-        self._block.free()
+        return [self._block]
 
 
 class Watch:

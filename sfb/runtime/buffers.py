@@ -88,8 +88,14 @@ class Staging:
 
     def drop(self) -> None:
         """Free the memory; collective over the node."""
+        for block in self.abandon():
+            block.free()
+
+    def abandon(self) -> list[Block]:
+        """Give up the memory, and return it if there is any."""
         block, self.block = self.block, None
         self._user = self._before = 0
-        if block is not None:
-            block.release()
-            block.free()
+        if block is None:
+            return []
+        block.release()
+        return [block]

@@ -126,10 +126,10 @@ class Progress:
         self.queue.drain()
         self._stop_thread()
 
-    def abandon(self, error: Exception) -> None:
-        """End the thread, and all exchanges with an error."""
+    def abandon(self, error: Exception) -> list[QueuedExchange]:
+        """End the thread, and all exchanges with an exception; return these."""
         self._stop_thread()
-        self.queue.abandon(error)
+        return self.queue.abandon(error)
 
     def _stop_thread(self) -> None:
         if self._ticker is not None:

@@ -188,6 +188,16 @@ class Queue:
                 if self._exchanges:
                     self._wait_for_oldest()
 
+    def abandon(self, error: Exception) -> list[QueuedExchange]:
+        """End all exchanges with an exception, where they are, and return them."""
+        with self.lock:
+            exchanges = list(self._exchanges)
+            self._exchanges.clear()
+            for exchange in exchanges:
+                if not exchange.done:
+                    exchange.fail(error)
+        return exchanges
+
     def _wait_for_oldest(self) -> None:
         oldest = self._exchanges[0]
         while not oldest.done:

@@ -22,7 +22,8 @@ from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.shm import warn_of_leftovers
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.tracing import join, leave
-from sfb.runtime.windows import Block, fence, reap
+from sfb.runtime.ulfm import blames_death, private
+from sfb.runtime.windows import Block, abandon, fence, reap
 
 __all__ = ["Team", "check_comm", "near"]
 
@@ -68,10 +69,10 @@ class Team:
         stall: float = STALL,
         timeout: float | None = None,
     ) -> None:
-        self.world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
+        self.world = private(MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank)))
         self.rank = self.world.rank
         self.size = self.world.size
-        host = MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
+        host = private(MPI.Intracomm(self.world.Split_type(MPI.COMM_TYPE_SHARED, self.rank)))
         self.node = self._split(host, node)
         self.pool = Pool()
         self.staging = Staging(self.node)
@@ -98,10 +99,11 @@ class Team:
                 self.board = Board(
                     self.world, self.node, members, crowded=self.sharing > 1, stall=stall, failures=self.failures
                 )
-        except Exception:
+        except Exception as error:
             self.failures.close()
-            self.node.Free()
-            self.world.Free()
+            if not blames_death(error):  # others may wait in them for this rank, until they are revoked
+                self.node.Free()
+                self.world.Free()
             raise
         if self.node.size > 1 and self.node.rank == 0:
             warn_of_leftovers()
@@ -131,7 +133,7 @@ class Team:
         if MPI.UNDEFINED in inside:
             error = ValueError("node must hold ranks of the communicator that share a host, and no others")
         compare(self.world, "Comm", error=error)
-        return MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank))
+        return private(MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank)))
 
     def across(self) -> list[tuple[int, MPI.Intracomm]]:
         """Return pairs of a slot and a communicator that joins one rank of each node; the first use is collective.
@@ -146,7 +148,7 @@ class Team:
                 mine = slot % node.size == node.rank
                 comm = MPI.Intracomm(self.world.Split(0 if mine else MPI.UNDEFINED, self.node_of[self.rank]))
                 if mine:
-                    self._across.append((slot, comm))
+                    self._across.append((slot, private(comm)))
         return self._across
 
     def load_kernels(self, *, half: bool = False, sparse: bool = False) -> None:
@@ -232,6 +234,17 @@ class Team:
             comm.Free()
         self.node.Free()
         self.world.Free()
+
+    def revoke(self) -> None:
+        """Let no rank wait in these communicators for this one any more; local, with ULFM."""
+        for comm in (self.world, self.node, *(comm for _, comm in self._across or ())):
+            comm.Revoke()
+
+    def abandon(self) -> None:
+        """Give up the buffers without the other ranks, one of which has died; local."""
+        abandon([*self.board.abandon(), *self.staging.abandon(), *self._blocks])
+        self._blocks.clear()
+        self.pool.clear()
 
 
 def near(comm: MPI.Intracomm) -> frozenset[int]:

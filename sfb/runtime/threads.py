@@ -7,6 +7,8 @@ import os
 from mpi4py import MPI
 from threadpoolctl import ThreadpoolController
 
+from sfb.runtime.ulfm import private
+
 __all__ = ["affinity", "cores", "limit_process", "same_host", "threads_of"]
 
 
@@ -20,7 +22,7 @@ def affinity() -> set[int]:
 def same_host(comm: MPI.Intracomm) -> MPI.Intracomm:
     """Return a communicator of the ranks on this rank's host, whether or not they can share memory; collective."""
     name = MPI.Get_processor_name()
-    return MPI.Intracomm(MPI.Intracomm(comm).Split(comm.allgather(name).index(name), comm.rank))
+    return private(MPI.Intracomm(MPI.Intracomm(comm).Split(comm.allgather(name).index(name), comm.rank)))
 
 
 def cores(host: MPI.Intracomm) -> int:

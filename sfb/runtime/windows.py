@@ -12,11 +12,13 @@ import numpy as np
 from mpi4py import MPI
 
 from sfb.runtime import mappings, shm
+from sfb.runtime.ulfm import enabled
 
-__all__ = ["Block", "fence", "find", "find_named", "reap"]
+__all__ = ["Block", "abandon", "fence", "find", "find_named", "reap"]
 
 _blocks: list[Block] = []  # all live blocks of this process: arrays are recognised by their address
 _orphans: list[Block] = []  # blocks whose communicator has been freed while arrays still lie in them
+_abandoned: list[Block] = []  # blocks one of whose ranks has died, while arrays still lie in them
 _folder: str | None = "/dev/shm"  # where MPI keeps shared memory; None where that is no folder
 
 
@@ -97,11 +99,15 @@ class Block:
 
     def free(self) -> None:
         """Free the memory; collective, and no array may lie in it any more."""
-        _blocks.remove(self)
-        Block.named -= bool(self.name)
+        self.forget()
         if self._window is not None:
             self._window.Unlock_all()
             self._window.Free()
+
+    def forget(self) -> None:
+        """Forget the block, in which no array lies any more; local."""
+        _blocks.remove(self)
+        Block.named -= bool(self.name)
         self.group.Free()
 
     def sync(self) -> None:
@@ -110,8 +116,11 @@ class Block:
             self._window.Sync()
 
 
-def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win, Any]:
-    """Return a window of the ranks of a node, and its memory, in which the first has touched each page to ``fill``."""
+def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win | None, Any]:
+    """Return a window of the ranks of a node, and its memory, in which the first has touched each page to ``fill``.
+
+    With ULFM the window is freed at once, where the memory is mapped twice: once a rank has died, MPI could not.
+    """
     global _folder
     _raise_together(node, _lack(nbytes) if node.rank == 0 else None)
     window = MPI.Win.Allocate_shared(nbytes if node.rank == 0 else 0, 1, comm=node)
@@ -127,7 +136,12 @@ def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win,
         window.Unlock_all()
         window.Free()
         raise
-    return window, mappings.again(address, nbytes) or given
+    twin = mappings.again(address, nbytes)
+    if enabled() and node.allreduce(twin is not None, MPI.LAND):
+        window.Unlock_all()
+        window.Free()
+        return None, twin
+    return window, twin or given
 
 
 def _raise_together(node: MPI.Intracomm, lack: str | None) -> None:
@@ -201,6 +215,17 @@ def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> 
     if abandon:
         _orphans.extend(blocks)
         blocks.clear()
+
+
+def abandon(blocks: list[Block]) -> None:
+    """Give up blocks without the ranks that share them, one of which has died; local.
+
+    Arrays that lie in them stay valid, and are recognised as long as they live.
+    """
+    _abandoned.extend(blocks)
+    for block in [block for block in _abandoned if not block.in_use]:
+        _abandoned.remove(block)
+        block.forget()
 
 
 def fence(node: MPI.Intracomm, blocks: list[Block]) -> None:

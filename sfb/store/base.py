@@ -21,6 +21,7 @@ from sfb.runtime.finite import check_finite
 from sfb.runtime.team import check_comm, near
 from sfb.runtime.threads import cores, same_host, threads_of
 from sfb.runtime.tracing import join
+from sfb.runtime.ulfm import blames_death, private
 from sfb.store.replica import Table
 from sfb.trace.spans import span
 
@@ -74,9 +75,9 @@ class StoreBase:
         prepare: Callable[[], str],
     ) -> None:
         check_comm("comm", comm)
-        self._world = world = MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank))
+        self._world = world = private(MPI.Intracomm(MPI.Intracomm(comm).Split(0, comm.rank)))
         self._rank = world.rank
-        node = MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank))
+        node = private(MPI.Intracomm(world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)))
         host = same_host(world)
         self._threads = threads_of(host, cores(host))
         host.Free()
@@ -97,11 +98,12 @@ class StoreBase:
             compare(world, name, text, error)
             with on_all_ranks(world, name):
                 warmup(node)
-        except Exception:
-            world.Free()
+        except Exception as caught:
+            if not blames_death(caught):  # others may wait in them for this rank, until they are revoked
+                node.Free()
+                world.Free()
             raise
-        finally:
-            node.Free()
+        node.Free()
         self._numbers = {table.name: number for number, table in enumerate(self._tables)}
         self._clock = 0
         self._open = True
@@ -179,8 +181,12 @@ class StoreBase:
         """
         if self._open:
             self._check_open()
-            with span("close", "store", label=self._label, number=self._clock):
-                self._close()
+            try:
+                with span("close", "store", label=self._label, number=self._clock):
+                    self._close()
+            except MPI.Exception as error:
+                self._abandon(error)
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,7 +310,10 @@ class Store(StoreBase):
         with self._lock:
             if self._open and self._failure is None:
                 room = self.consistency.ordered or self._replica.waiting_bytes < self._limit
-                self._step(receive=room)
+                try:
+                    self._step(receive=room)
+                except MPI.Exception as error:  # the next call of the user raises it
+                    self._failure = f"the progress thread has met an error of MPI: {error}"
                 self._note_peak()
 
     def _parts(self, number: int, update: Factors | np.ndarray) -> list[tuple[int, np.ndarray, float]]:
@@ -444,9 +448,10 @@ class Store(StoreBase):
             self._ticker.stop()
         now, pause = self._timer
         end = now() + _FAREWELL
-        while not self._relay.idle and now() < end:
-            if not self._step():
-                pause()
+        with suppress(MPI.Exception):  # a rank has died, and the others hear of it by MPI
+            while not self._relay.idle and now() < end:
+                if not self._step():
+                    pause()
 
 
 def _payload(u: np.ndarray, v: Any) -> tuple[int, np.ndarray]:

@@ -11,6 +11,7 @@ from mpi4py import MPI
 import sfb
 from sfb import Factors, RankFailedError
 from sfb.models.model import Model, Parameter
+from sfb.runtime.ulfm import private
 from sfb.trace.calls import by_mpi
 from sfb.trace.now import NOW
 from sfb.trace.spans import each, span
@@ -41,6 +42,8 @@ class Bulk(Synchronisation):
         model: The model.
         examples: Examples of this rank in a step, by which algorithms are chosen before the first.
     """
+
+    longest = 16  # steps that are taken again when a rank has died, at most; a copy of the state takes about one
 
     def __init__(self, comm: sfb.Comm, world: MPI.Intracomm, config: Config, model: Model, examples: int) -> None:
         super().__init__(model)
@@ -85,7 +88,7 @@ class Bulk(Synchronisation):
     def spread(self) -> None:
         """Set the parameters, and the state of the rules, to those of rank 0; collective."""
         arrays, steps = self.state()
-        leaders = self._world.Split(0 if self._first_of_node else MPI.UNDEFINED, self._world.rank)
+        leaders = private(self._world.Split(0 if self._first_of_node else MPI.UNDEFINED, self._world.rank))
         for name, array in arrays.items():
             if name.partition("/")[2] not in self._shared:
                 self._world.Bcast(array)

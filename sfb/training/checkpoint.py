@@ -186,11 +186,11 @@ class Folder:
         """Return the file of the checkpoint of a step."""
         return self.path / f"{_PREFIX}{step:010d}{_SUFFIX}"
 
-    def prepare(self, *, resume: bool) -> None:
+    def prepare(self, *, resume: bool | None) -> None:
         """Make the folder, see that it can be written to, and remove what runs that were killed have left unfinished.
 
         Args:
-            resume: Whether the run is to go on from a checkpoint, rather than to begin.
+            resume: Whether the run is to go on from a checkpoint, rather than to begin; None for either.
 
         Raises:
             CheckpointError: The folder cannot be written to; a run that goes on finds no checkpoint, or one that begins
@@ -203,7 +203,7 @@ class Folder:
                     "the run to go on with"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.steps() and not resume:
+            if self.steps() and resume is False:
                 raise CheckpointError(
                     f"{self.path} holds checkpoints up to step {self.steps()[-1]} of another run; go on with it by "
                     "--resume, or give another folder"

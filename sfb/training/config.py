@@ -62,6 +62,7 @@ class Config:
         checkpoint_every: Steps between two checkpoints; None for one after each epoch.
         keep: Number of checkpoints to keep.
         resume: Whether to go on from the newest checkpoint.
+        elastic: Whether the ranks that are left go on when one dies.
     """
 
     model: str = "mlp"
@@ -92,6 +93,7 @@ class Config:
     checkpoint_every: int | None = None
     keep: int = 2
     resume: bool = False
+    elastic: bool = False
 
     @property
     def title(self) -> str:

@@ -9,7 +9,6 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from mpi4py import MPI
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
@@ -36,15 +35,17 @@ class Progress(AbstractContextManager["Progress"]):
 
     Args:
         config: What the run trains, and how.
-        world: The ranks that train.
         live: What the ranks tell of themselves; None to show nothing of it.
+
+    Attributes:
+        active: Whether this rank reports.
     """
 
-    def __init__(self, config: Config, world: MPI.Intracomm, live: Live | None = None) -> None:
+    def __init__(self, config: Config, live: Live | None = None) -> None:
         self._live = live
         self._spoken = perf_counter()
         self._config = config
-        self._active = world.rank == 0
+        self.active = False
         self._bar: _Bar | None = None
         self._task: TaskID | None = None
         self._measure = ""
@@ -64,29 +65,38 @@ class Progress(AbstractContextManager["Progress"]):
 
     def begin(self, trainer: Trainer) -> Tick:
         """Say what the run trains, and return the function to call after every step."""
+        anew = self._trainer is not None  # ranks have died
         self._trainer, self._measure = trainer, trainer.model.measure
+        self.active = trainer.rank == 0
         self._first = trainer.position.taken
         self._began = self._ended = perf_counter()
         if self._live is not None:
             self._live.begin()
-        if self._active:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._first)
+        elif self.active:
+            self._show(trainer, anew)
+        return self._tick
+
+    def _show(self, trainer: Trainer, anew: bool) -> None:
+        """Say what the run trains, unless another rank has said so, and show a bar on a terminal."""
+        if not anew:
             print(self._config.title, flush=True)
             if self._first:
                 print(
                     f"going on from the checkpoint of step {self._first}, in epoch {trainer.position.epoch}", flush=True
                 )
-            # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
-            if sys.stdout.isatty() and sys.stdin.isatty():
-                self._bar = _Bar(
-                    TextColumn("step"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TextColumn("{task.fields[text]}"),
-                    console=Console(highlight=False, markup=False),
-                )
-                self._task = self._bar.add_task("step", total=trainer.total, completed=self._first, text="")
-                self._bar.start()
-        return self._tick
+        # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
+        if sys.stdout.isatty() and sys.stdin.isatty():
+            self._bar = _Bar(
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(highlight=False, markup=False),
+            )
+            self._task = self._bar.add_task("step", total=trainer.total, completed=self._first, text="")
+            self._bar.start()
 
     def _tick(self, loss: float, examples: int, wire_bytes: int) -> None:
         trainer, live = self._trainer, self._live
@@ -120,7 +130,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def report(self, epoch: Epoch) -> None:
         """Print one epoch."""
-        if not self._active or self._trainer is None:
+        if not self.active or self._trainer is None:
             return
         now = self._spoken = perf_counter()
         done = epoch.epoch * self._trainer.steps

@@ -28,6 +28,7 @@ class Saver:
     Args:
         world: The ranks.
         config: The run.
+        again: Whether this very run has had a saver before, on ranks one of which has died.
 
     Attributes:
         enabled: Whether the run writes checkpoints.
@@ -38,7 +39,7 @@ class Saver:
         TrainingError: The folder cannot be written to, or does not hold what the run is to go on from; on every rank.
     """
 
-    def __init__(self, world: MPI.Intracomm, config: Config) -> None:
+    def __init__(self, world: MPI.Intracomm, config: Config, *, again: bool = False) -> None:
         self._world, self._config = world, config
         self.enabled = config.checkpoint is not None
         self.resume = False
@@ -47,11 +48,11 @@ class Saver:
         self._folder: Folder | None = None
         if config.checkpoint is not None:
             self._folder = Folder(Path(config.checkpoint), config.keep)
-            self.resume = self._on_rank_0(self._prepare)
+            self.resume = self._on_rank_0(lambda folder: self._prepare(folder, again))
 
-    def _prepare(self, folder: Folder) -> bool:
+    def _prepare(self, folder: Folder, again: bool) -> bool:
         resume = self._config.resume or (requeued() and bool(folder.steps()))
-        folder.prepare(resume=resume)
+        folder.prepare(resume=None if again else resume)
         return resume
 
     def identify(self, **identity: Any) -> None:

@@ -91,7 +91,10 @@ class Synchronisation(ABC):
         totals: What exchanges have cost this rank so far.
         partial: The steps of the stretch under way that are done; None if only its end is a state of all ranks.
         staleness: The most clocks that a read of the last step was behind this rank.
+        longest: Steps that `run` takes at once at most, where the ranks are to meet often; None for any number.
     """
+
+    longest: int | None = None
 
     def __init__(self, model: Model) -> None:
         self._model = model

@@ -13,12 +13,16 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
+from sfb.elastic.keeper import Keeper
+from sfb.elastic.membership import Membership
 from sfb.environment import describe
+from sfb.launch import meet_without
 from sfb.models.model import Model
 from sfb.models.network import Network
 from sfb.models.ranks import Ranks
 from sfb.models.registry import MODELS
 from sfb.runtime.agreement import compare
+from sfb.runtime.ulfm import missing
 from sfb.trace.spans import span
 from sfb.training.batches import Samples
 from sfb.training.config import COMMS, Config, TrainingError
@@ -53,8 +57,9 @@ def train(
 
     Returns:
         {"format": 1, "config", "environment", "measure", "steps_per_epoch", "epochs": [`Epoch`], "layers": [{"name",
-        "K", "D", "algorithm", "wire_bytes_per_step"}], "replicas_identical", "stopped", "resumable"}. "stopped" says
-        what ended the run before its last epoch, or is None; "resumable" whether a checkpoint has what is left.
+        "K", "D", "algorithm", "wire_bytes_per_step"}], "replicas_identical", "stopped", "resumable", "losses"}.
+        "stopped" says what ended the run before its last epoch, or is None; "resumable" whether a checkpoint has what
+        is left; "losses" has a `sfb.elastic.Loss` for ranks that have died.
 
     Raises:
         DataError: The data cannot be trained on.
@@ -65,9 +70,52 @@ def train(
     with Watch(config.time_limit, signals=config.checkpoint is not None) as watch:
         _compare(world, config)
         config.check()
-        saver = Saver(world, config)
-        with span("data", "phase"):
-            dataset = load(world, config.data, seed=config.seed, **config.reading)
+        run = _Run(config, watch, report, begin, model_file)
+        if not config.elastic:
+            return run.on(world)
+        problem = missing()
+        if problem is not None:
+            raise TrainingError(f"--elastic needs ULFM: {problem}")
+        ranks = run.ranks = Membership(world, "sfb train")
+        return ranks.survive(lambda: run.on(ranks.comm))
+
+
+class _Run:
+    """A run, begun again on the ranks that are left when one dies.
+
+    Args:
+        config: What to train, and how.
+        watch: Reasons to stop.
+        report: The user's argument of `train`, like the following.
+        begin: The user's argument.
+        model_file: The user's argument.
+
+    Attributes:
+        ranks: The ranks that are left, if these go on when one dies.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        watch: Watch,
+        report: Callable[[Epoch], None],
+        begin: Callable[[Trainer], Tick],
+        model_file: Path | None,
+    ) -> None:
+        self._config, self._watch = config, watch
+        self._report, self._begin, self._model_file = report, begin, model_file
+        self._dataset: Dataset | None = None
+        self._keeper = Keeper() if config.elastic else None
+        self._begun = False
+        self.ranks: Membership | None = None
+
+    def on(self, world: MPI.Intracomm) -> dict[str, Any]:
+        """Train on these ranks, from where those before them were; collective."""
+        config, again, self._begun = self._config, self._begun, True
+        if again:
+            meet_without(world)
+        saver = Saver(world, config, again=again)
+        dataset = self._data(world)
         profile = _profile(world) if saver.enabled else None
         reproducible = config.reproducible or saver.enabled
         with sfb.Comm(world, reproducible=reproducible, profile=profile) as comm:
@@ -77,15 +125,19 @@ def train(
                 model.sparse = Ranks(world).sparse(dataset.x)
             if saver.enabled:
                 saver.identify(data=fingerprint(world, samples), bits=_bits(world, comm, config, profile))
-            trainer = Trainer(comm, world, config, model, samples, test)
-            if saver.resume:
+            trainer = Trainer(comm, world, config, model, samples, test, self._keeper)
+            if self._keeper is not None and self._keeper.share(world):
+                trainer.go_back(self._keeper.copy)
+            elif saver.resume:
                 trainer.restore(*saver.newest())
             else:
                 # Found now: a disk without room for checkpoints.
-                trainer.save(saver, watch, last=True)
-            trainer.run(watch, saver, report, begin(trainer))
-            if model_file is not None:
-                _save(world, model_file, model, dataset)
+                trainer.save(saver, self._watch, last=True)
+            if self.ranks is not None:
+                self.ranks.note(trainer.position.taken)
+            trainer.run(self._watch, saver, self._report, self._begin(trainer))
+            if self._model_file is not None:
+                _save(world, self._model_file, model, dataset)
             return {
                 "format": 1,
                 "config": asdict(config) | {"lr": config.rate},
@@ -97,7 +149,19 @@ def train(
                 "replicas_identical": trainer.replicas_identical(),
                 "stopped": trainer.stopped,
                 "resumable": saver.enabled and trainer.stopped not in (None, REACHED),
+                "losses": [asdict(loss) for loss in self.ranks.losses] if self.ranks is not None else [],
             }
+
+    def _data(self, world: MPI.Intracomm) -> Dataset:
+        """Return the data: that of before if every rank holds all of it; collective."""
+        if self._keeper is not None:
+            own = self._dataset is not None and not self._dataset.sharded
+            if not world.allreduce(own, MPI.LAND):
+                self._dataset = None
+        if self._dataset is None:
+            with span("data", "phase"):
+                self._dataset = load(world, self._config.data, seed=self._config.seed, **self._config.reading)
+        return self._dataset
 
 
 def _compare(world: MPI.Intracomm, config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 import sfb
+from sfb.elastic.keeper import Keeper
 from sfb.models.model import Model
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
@@ -30,6 +32,8 @@ __all__ = ["REACHED", "Epoch", "Position", "Trainer"]
 
 # Samples from which a model may draw its parameters.
 _SAMPLES = 10_000
+# What a copy holds beside arrays.
+_PROGRESS = "progress"
 # Why a run stops that needs no other epoch.
 REACHED = "the target loss"
 
@@ -101,9 +105,11 @@ class Trainer:
         model: The model, whose parameters this object places.
         samples: The samples of this rank to learn from.
         test: The samples of this rank to test on, N×D, and their targets.
+        keeper: Keeps copies in memory, for the case that a rank dies; None for none.
 
     Attributes:
         model: The model.
+        rank: This rank.
         position: Where the run is.
         epochs: The epochs that are done.
         stopped: What ended the run before its last epoch; None for nothing.
@@ -123,8 +129,10 @@ class Trainer:
         model: Model,
         samples: Samples,
         test: tuple[Any, np.ndarray],
+        keeper: Keeper | None = None,
     ) -> None:
         self._world, self._config, self.model = world, config, model
+        self._keeper, self.rank = keeper, world.rank
         self._samples, self._test = samples, test
         warmup(comm.node)
         self.sync: Synchronisation
@@ -165,19 +173,25 @@ class Trainer:
         """
         position = self.position
         self._look_at_target()
+        self._keep()
         while self.stopped is None and position.epoch <= self._config.epochs:
             self._batches = self._epochs.batches(position.epoch)
             while self.stopped is None and position.step < self._batches.steps:
+                stop = saver.until(position.step, position.taken, self._batches.steps)
+                if self._keeper is not None and self.sync.longest is not None:
+                    stop = min(stop, position.step + self.sync.longest)
                 try:
-                    self._stretch(saver.until(position.step, position.taken, self._batches.steps), watch, tick)
+                    self._stretch(stop, watch, tick)
                 except sfb.RankFailedError as error:
                     self._rescue(saver, error)
                     raise
+                self._keep()
                 if position.step < self._batches.steps and (self.stopped or saver.due(position.taken)):
                     self.save(saver, watch, last=self.stopped is not None)
             if position.step < self._batches.steps:
                 return
             self._end_epoch(report)
+            self._keep()
             ended = position.epoch > self._config.epochs
             if ended:
                 self.stopped = None
@@ -199,10 +213,20 @@ class Trainer:
                 saver.rescue(self.position.taken, *self._state())
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return what a checkpoint of now holds beside what identifies the run: the rest of its header, and arrays."""
+        """Return what a run needs to go on from here: the arrays in use, after the rest."""
         arrays, steps = self.sync.state()
         epochs = [asdict(epoch) for epoch in self.epochs]
         return {"position": asdict(self.position), "epochs": epochs, "steps": steps}, arrays
+
+    def _keep(self) -> None:
+        """Keep a copy in memory, if a rank may die."""
+        if self._keeper is not None:
+            progress, arrays = self._state()
+            self._keeper.keep(self._keeper.number + 1, {**arrays, _PROGRESS: progress})
+
+    def go_back(self, copy: dict[str, Any]) -> None:
+        """Go on from a copy that all ranks have; collective."""
+        self.restore(deepcopy(copy[_PROGRESS]), {name: part for name, part in copy.items() if name != _PROGRESS})
 
     def _look_at_target(self) -> None:
         """Stop if the loss of the last epoch is low enough."""

