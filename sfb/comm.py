@@ -414,7 +414,8 @@ class Comm(MPI.Intracomm):
 
     def __reduce__(self) -> Any:
         """Pickle COMM_WORLD and COMM_SELF, as mpi4py does, with the options; ValueError for other communicators."""
-        _, (kind, comm) = super().__reduce__()
+        reduced: Any = super().__reduce__()
+        _, (kind, comm) = reduced
         if self._placed:
             raise ValueError("cannot serialize a Comm with a node")
         return partial(kind, profile=self._profiles.given, **asdict(self._options)), (comm,)
