@@ -108,7 +108,7 @@ class Comm(MPI.Intracomm):
         self = super().__new__(cls, comm)
         self._owner = comm is None
         self._ended = False
-        at_finalize(self._end)
+        at_finalize(self)
         given = Profile() if profile is None and reproducible else profile
         self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
         self._placed = node is not None
