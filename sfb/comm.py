@@ -131,7 +131,7 @@ class Comm(MPI.Intracomm):
         self = super().__new__(cls, comm)
         self._owner = comm is None
         self._ended = False
-        at_finalize(self._end)
+        at_finalize(self)
         given = Profile() if profile is None and reproducible else profile
         self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
         self._placed = node is not None
@@ -480,7 +480,8 @@ class Comm(MPI.Intracomm):
 
     def __reduce__(self) -> Any:
         """Pickle COMM_WORLD and COMM_SELF, as mpi4py does, with the options; ValueError for other communicators."""
-        _, (kind, comm) = super().__reduce__()
+        reduced: Any = super().__reduce__()
+        _, (kind, comm) = reduced
         if self._placed:
             raise ValueError("cannot serialize a Comm with a node")
         return partial(kind, profile=self._profiles.given, **asdict(self._options)), (comm,)

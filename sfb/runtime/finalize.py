@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
-from typing import Any
-from weakref import WeakMethod
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from mpi4py import MPI
 
-__all__ = ["FINALIZED", "Finalized", "at_finalize", "check_initialized"]
+__all__ = ["FINALIZED", "Ending", "Finalized", "at_finalize", "check_initialized"]
 
 FINALIZED = "MPI has been finalized: the communicator cannot be used any more"
 
 _keyval = MPI.KEYVAL_INVALID
 _numbers = count()
-_calls: dict[int, WeakMethod[Callable[[], None]]] = {}
+
+
+class Ending(Protocol):
+    """What has to know that MPI ends."""
+
+    def _end(self) -> None:
+        """Let go of all that needs MPI."""
+
+
+# By numbers: communicators of mpi4py are equal if their handles are.
+_living: WeakValueDictionary[int, Ending] = WeakValueDictionary()
 
 
 class Finalized:
@@ -46,8 +55,8 @@ def check_initialized(comm: MPI.Comm) -> None:
         )
 
 
-def at_finalize(call: Callable[[], None]) -> None:
-    """Call a method when the program calls `MPI.Finalize`, while MPI still works, if its object is alive then.
+def at_finalize(ending: Ending) -> None:
+    """Call `_end` of an object that is alive when the program calls `MPI.Finalize`, while MPI still works.
 
     MPI begins with the attributes of COMM_SELF. At the end of a program that does not call `MPI.Finalize`, mpi4py does
     so when Python has ended, and nothing is called.
@@ -58,12 +67,9 @@ def at_finalize(call: Callable[[], None]) -> None:
     if _keyval == MPI.KEYVAL_INVALID:
         _keyval = MPI.Comm.Create_keyval(delete_fn=_call_all)
         MPI.COMM_SELF.Set_attr(_keyval, True)
-    number = next(_numbers)
-    _calls[number] = WeakMethod(call, lambda _: _calls.pop(number, None))
+    _living[next(_numbers)] = ending
 
 
 def _call_all(comm: MPI.Comm, keyval: int, value: Any) -> None:
-    for reference in list(_calls.values()):
-        call = reference()
-        if call is not None:
-            call()
+    for ending in list(_living.values()):
+        ending._end()
