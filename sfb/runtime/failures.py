@@ -185,7 +185,7 @@ class Failures:
         return [rank for rank in range(self._world.size) if rank != self._rank and rank not in failed]
 
     def _seconds_inside(self, now: float, frames: Sequence[FrameType]) -> float:
-        """Return for how long the main thread has been seen at the same place of the same exchange, as in a call of MPI."""
+        """Return for how long the main thread has been seen at the same place of an exchange, as in a call of MPI."""
         if self.number is None or not any(frame.f_code.co_filename.startswith(_EXCHANGES) for frame in frames):
             self._inside = None
             return 0.0

@@ -146,12 +146,14 @@ def _parse(content: dict[str, Any]) -> Status:
         process=Process(str(host), int(pid), int(start), str(space)),
         rows=[
             Row(
-                int(row["rank"]),
-                str(row["host"]),
-                int(row["clock"]),
-                *(_finite(row[name]) for name in ("step_seconds", "waiting", "received")),
-                int(row["staleness"]),
-                int(row["memory"]),
+                rank=int(row["rank"]),
+                host=str(row["host"]),
+                clock=int(row["clock"]),
+                step_seconds=_finite(row["step_seconds"]),
+                waiting=_finite(row["waiting"]),
+                received=_finite(row["received"]),
+                staleness=int(row["staleness"]),
+                memory=int(row["memory"]),
             )
             for row in content["rows"]
         ],

@@ -102,7 +102,7 @@ def test_shrinking_leaves_out_a_rank_each_time(sfb, tmp_path):
 def whole(tmp_path_factory):
     """Header and arrays of the last checkpoint of a run on 2 ranks that nobody kills."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    code, out = mpirun(2, sys.executable, "-m", "sfb", *RUN, "--checkpoint", folder)
+    code, out = mpirun(2, sys.executable, "-m", "sfb", *RUN, "--checkpoint", folder, seconds=180)
     assert code == 0, out
     return last(folder)
 
