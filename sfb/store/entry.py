@@ -147,7 +147,8 @@ def unpack(
     """
     _open(message, header.ENTRIES, source, number, checked)
     (count,) = _COUNT.unpack_from(message, seals.BYTES) if message.nbytes >= _FIRST else (-1,)
-    at, entries = _FIRST, []
+    at = _FIRST
+    entries: list[Entry] = []
     while len(entries) < count and at + _HEADER.size <= message.nbytes:
         kind, origin, clock, table, hop, its, size, length, magnitude = _HEADER.unpack_from(message, at)
         at += _HEADER.size
