@@ -213,13 +213,14 @@ def open_parquet(
 
     with damage(), pyarrow.parquet.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
+        columns = [(column.name, column.type) for column in schema]  # names may be no text
+    given = [name for name, _ in columns]
+    twice = [name for name in given if given.count(name) > 1]
     if twice:
         raise DataError(f"has several columns {twice[0]!r}")
     kinds = pyarrow.types
     numeric = {
-        column.name: kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type)
-        for column in schema
+        name: kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind) for name, kind in columns
     }
     names, label, notes = _choose(numeric, features, labels, labelled)
     return Parquet(str(path), targets, labelled, width=len(names), rows=rows, names=names, label=label, notes=notes)
@@ -327,7 +328,7 @@ def damage() -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, LookupError, OSError) as error:
+    except (pyarrow.ArrowException, LookupError, OSError, ValueError) as error:
         if getattr(error, "errno", None) is not None:  # an error of the system, not of the content
             raise
         raise DataError(f"is a damaged Parquet file: {brief(error)}") from error

@@ -84,7 +84,7 @@ def test_shards_are_the_whole(tmp_path, size):
         (b"1 2 3\n4 5 six\n", "line 2: expected USER ITEM RATING, got 4 5 six"),
         (b"1 2 3\n4 5 nan\n", r"rating 1 \(from 0\) is not a finite number"),
         (b"\xff\xfe\x00", "UTF-8"),
-        (b"PK\x03\x04 no archive", "cannot be read"),
+        (b"PK\x03\x04 no archive", "damaged .npz"),
     ],
 )
 def test_a_malformed_file(tmp_path, content, message):

@@ -11,7 +11,8 @@ _NUMBERS = (
 )  # fmt: skip
 _TOKENS = (
     b"\n", b"\r", b"\r\n", b"\0", b" ", b"\t", b",", b";", b":", b"::", b'"', b"'", b"#", b"[", b"]", b"{", b"}",
-    b"[" * 3000, b"(" * 300, b"\xff\xfe", b"\xef\xbb\xbf", b"\x80", b"PK\3\4", b"PAR1", b"\x93NUMPY", b"\x1f\x8b", "\u2028".encode(),
+    b"[" * 3000, b"(" * 300,
+    b"\xff\xfe", b"\xef\xbb\xbf", b"\x80", b"PK\3\4", b"PAR1", b"\x93NUMPY", b"\x1f\x8b", "\u2028".encode(),
     "\ud7ff".encode(), b"qid:1", b"\\u0000", b"\\ud800", b"--", b"=",
 )  # fmt: skip
 

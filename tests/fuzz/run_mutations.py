@@ -22,7 +22,7 @@ from random import Random
 from mutations import mutate
 from targets import targets
 
-_LONGEST = 10  # seconds that an input may take
+_LONGEST = 30  # seconds that an input may take
 _MEMORY = 12 << 30  # bytes of address space, so that a huge allocation fails at once
 
 
@@ -49,6 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         every = targets(Path(folder))
         names = options.names or [*every]
+        every["LIBSVM"](every["LIBSVM"].seeds[0])  # compiles a kernel that other formats may lead to
         for number, name in enumerate(names):
             random, parser_of = Random(f"{options.seed} {name}"), every[name]
             wanted = options.inputs // len(names) + (number < options.inputs % len(names))

@@ -174,7 +174,8 @@ def _json(folder: Path) -> dict[str, Target]:
 
     measured = Profile(
         tables={
-            "sync": [(8.0, 1e-6), (1024.0, 2e-6)], "rebuild/small": [(1.0, 1e-9)], "rebuild/large": [(1.0, 1e-9), (8.0, 2e-9)]
+            "sync": [(8.0, 1e-6), (1024.0, 2e-6)], "rebuild/small": [(1.0, 1e-9)],
+            "rebuild/large": [(1.0, 1e-9), (8.0, 2e-9)],
         },
         overheads={"node": 1e-6}, identity={"hosts": ["a"]},
     )  # fmt: skip
