@@ -299,3 +299,14 @@ def test_vectors_of_counts(either):
         [received, ([1] * size, [4 * i for i in range(size)]), [MPI.INT] * size],
     )
     np.testing.assert_array_equal(received, range(size))
+
+
+def test_disconnect_frees_what_the_library_holds(world):
+    with sfb.Comm(world) as comm:
+        copied = comm.Dup()
+    copied.Allreduce(MPI.IN_PLACE, x := np.ones(2))
+    team = copied._team_or_none
+    copied.Disconnect()
+    np.testing.assert_array_equal(x, world.size)
+    assert copied == MPI.COMM_NULL
+    assert team.world == MPI.COMM_NULL
