@@ -41,7 +41,8 @@ def test_the_help_has_groups_and_examples():
     text = CliRunner().invoke(module.train, ["--help"], terminal_width=100).output
     groups = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
     assert groups == [
-        "Data", "Model", "Optimization", "Communication", "Checkpoints", "Input and output", "Other options",
+        "Data", "Model", "Optimization", "Communication", "Checkpoints", "Restarts",
+        "Input and output", "Other options",
     ]  # fmt: skip
     for word in ("mpirun -n 4 sfb train", "75, it has stopped", "SLURM_JOB_END_TIME", "(mlp)", "Examples:"):
         assert word in " ".join(text.split())
