@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from collections.abc import Callable
 from threading import Event, Thread
@@ -45,6 +46,7 @@ class Patience:
                 faulthandler.dump_traceback(_STDERR, all_threads=True)
                 sleep(_TURN)  # so that the other ranks show theirs
                 abort(1)
+                os._exit(1)  # a process alone
 
     def __enter__(self) -> Patience:
         self._thread.start()
