@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from collections.abc import Callable
 from threading import Event, Thread
@@ -14,6 +15,7 @@ from sfb.launch import abort
 __all__ = ["Patience"]
 
 _GRACE = 20.0  # seconds after which C code ends the process, if a call keeps the interpreter
+_STDERR = 2  # the descriptor
 _TURN = 2.0  # seconds for which a rank lets others speak
 
 
@@ -35,15 +37,16 @@ class Patience:
     def renew(self) -> None:
         """Begin to wait anew."""
         self._end = monotonic() + self._seconds
-        faulthandler.dump_traceback_later(self._seconds + _GRACE, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self._seconds + _GRACE, exit=True, file=_STDERR)
 
     def _watch(self) -> None:
         while not self._over.wait(0.5):
             if monotonic() > self._end:
                 print(f"sfb: error: no end after {self._seconds:g} s: {self._describe()}", file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+                faulthandler.dump_traceback(_STDERR, all_threads=True)
                 sleep(_TURN)  # so that the other ranks show theirs
                 abort(1)
+                os._exit(1)  # a process alone
 
     def __enter__(self) -> Patience:
         self._thread.start()

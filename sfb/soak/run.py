@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ __all__ = ["Config", "SoakError", "soak"]
 
 _REPORT = 60.0  # seconds between two lines of progress
 _WARM = 180.0, 0.5  # the start is measured after so many seconds, or this part of the run if that is less,
-_WARM_ROUNDS = 200  # and after so many rounds: caches have filled then
+_WARM_ROUNDS = 100  # and after so many rounds: caches have filled then
 _MOST_CALLS = 8  # of a round
 _FRESH = 0.25  # part of the rounds whose communicator is made for them
 _ROOM = 1 << 30  # bytes that hold the factors of all ranks
@@ -124,14 +125,14 @@ class _Run:
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
                 if order[1]:
-                    measured = _gather(control)
+                    measured = _gather(control, lanes)
                     reported = monotonic()
                     start = measured if order[2] else start
                     self._progress((reported - began) / 60, measured)
                 self._do(lanes)
                 self._number += 1
             patience.renew()
-            end = _gather(control)
+            end = _gather(control, lanes)
             for lane in lanes:
                 lane.comm.free()
             control.Free()
@@ -266,8 +267,11 @@ def _compare(made: Round) -> None:
     raise Wrong(f"ranks have made different numbers of calls: {[len(bits) for bits in everybody]}")
 
 
-def _gather(control: MPI.Intracomm) -> np.ndarray:
+def _gather(control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
     """Return what each rank holds, a row a rank; collective."""
+    gc.collect()
+    for lane in lanes:
+        lane.comm.shared(1)  # frees the shared arrays that no rank uses any more
     mine = np.array(usage(), np.int64)
     found = np.empty((control.size, len(mine)), np.int64)
     control.Allgather(mine, found)
