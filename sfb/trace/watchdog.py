@@ -125,7 +125,8 @@ class Watchdog:
         if not since:
             text = f"{who} is in no call of sfb that waits"
             return State(0.0, f"{text}; its main thread is at {at}" if at else text)
-        waited = f"has waited {now - since:.0f} s" if now - since >= 1 else "is"
+        verb = "waited" if whom else "been"  # what a kernel or MPI does meanwhile is not known here
+        waited = f"has {verb} {now - since:.0f} s" if now - since >= 1 else "is"
         text = f"{who} {waited} in {what}{whom}"
         return State(since, f"{text}; called at {at}" if at else text)
 
@@ -153,12 +154,21 @@ def _place(frames: dict[int, FrameType]) -> str:
     """Return where the main thread is, outside the inner parts of this library."""
     inner = tuple(str(_HERE / part) for part in _INNER)
     frame = frames.get(threading.main_thread().ident or 0)
+    innermost: FrameType | None = None
+    inside = False
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(inner):
-            return f"{name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        if frame.f_code.co_filename.startswith(inner):
+            inside = True
+        elif inside:  # it has called this library
+            return _at(frame)
+        elif innermost is None:
+            innermost = frame
         frame = frame.f_back
-    return ""
+    return "" if innermost is None else _at(innermost)
+
+
+def _at(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _missing(missing: Any) -> str:

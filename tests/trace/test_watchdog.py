@@ -95,7 +95,7 @@ def test_a_waiting_rank_says_for_what(any_comm, world, which):
         label, number = any_comm._team.label, any_comm._team.agree.number
         (text,) = said
         first = text.splitlines()[0]
-        assert re.match(rf"rank 0 of {world.size} on {NOW.host} (is|has waited \d+ s) in Allreduce #", first)
+        assert re.match(rf"rank 0 of {world.size} on {NOW.host} (is|has (waited|been) \d+ s) in Allreduce #", first)
         assert f" of {label} " in first
         assert f"called at {__file__}:" in first
         if any_comm._team.nodes == 1:
