@@ -30,7 +30,9 @@ class _Page(HTMLParser):
 
 def broken(site: Path) -> list[str]:
     """Return a line for each link to a file or a place of the site that is not there, or to a file outside of it."""
-    pages = {path.resolve(): _Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
+    # Files below _static are the theme's, templates among them.
+    paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    pages = {path.resolve(): _Page(path.read_text(encoding="utf-8")) for path in paths}
     found = []
     for path, page in pages.items():
         for link in dict.fromkeys(page.links):
