@@ -85,7 +85,7 @@ def _copied(value: Any, old: Any) -> Any:
         parts: dict[str, Any] = {name: getattr(value, name) for name in value.hyperparameters}
         parts |= {"array": value.array} | dict(zip(value.states, value.state, strict=False))
         if "steps" in vars(value):
-            parts["steps"] = value.steps  # type: ignore[attr-defined]
+            parts["steps"] = value.steps
         before = old if isinstance(old, dict) else {}
         return {name: _copied(part, before.get(name)) for name, part in parts.items()}
     if isinstance(value, Mapping):

@@ -20,6 +20,7 @@ from mpi4py import MPI
 from sfb.runtime.errors import RankFailedError
 from sfb.runtime.limits import FAILURE_TAG
 from sfb.runtime.processes import Process, state_of, this_process
+from sfb.runtime.ulfm import enabled
 
 __all__ = ["FAILED", "Failures", "at_work", "leave"]
 
@@ -83,7 +84,7 @@ class Failures:
         self._known: float | None = None
         self.peers: list[Process] = []
         self._near: list[int] = []
-        if world.size > 1 and not _mpi_tells():
+        if world.size > 1 and not enabled():
             own = this_process()
             self.peers = [Process(*peer) for peer in world.allgather(tuple(own))]
             # From the next rank on, so that every rank looks first at another one.
@@ -270,12 +271,6 @@ class Failures:
         for rank in ranks:
             with suppress(MPI.Exception):
                 self._sent.append((self._world.Isend([data, MPI.BYTE], rank, FAILURE_TAG), data))
-
-
-def _mpi_tells() -> bool:
-    """Return whether MPI tells of ranks that have failed, by `mpirun --with-ft ulfm` of Open MPI."""
-    name = "OMPI_MCA_mpi_ft_enable"
-    return os.environ.get(name, "").lower() in ("1", "true", "yes", "enabled")
 
 
 def _whom(said: dict[str, Any]) -> str:

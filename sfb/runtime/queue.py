@@ -175,12 +175,6 @@ class Queue:
         if self._arrays >= PENDING_ARRAYS:
             self.drain()
 
-    def abandon(self, error: Exception) -> None:
-        """End all exchanges with an error, which their requests raise."""
-        with self.lock:
-            while self._exchanges:
-                self._exchanges.popleft().fail(error)
-
     def drain(self) -> None:
         """Wait for the end of all exchanges."""
         while self._exchanges:
@@ -189,7 +183,7 @@ class Queue:
                     self._wait_for_oldest()
 
     def abandon(self, error: Exception) -> list[QueuedExchange]:
-        """End all exchanges with an exception, where they are, and return them."""
+        """End all exchanges with an exception, which their requests raise, where they are; return them."""
         with self.lock:
             exchanges = list(self._exchanges)
             self._exchanges.clear()

@@ -130,7 +130,7 @@ class PolledRequest(_Waiting):
     free = Free
 
 
-class Request(_Waiting, MPI.Grequest):  # type: ignore[misc]
+class Request(_Waiting, MPI.Grequest):
     """A request for an `Iallreduce` that a thread advances; an `MPI.Request`.
 
     Args:

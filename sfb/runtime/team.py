@@ -242,6 +242,7 @@ class Team:
 
     def abandon(self) -> None:
         """Give up the buffers without the other ranks, one of which has died; local."""
+        self.failures.close()
         abandon([*self.board.abandon(), *self.staging.abandon(), *self._blocks])
         self._blocks.clear()
         self.pool.clear()

@@ -108,7 +108,7 @@ def into_rule(r: Round) -> None:
     name = r.dice.pick(list(_RULES))
     optimizer, textbook, settings = _RULES[name]
     algorithm = _algorithm(r, problem)
-    start = r.rng(0, 1).standard_normal(problem.shape).astype(problem.dtype)
+    start: np.ndarray = r.rng(0, 1).standard_normal(problem.shape).astype(problem.dtype)
     w = r.array(problem.shape, problem.dtype, start, shared=shared)
     receiver = optimizer(w, **settings)
     totals, slack = [], np.zeros(problem.shape)
@@ -135,7 +135,7 @@ def clipped(r: Round) -> None:
     problem, shared = _problem(r), r.dice.chance(0.4)
     max_norm, algorithm = r.dice.pick((1e-3, 1.0, 1e6)), _algorithm(r, problem, whole=True)
     counts = r.dice.counts(r.size)
-    start = r.rng(0, 1).standard_normal(problem.shape).astype(problem.dtype)
+    start: np.ndarray = r.rng(0, 1).standard_normal(problem.shape).astype(problem.dtype)
     w = r.array(problem.shape, problem.dtype, start, shared=shared)
     r.begin(f"Allreduce of {problem}, S={counts}, {algorithm}, into {'shared ' * shared}SGD(max_norm={max_norm})")
     parts = _parts(r, problem, counts)

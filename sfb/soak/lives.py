@@ -31,10 +31,10 @@ def copies(r: Round) -> None:
         request.Wait()
     elif kind == "Split":
         colours = r.dice.whole(1, 3)
-        made = sfb.Comm(r.comm.Split(r.rank % colours, -r.rank), profile=sfb.Profile())
+        made = sfb.Comm(MPI.Intracomm(r.comm.Split(r.rank % colours, -r.rank)), profile=sfb.Profile())
     elif kind == "Create":
         group = r.comm.Get_group()
-        made = sfb.Comm(r.comm.Create(group), profile=sfb.Profile())
+        made = sfb.Comm(MPI.Intracomm(r.comm.Create(group)), profile=sfb.Profile())
         group.Free()
     else:
         made = getattr(r.comm, kind)()
@@ -76,7 +76,8 @@ def mistake(r: Round) -> None:
     culprit = r.dice.whole(0, r.size - 1)
     wrong = r.rank == culprit
     r.begin(f"Allreduce with a wrong {kind} on rank {culprit}")
-    rows, dtype, algorithm = 6, np.float32, "auto"
+    dtype: Any = np.float32
+    rows, algorithm = 6, "auto"
     if wrong and kind == "shape":
         rows = 7
     if wrong and kind == "dtype":

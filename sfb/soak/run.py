@@ -177,9 +177,9 @@ class _Run:
             yield dice.pick(lanes)
             return
         colours = dice.pick((1, 2, 3), (4, 1, 1))
-        base = self._world
+        base: MPI.Intracomm = self._world
         if colours > 1:
-            base = self._world.Split(self._world.rank % colours, dice.pick((1, -1)) * self._world.rank)
+            base = MPI.Intracomm(self._world.Split(self._world.rank % colours, dice.pick((1, -1)) * self._world.rank))
         options: dict[str, Any] = {
             "profile": sfb.Profile(),
             "check": dice.chance(0.8),

@@ -22,6 +22,7 @@ from sfb.runtime.failures import Failures
 from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.progress import Ticker
 from sfb.runtime.seals import DamagedMessageError
+from sfb.runtime.ulfm import private
 from sfb.store import priority as priorities
 from sfb.store.base import StoreBase, StoreError, farewell, reason
 from sfb.store.consistency import BSP, Consistency
@@ -186,7 +187,7 @@ class Store(StoreBase):
         )
         self._limit = max_bytes
         self._stall = stall
-        self._failures = Failures(MPI.Intracomm(world.Dup()), timeout_or_default(timeout))
+        self._failures = Failures(private(MPI.Intracomm(world.Dup())), timeout_or_default(timeout))
         self._pushed = 0
         self._lock = threading.RLock()
         self._norms: dict[int, float] = {}

@@ -88,7 +88,9 @@ class Bulk(Synchronisation):
     def spread(self) -> None:
         """Set the parameters, and the state of the rules, to those of rank 0; collective."""
         arrays, steps = self.state()
-        leaders = private(self._world.Split(0 if self._first_of_node else MPI.UNDEFINED, self._world.rank))
+        leaders = private(
+            MPI.Intracomm(self._world.Split(0 if self._first_of_node else MPI.UNDEFINED, self._world.rank))
+        )
         for name, array in arrays.items():
             if name.partition("/")[2] not in self._shared:
                 self._world.Bcast(array)
