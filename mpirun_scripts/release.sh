@@ -42,7 +42,7 @@ names = zipfile.ZipFile(sys.argv[1]).namelist()
 print("\n".join(sorted(name for name in names if ".dist-info/" not in name)))
 PYTHON
 diff "$work/expected" <(LC_ALL=C sort "$work/wheel") || fail "the wheel holds other files than git"
-tar -tzf "$sdist" | grep -q '/kernels/fused.py$' || fail "the source distribution lacks the kernels"
+tar -tzf "$sdist" | grep '/kernels/fused.py$' >/dev/null || fail "the source distribution lacks the kernels"
 
 echo "== installing the wheel"
 "$python" -m venv "$work/fresh"
