@@ -43,7 +43,9 @@ def test_allreduce(any_intracomm, dtype, count):
 
 
 @pytest.mark.parametrize(
-    ("op", "fold"), [(MPI.MAX, np.max), (MPI.MIN, np.min), (MPI.PROD, np.prod), (MPI.SUM, np.sum)], ids=str
+    ("op", "fold"),
+    [(MPI.MAX, np.max), (MPI.MIN, np.min), (MPI.PROD, np.prod), (MPI.SUM, np.sum)],
+    ids=["MAX", "MIN", "PROD", "SUM"],
 )
 def test_allreduce_ops(any_intracomm, op, fold):
     comm = any_intracomm

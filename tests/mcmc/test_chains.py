@@ -188,7 +188,11 @@ def test_bad_arguments(world, what):
         run_chains(logp, np.zeros(2), **({"chains": max(2, world.size)} | options))
 
 
-@pytest.mark.parametrize("start", [np.zeros((3, 2)), np.zeros((1, 2, 2)), [], [np.nan], lambda rng: 3.0], ids=repr)
+@pytest.mark.parametrize(
+    "start",
+    [np.zeros((3, 2)), np.zeros((1, 2, 2)), [], [np.nan], lambda rng: 3.0],
+    ids=["two axes", "three axes", "empty", "NaN", "a number"],
+)
 def test_bad_starts(world, start):
     with pytest.raises(ValueError, match="point"):
         run_chains(normal, start)

@@ -138,7 +138,7 @@ def test_what_attach_refuses(world, what, who):
 
 
 @mpi
-@pytest.mark.parametrize("comm", ["world", 3, MPI.COMM_NULL, MPI.Intracomm()], ids=repr)
+@pytest.mark.parametrize("comm", ["world", 3, MPI.COMM_NULL, MPI.Intracomm()], ids=["text", "number", "null", "none"])
 def test_comm_must_be_one(world, comm):
     refused(world, lambda: sfb.torch.attach(*with_optimizer(perceptron()), comm), TypeError, "Intracomm")
 
