@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["read_bag_of_words", "read_vocabulary"]
 
 _HEAD = 3  # lines: documents, words, entries
+_EMPTY = 10_000_000  # documents without words, at most
 
 
 def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_matrix:
@@ -64,6 +65,8 @@ def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_
     if head.shape != (_HEAD,) or (head < 0).any():
         raise DataError(f"{path}: expected three lines with the numbers of documents, words and entries")
     documents, words, count = head.tolist()
+    if documents > count + _EMPTY:
+        raise DataError(f"{path}: {documents} documents cannot have {count} entries")
     if entries.size == 0:
         entries = entries.reshape(0, 3)
     if entries.shape != (count, 3):
