@@ -132,7 +132,8 @@ class NodeRings:
             yield [world.Irecv(arriving, self._left, tag), world.Isend(leaving, self._right, tag)]
             total = wire.open(into, term, part)
             passed = out[: term.nbytes].view(term.dtype)
-            reduction(total, term, out=passed)
+            with np.errstate(over="ignore", invalid="ignore"):  # sums of infinities, or of a damaged message
+                reduction(total, term, out=passed)
         # Now the last is a result; results go round, each with the seal of the rank that formed it.
         np.copyto(recv[parts[part]], passed)
         leaving = wire.seal(out, passed.nbytes, nodes + part)
@@ -163,7 +164,8 @@ class NodeRings:
             else:
                 yield [world.Irecv(target, mates[i], tag)]
             if i:
-                reduction(total, term, out=total)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    reduction(total, term, out=total)
         yield sent
         np.copyto(mine, total)
         yield from self._ring(reduction, wire, tag, room, mine, mine)

@@ -510,7 +510,7 @@ def bench_slow(output: dict[str, Any], **options: Any) -> None:
     slow.run(world, slow.Config(**options), **output)
 
 
-@bench.command("trace")
+@bench.command("trace", epilog=examples("mpirun -n 4 sfb bench trace"))
 @click.option("--data", default="mnist", help='What to train on for the time of a step; "" for none.')
 @click.option("--epochs", type=click.IntRange(1), default=2, help="Passes over it.")
 @_timing_options(30, 2, 5.0, calls="loops")

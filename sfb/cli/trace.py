@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sfb.cli.common import Failure, Output, Single, json_option, plot_option
+from sfb.cli.common import Failure, Output, Single, examples, json_option, plot_option
 from sfb.files import write
 from sfb.trace.files import TraceError, load
 from sfb.trace.merge import chrome
@@ -18,14 +18,11 @@ from sfb.trace.timeline import Timeline, align
 __all__ = ["trace"]
 
 
-@click.group()
+@click.group(epilog=examples("sfb trace report timeline", "sfb trace merge timeline"))
 def trace() -> None:
     """Timelines: what each rank did, and whom it waited for.
 
-    \b
-    SFB_TRACE=DIR mpirun -n 4 sfb train mlp --data mnist
-    sfb trace report DIR
-    sfb trace merge DIR        # then open DIR/trace.json in ui.perfetto.dev
+    With SFB_TRACE=DIR in its environment a program writes one into DIR. `merge` makes a file for ui.perfetto.dev of it.
     """
 
 
@@ -36,14 +33,11 @@ def _timeline(folder: Path) -> Timeline:
         raise Failure(str(error)) from error
 
 
-@trace.command(cls=Single)
+@trace.command(cls=Single, epilog=examples("sfb trace merge timeline -o timeline.json"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=Output(), help="The file to write.  [default: DIR/trace.json]")
 def merge(folder: Path, output: Path | None) -> None:
-    """Write the timelines of all ranks on one clock, for Perfetto or chrome://tracing; needs no MPI.
-
-    Example: sfb trace merge DIR
-    """
+    """Write the timelines of all ranks on one clock, for Perfetto or chrome://tracing; needs no MPI."""
     timeline = _timeline(folder)
     path = output or folder / "trace.json"
     count = chrome(timeline, path)
@@ -52,15 +46,12 @@ def merge(folder: Path, output: Path | None) -> None:
     click.echo(f"written: {path}, {count} events of {len(timeline.run.ranks)} ranks; open it in ui.perfetto.dev")
 
 
-@trace.command(cls=Single)
+@trace.command(cls=Single, epilog=examples("sfb trace report timeline --plot trace.png"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @json_option
 @plot_option
 def report(folder: Path, json_file: Path | None, plot: Path | None) -> None:
-    """Show where the time of each rank goes, which ranks hold up the others, and what calls cost; needs no MPI.
-
-    Example: sfb trace report DIR --plot trace.png
-    """
+    """Show where the time of each rank goes, which ranks hold up the others, and what calls cost; needs no MPI."""
     timeline = _timeline(folder)
     found = analyse(timeline)
     if json_file is not None:

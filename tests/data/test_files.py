@@ -85,7 +85,7 @@ def test_refuses(write, content, message):
 
 def test_refuses_python_objects(tmp_path):
     np.savez(tmp_path / "data.npz", x=np.ones((2, 2)), y=np.array(["a", None]))
-    with pytest.raises(DataError, match="as numbers or strings"):
+    with pytest.raises(DataError, match="save numbers or strings"):
         read(str(tmp_path / "data.npz"))
 
 
