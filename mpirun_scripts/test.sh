@@ -36,10 +36,29 @@ report() {
 echo "== compiling the kernels"
 run_mpi "$limit" 4 "$bin/sfb" warmup # four ranks share it; the first tests are one process
 
+# alone NAME ARGUMENTS...: run tests in one process; its log is NAME.0.
+alone() {
+    local name=$1
+    shift
+    timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/$name.0" 2>&1 </dev/null
+}
+
 echo "== pytest, one process"
 code=0
-timeout --kill-after=10 "$limit" "$bin/python" -m pytest --with-mpi "$@" >"$logs/single.0" 2>&1 </dev/null || code=$?
-report single "$code"
+if [ $# -gt 0 ]; then
+    alone single "$@" || code=$?
+    report single "$code"
+else # two parts at the same time, as one process uses one core
+    slow=(tests/cli tests/doctor tests/models tests/training tests/test_*.py)
+    alone part1 "${slow[@]}" &
+    job=$! # stop_mpi ends it
+    alone part2 "${slow[@]/#/--ignore=}" tests || code=$?
+    report part2 "$code"
+    code=0
+    wait "$job" || code=$?
+    job=
+    report part1 "$code"
+fi
 
 # Every rank gets a log of its own, as nobody can read four reports at once, and a folder of its own for temporary files,
 # as pytest removes those of earlier runs.

@@ -237,10 +237,10 @@ def test_a_line_each_minute_without_a_terminal(capsys, monkeypatch):
     position = SimpleNamespace(taken=0, epoch=1)
     sync = SimpleNamespace(totals=Totals(), staleness=0)
     trainer = SimpleNamespace(
-        model=SimpleNamespace(measure="accuracy"), position=position, total=1000, steps=10, sync=sync
+        model=SimpleNamespace(measure="accuracy"), position=position, total=1000, steps=10, sync=sync, rank=0
     )
     world = MPI.COMM_SELF
-    with live(world, None, now) as ranks, Progress(Config(), world, ranks) as progress:
+    with live(world, None, now) as ranks, Progress(Config(), ranks) as progress:
         tick = progress.begin(trainer)
         for _ in range(150):
             now[0] += 1.0
