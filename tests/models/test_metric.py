@@ -134,7 +134,8 @@ def test_partial_fit_goes_on(world):
     mine = shard(world, *digits(4))
     whole = MetricLearning(6, max_iter=1, random_state=0).fit(*mine)
     parts = MetricLearning(6, random_state=0).partial_fit(*mine)
-    np.testing.assert_array_equal(whole.components_, parts.components_)
+    # Not bit by bit: each fit chooses its algorithms by timing.
+    np.testing.assert_allclose(whole.components_, parts.components_, rtol=1e-9, atol=1e-12)
     for number in range(2, 5):
         parts.partial_fit(*mine)
         assert parts.n_iter_ == number
