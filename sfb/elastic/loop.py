@@ -25,6 +25,11 @@ class Outcome:
         state: The state after the last step, as ``setup`` has returned it last.
         comm: A communicator of the ranks that are left.
         losses: The deaths, in their order; the same on all ranks but for their seconds.
+
+    >>> from mpi4py import MPI
+    >>> from sfb.elastic import Outcome
+    >>> Outcome({}, MPI.COMM_SELF, []).losses
+    []
     """
 
     state: Mapping[str, Any]
@@ -86,6 +91,13 @@ def run(
             ranks.Allreduce(sfb.Factors(u, v), W)
 
         sfb.elastic.run(step, setup, 1000)
+
+    Without ULFM:
+
+    >>> import sfb.elastic
+    >>> sfb.elastic.run(print, dict, 1000)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    RuntimeError: start with `mpirun --with-ft ulfm`
     """
     world = MPI.COMM_WORLD if comm is None else comm
     check_comm("comm", world)

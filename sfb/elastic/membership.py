@@ -42,6 +42,10 @@ class Loss:
         left: The number of ranks that are left.
         step: The step from which these have gone on; -1 for the very beginning.
         seconds: From the moment at which this rank met the death until all had the state of that step.
+
+    >>> from sfb.elastic import Loss
+    >>> Loss(ranks=(2,), left=3, step=17, seconds=0.4).left
+    3
     """
 
     ranks: tuple[int, ...]

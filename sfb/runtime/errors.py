@@ -38,6 +38,10 @@ class RankFailedError(RuntimeError):
         ranks: The same.
         changed: Whether the exchange that waited for them may have changed its receiver on this node.
         all_raise: All ranks raise it by themselves, so a rank that ends by it does not end the others before.
+
+    >>> import sfb
+    >>> sfb.RankFailedError("rank 3 is gone", [3]).ranks
+    (3,)
     """
 
     all_raise = True

@@ -29,6 +29,10 @@ class DamagedMessageError(RuntimeError):
 
     Attributes:
         note: What the leader of a node tells its ranks of the damage (`sfb.kernels.rounds`).
+
+    >>> import sfb
+    >>> issubclass(sfb.DamagedMessageError, RuntimeError)
+    True
     """
 
     note = 0

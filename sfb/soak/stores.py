@@ -92,7 +92,7 @@ def store(r: Round) -> None:
         ]
         sizes = [size for of_rank in pushed for updates in of_rank for m, _, _, size in updates if m == n]
         expected = oracle.sgd(start, sums, _LR, momentum)
-        terms = (5 * len(sizes) + 8) * (10 if momentum else 1) * float(np.finfo(np.dtype(dtype)).eps)
+        terms = (5 * len(sizes) + 8) * (10 if momentum else 1) * float(np.spacing(np.ones((), dtype)))
         r.close(end, expected, terms * (abs(start) + sum(sizes, np.zeros(start.shape))), f"the table t{n}")
         if ordered:
             r.same(end)

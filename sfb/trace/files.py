@@ -32,7 +32,12 @@ _IDS = ("kind", "name", "detail", "algorithm", "label")
 
 
 class TraceError(Exception):
-    """A folder or a file holds no trace that can be read."""
+    """A folder or a file holds no trace that can be read.
+
+    >>> import sfb.trace
+    >>> issubclass(sfb.trace.TraceError, Exception)
+    True
+    """
 
 
 @dataclass
