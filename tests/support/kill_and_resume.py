@@ -97,7 +97,7 @@ class Trials:
         return time.monotonic()
 
     def _kill(self, job, rng):
-        processes = {pid: _command_line(pid) for pid in _descendants(job.pid)}
+        processes = {pid: command_line(pid) for pid in descendants(job.pid)}
         ranks = [pid for pid, line in processes.items() if b"\0train\0" in line and b"mpirun" not in line]
         victims = [rng.choice(ranks)] if ranks and rng.random() < 0.5 else [*processes]
         for pid in victims:
@@ -107,7 +107,7 @@ class Trials:
             job.communicate(timeout=self._seconds)
         finally:
             for pid, line in processes.items():
-                if line and _command_line(pid) == line:
+                if line and command_line(pid) == line:
                     os.kill(pid, signal.SIGKILL)
 
     def _end(self, job):
@@ -127,7 +127,7 @@ class Trials:
         return arrays
 
 
-def _descendants(pid):
+def descendants(pid):
     """Return a process and all that it has started, directly or not."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -141,7 +141,8 @@ def _descendants(pid):
     return found
 
 
-def _command_line(pid):
+def command_line(pid):
+    """Return the command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

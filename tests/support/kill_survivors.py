@@ -27,6 +27,7 @@ from random import Random
 from statistics import median
 
 import numpy as np
+from kill_and_resume import command_line, descendants
 from survivors import BEGUN, COLUMNS, PROCESS, TAKEN, WORK, expected
 
 from sfb.training.checkpoint import Folder, read
@@ -89,7 +90,7 @@ class Job:
 
     def ranks(self):
         """Return the processes of the ranks."""
-        lines = {pid: _line(pid) for pid in descendants(self.process.pid)}
+        lines = {pid: command_line(pid) for pid in descendants(self.process.pid)}
         return [pid for pid, line in lines.items() if b"python" in line and b"--with-ft" not in line]
 
     def end(self):
@@ -229,27 +230,6 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone):
 def _final(folder):
     own = Folder(folder, 1)
     return read(own.file(own.steps()[-1]))[1]
-
-
-def descendants(pid):
-    """Return a process and all that it has started, directly or not."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = [pid]
-    for parent in found:
-        found += [child for child, its in parents.items() if its == parent]
-    return found
-
-
-def _line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def main():
