@@ -154,7 +154,7 @@ def _gather(problem: Problem, call: Call, factors: Factors, receiver: Receiver) 
     products = list(gathered)
     with call:
         form(products[call.team.rank], 0, rows)
-    yield from posted(call.allgather_in_place(call.team.world, gathered), True)
+    yield from posted(call.allgather_in_place(call.team.world, gathered.reshape(problem.ranks, -1)), True)
     with call:
         total = products[0]
         for product in products[1:]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from sfb.collectives.eager import EagerBuffers, EagerExchange
 from sfb.collectives.fused import FusedExchange
 from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall, PersistentExchange, Prepared
-from sfb.collectives.problem import Problem
+from sfb.collectives.problem import Problem, most_counts
 from sfb.collectives.sparse import joined_size, room_for, split_sizes
 from sfb.collectives.stepwise import StepwiseExchange
 from sfb.factors import Factors
@@ -208,9 +207,9 @@ class Engine:
         """
         prepared, factors, recvbuf = planned.prepared, planned.factors, planned.recvbuf
         assert prepared is not None
-        problem = prepared.plan.problem
+        problem = planned.problem or prepared.plan.problem
         pending = PendingCall("Start", factors, recvbuf, planned.algorithm, blocking=False)
-        pending.prepared, pending.brief = prepared, brief
+        pending.prepared, pending.brief, pending.problem = prepared, brief, planned.problem
         if NOW.on:
             exchange_began(self, pending)
         # The ranks compare S only if the plan has the same S for all. Each checks its own S.
@@ -300,37 +299,46 @@ class Engine:
         cached, signature = pending.cached, pending.signature
         assert cached is not None
         assert signature is not None
-        size: object = pending.size if pending.counts is None else pending.counts.tobytes()
+        counts = np.full(self._team.size, pending.size, np.int64) if pending.counts is None else pending.counts
         if pending.sparse:
-            size = self._sizes(pending)
+            counts, pending.nonzeros = split_sizes(counts)
         plans = self._plans.of(signature)
+        size, most = self._size(pending, cached, counts, plans)
         prepared = plans.get(size)
         if prepared is None:
             yield ALONE
             with span("plan", "compile"):
-                prepared = self._new_plan(pending, cached)
+                prepared = self._new_plan(pending, self._problem(pending, cached, most))
             self._plans.add(plans, size, prepared)
         if not cached.complete:
             yield ALONE
             with on_all_ranks(self._team.world, pending.call):
                 pending.receiver.prepare(np.zeros if cached.block is None else self._team.share)
-        if pending.sparse:
-            pending.problem = replace(prepared.plan.problem, nonzeros=pending.nonzeros)
+        if pending.sparse or most is not counts:
+            pending.problem = prepared.plan.problem.of_call(counts, pending.nonzeros)
         return prepared
 
-    def _sizes(self, pending: PendingCall) -> tuple[bytes, int]:
-        """Tell samples and non-zeros of all ranks apart, and return by what a plan for them is kept."""
-        sizes = np.full(self._team.size, pending.size, np.int64) if pending.counts is None else pending.counts
-        pending.counts, pending.nonzeros = split_sizes(sizes)
-        return pending.counts.tobytes(), room_for(int(pending.nonzeros.sum()))
+    def _size(
+        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: dict[object, Prepared]
+    ) -> tuple[object, np.ndarray]:
+        """Return by what the plan of a call is kept among ``plans``, and the S of each rank for which it is made."""
+        room = None if pending.nonzeros is None else room_for(int(pending.nonzeros.sum()))
+        first = int(counts[0])
+        if (counts == first).all():
+            return (first if room is None else (first, room)), counts
+        most = most_counts(counts)
+        size = int(most.sum()), int(most.max()), room
+        if size not in plans and not self._problem(pending, cached, most).fits:
+            return (counts.tobytes(), room), counts  # in blocks, of as much memory as there may be
+        return size, most
 
-    def _new_plan(self, pending: PendingCall, cached: CachedReceiver) -> Prepared:
-        """Choose an algorithm and prepare it; all ranks pass the same arguments, except for S."""
-        team, receiver, call = self._team, pending.receiver, pending.call
-        problem = Problem(
+    def _problem(self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray) -> Problem:
+        """Return the exchange of a call with S of each rank; equal on all ranks."""
+        team, receiver, nonzeros = self._team, pending.receiver, pending.nonzeros
+        return Problem(
             shape=cached.shape,
             dtype=cached.dtype,
-            counts=np.full(team.size, pending.size, np.int64) if pending.counts is None else pending.counts,
+            counts=counts,
             node_of=team.node_of,
             passes=receiver.passes,
             sharing=team.sharing,
@@ -339,10 +347,14 @@ class Engine:
             max_bytes=self._options.max_bytes,
             whole=receiver.whole,
             wire=self._options.wire,
-            nonzeros=pending.nonzeros,
-            room=0 if pending.nonzeros is None else room_for(int(pending.nonzeros.sum())),
+            nonzeros=nonzeros,
+            room=0 if nonzeros is None else room_for(int(nonzeros.sum())),
             skips_zeros=pending.sparse and receiver.skips_zeros,
         )
+
+    def _new_plan(self, pending: PendingCall, problem: Problem) -> Prepared:
+        """Choose an algorithm and prepare it; all ranks pass the same arguments."""
+        team, receiver, call = self._team, pending.receiver, pending.call
         algorithm = pending.algorithm
         # All ranks raise this, as their arguments are equal.
         if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
@@ -454,7 +466,8 @@ def _target(pending: PendingCall) -> int:
 class _Plans:
     """The plans that are kept, the same on all ranks.
 
-    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by S of all ranks as bytes.
+    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by the samples of all and the most
+    of one (`most_counts`).
     """
 
     def __init__(self) -> None:

@@ -37,6 +37,7 @@ class FusedExchange(KernelExchange):
         self._worked, self._waited = fused.WORKED, fused.WAITED
         self._kernel: Callable[..., int] = getattr(fused, algorithm)
         self._block: Block | None = None
+        self._of: Problem | None = None
         self._bound = np.empty(0, np.int64)
         self._pieces: int | None = None
         self._user = 0
@@ -80,9 +81,9 @@ class FusedExchange(KernelExchange):
             yield self
 
     def _begin(self, pending: PendingCall, digest: int) -> bool:
-        staging = self._team.staging
-        if staging.block is not self._block or self._block is None:
-            self._bind()
+        staging, problem = self._team.staging, pending.problem or self.problem
+        if staging.block is not self._block or self._block is None or problem is not self._of:
+            self._bind(problem)
         self._name, self._number = pending.call, pending.number
         self._user = staging.claim(self._number)
         try:
@@ -94,11 +95,12 @@ class FusedExchange(KernelExchange):
             staging.disclaim(self._number)
         return self.code != status.UNFIT
 
-    def _bind(self) -> None:
-        """Bind what all calls have in common, over the present staging memory."""
+    def _bind(self, problem: Problem) -> None:
+        """Bind what calls have in common whose ranks have the same samples, over the present staging memory."""
         team, module = self._team, node if self.algorithm == "node" else dense
         self._block = team.staging.grow(module.staging_bytes(self.problem))
-        self._bound, self._pieces = module.bind(self.problem, team, self._block)
+        self._bound, self._pieces = module.bind(problem, team, self._block)
+        self._of = problem
 
     def _advance(self, spins: int) -> bool:
         user, digest, *rest = self._arguments

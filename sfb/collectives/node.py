@@ -202,11 +202,11 @@ def _across(
 def _gathered(problem: Problem, call: Call, block: Block, second: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return u and v of all ranks in the memory of the node, and where this rank's samples begin."""
     views = problem.memo.get("views")
-    if views is None or views[0] is not block:
+    if views is None or views[0] is not block or views[1] is not problem.counts:
         u = block.array((problem.depth, problem.shape[0]), problem.dtype)
         v = block.array((problem.depth, problem.shape[1]), problem.dtype, second)
-        views = problem.memo["views"] = block, u, v, int(problem.offsets[call.team.rank])
-    return views[1:]
+        views = problem.memo["views"] = block, problem.counts, u, v, int(problem.offsets[call.team.rank])
+    return views[2:]
 
 
 def _second(depth: int, width: int, problem: Problem) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class PendingCall(Proposal):
         kind: What the plan of a persistent request rests on, `sfb.receiver.Receiver.kind`.
         sparse: Whether v is CSR; ``size`` then stands for non-zeros, too (`sfb.collectives.sparse.joined_size`).
         nonzeros: The non-zeros of all ranks, once they agree, if v is CSR.
-        problem: The exchange of this call, if v is CSR: that of the plan, with the non-zeros of this call.
+        problem: The exchange of this call, where its plan serves others, too: with unlike S, or with CSR v.
         planning: Seconds spent on a plan meanwhile.
         planned: The signature by which a persistent request with CSR v looks for the plan of each start.
     """
@@ -205,7 +205,7 @@ class Prepared:
         self._idle[exchange.algorithm].append(exchange)
 
     def wire_bytes(self, algorithm: str, problem: Problem | None = None) -> int:
-        """Return the bytes that this rank receives from others in an exchange; with CSR v in that of ``problem``."""
+        """Return the bytes that this rank receives from others in an exchange: of ``problem``, or the plan's."""
         if problem is not None:
             return algorithms_for(problem)[algorithm].wire_bytes(problem, self._team.rank)
         known = self._wire_bytes.get(algorithm)

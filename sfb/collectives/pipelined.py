@@ -64,8 +64,7 @@ def prepare(problem: Problem, team: Team) -> None:
     if len(widths) < 2:
         broadcast.prepare(problem, team)
         return
-    samples = int(problem.counts[team.rank])
-    sizes = [problem.depth * problem.shape[1], *(rows * n for n in widths for rows in (problem.depth, samples))]
+    sizes = [problem.depth * problem.shape[1], *(rows * n for n in widths for rows in (problem.depth, problem.deepest))]
     team.pool.reserve(*(size * problem.itemsize for size in sizes))
 
 

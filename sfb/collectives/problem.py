@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from sfb.kernels import sparse
 from sfb.runtime.limits import EAGER_LIMIT, MAX_BYTES
 from sfb.tuning.profile import Place, Use
 
-__all__ = ["Problem", "fill_nodes"]
+__all__ = ["Problem", "fill_nodes", "most_counts"]
 
 # Bytes of a rank's factors up to which u and v travel as one message.
 _PACKED = 1 << 15
@@ -33,9 +33,37 @@ def fill_nodes(ranks: int, nodes: int) -> list[int]:
     return [rank * nodes // ranks for rank in range(ranks)]
 
 
+def most_counts(counts: np.ndarray) -> np.ndarray:
+    """Return the S of each rank for which a plan is made that serves ``counts`` and others like them.
+
+    The ranks have a quarter more samples at most, all together and the rank that has the most, and not all the same S.
+    Hence a few plans serve the batches of a training run whose ranks have other numbers of samples in each step.
+
+    >>> import numpy as np
+    >>> from sfb.collectives.problem import most_counts
+    >>> most_counts(np.array([130, 121, 140])), most_counts(np.array([125, 141, 140]))
+    (array([144, 144, 160]), array([144, 144, 160]))
+    """
+    depth, deepest = _rounded_up(int(counts.sum())), _rounded_up(int(counts.max()))
+    most = np.full(len(counts), -(-max(0, depth - deepest) // (len(counts) - 1)), np.int64)
+    most[-1] = deepest
+    if (most == deepest).all():
+        most[-1] += 1
+    return most
+
+
+def _rounded_up(number: int) -> int:
+    """Return the next number whose binary digits after the third are 0."""
+    step = 1 << max(0, number.bit_length() - 3)
+    return -(-number // step) * step
+
+
 @dataclass(frozen=True)
 class Problem:
     """The shapes of one exchange of factors and the layout of its ranks; equal on all ranks.
+
+    The problem of a plan that serves calls with unlike S has the most samples (`most_counts`); `of_call` returns that
+    of a call.
 
     Attributes:
         shape: (K, D).
@@ -70,6 +98,12 @@ class Problem:
     room: int = 0
     skips_zeros: bool = False
     memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def of_call(self, counts: np.ndarray, nonzeros: np.ndarray | None = None) -> Problem:
+        """Return the exchange of a call that this one's plan serves, with S and the non-zeros of each rank."""
+        problem = replace(self, counts=counts, nonzeros=nonzeros)
+        problem.__dict__["place"] = self.place
+        return problem
 
     @cached_property
     def place(self) -> Place:
@@ -217,7 +251,7 @@ class Problem:
     def most_bytes(self) -> int:
         """The bytes of all messages, where v is CSR, with as many non-zeros as there is room for."""
         empty = 8 * int(sparse.message_words(self.counts, 0, self.shape[0], self.itemsize).sum())
-        return empty + 16 * self.ranks + -(-self.room * (4 + self.itemsize) // 8) * 8
+        return empty + 24 * self.ranks + -(-self.room * (4 + self.itemsize) // 8) * 8
 
     @property
     def _panel_rows(self) -> int:

@@ -150,7 +150,7 @@ class Plan(Generic[_P]):
         else:
             source = "stated rates, not measured (sfb tune measures them)"
         lines = [
-            f"K={rows} D={columns} {p.dtype}, {p.depth} samples{self._filled} of {p.place.ranks} ranks on "
+            f"K={rows} D={columns} {p.dtype}, {self._samples}{self._filled} of {p.place.ranks} ranks on "
             f"{p.place.nodes} node{'s' if p.place.nodes > 1 else ''}, "
             f"receiver {'shared by a node' if p.shared else 'per rank'}",
             f"estimates by {source}",
@@ -165,6 +165,12 @@ class Plan(Generic[_P]):
             )
         lines.append(f"taken: {self.algorithm}, {self._reason}")
         return "\n".join(lines)
+
+    @property
+    def _samples(self) -> str:
+        """Words on the samples of all ranks: at most so many where the plan serves calls with unlike S."""
+        uniform = getattr(self.problem, "uniform", True)
+        return f"{'' if uniform else 'up to '}{self.problem.depth} samples"
 
     @property
     def _filled(self) -> str:

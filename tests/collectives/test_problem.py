@@ -1,7 +1,10 @@
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import even
 
 from sfb.collectives import Problem, fill_nodes
+from sfb.collectives.problem import most_counts
 from sfb.tuning.profile import Place
 
 
@@ -37,3 +40,12 @@ def test_blocks_stay_below_the_ceiling():
     assert tighter.sample_blocks > 1
     assert tighter.sample_edges[0].sum() == 0
     assert tighter.sample_edges[-1].sum() == 400
+
+
+@given(st.lists(st.integers(0, 3000), min_size=2, max_size=9).filter(lambda counts: len(set(counts)) > 1))
+def test_plans_have_the_most_samples(counts):
+    most = most_counts(np.array(counts))
+    assert most.min() >= 0
+    assert max(counts) <= most.max() <= 1.25 * max(counts) + 2
+    assert sum(counts) <= most.sum() <= 1.25 * sum(counts) + len(counts) + 2
+    assert len(set(most.tolist())) > 1
