@@ -12,10 +12,10 @@ from mpi4py import MPI
 from scipy.sparse import csr_matrix, vstack
 
 from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
-from sfb.models.alternating import Alternating, Problem
 from sfb.models.ranks import Ranks
-from sfb.models.rating_descent import Descent
-from sfb.models.ratings import read
+from sfb.models.ratings.alternating import Alternating, Problem
+from sfb.models.ratings.descent import Descent
+from sfb.models.ratings.ratings import read
 from sfb.schedule import Block, Trace
 
 __all__ = ["CANDIDATES", "COLUMNS", "Config", "SlowDescent", "made_ratings", "run"]

@@ -13,8 +13,8 @@ from mpi4py import MPI
 from scipy.sparse import csr_matrix
 
 from sfb.bench.engine import Benchmark, Column, Heading, Row, columns
-from sfb.models.gibbs import Options, Prior, Sampler
 from sfb.models.ranks import Ranks
+from sfb.models.topics.gibbs import Options, Prior, Sampler
 from sfb.schedule import Block, Trace
 
 __all__ = ["CANDIDATES", "COLUMNS", "Config", "SlowSampler", "made_corpus", "run"]

@@ -15,11 +15,11 @@ from mpi4py import MPI
 from sfb.bench.engine import Benchmark, Column, Heading, Row
 from sfb.bench.factorization import SlowDescent, made_ratings
 from sfb.bench.lda import SlowSampler, made_corpus
-from sfb.models.alternating import Problem
 from sfb.models.compiling import load
-from sfb.models.gibbs import Options, Prior
 from sfb.models.ranks import Ranks
-from sfb.models.ratings import read
+from sfb.models.ratings.alternating import Problem
+from sfb.models.ratings.ratings import read
+from sfb.models.topics.gibbs import Options, Prior
 
 __all__ = ["COLUMNS", "MODELS", "Config", "draw", "run"]
 

@@ -16,7 +16,7 @@ from sfb.files import write
 if TYPE_CHECKING:
     import numpy as np
 
-    from sfb.models.predictors import Predictor
+    from sfb.models.saved.predictors import Predictor
 
 __all__ = ["export", "predict"]
 

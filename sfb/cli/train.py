@@ -17,7 +17,7 @@ from sfb.cli.fit import FITS
 from sfb.cli.groups import Grouped, config_option, group
 from sfb.cli.restart import LAUNCHER, run_again
 from sfb.files import write
-from sfb.models.network import ACTIVATIONS
+from sfb.models.nets.network import ACTIVATIONS
 from sfb.models.registry import MODELS, Entry
 from sfb.training.config import COMMS, OPTIMIZERS
 from sfb.training.rates import SCHEDULES

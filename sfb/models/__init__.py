@@ -6,26 +6,26 @@ Estimators, which need scikit-learn, and conversions are imported when they are 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sfb.models.files import ModelError, load, save
-from sfb.models.mlp import mlp
-from sfb.models.mlr import mlr
 from sfb.models.model import Model, Parameter
-from sfb.models.network import Layer, Network
+from sfb.models.nets.mlp import mlp
+from sfb.models.nets.mlr import mlr
+from sfb.models.nets.network import Layer, Network
+from sfb.models.nets.svm import svm
 from sfb.models.registry import MODELS
-from sfb.models.svm import svm
+from sfb.models.saved.files import ModelError, load, save
 
 if TYPE_CHECKING:
-    from sfb.models.convert import from_sklearn, to_sklearn
-    from sfb.models.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
-    from sfb.models.factorization import MatrixFactorization
-    from sfb.models.lasso import ElasticNet, Lasso, lasso_path
-    from sfb.models.lda import LatentDirichletAllocation
-    from sfb.models.linear_svc import LinearSVC
-    from sfb.models.logistic_regression import LogisticRegression
-    from sfb.models.metric import MetricLearning
-    from sfb.models.mlp_classifier import MLPClassifier
-    from sfb.models.mlp_regressor import MLPRegressor
-    from sfb.models.onnx_file import to_onnx
+    from sfb.models.codes.dictionary import DictionaryLearning, MiniBatchDictionaryLearning
+    from sfb.models.linear.lasso import ElasticNet, Lasso, lasso_path
+    from sfb.models.linear.linear_svc import LinearSVC
+    from sfb.models.linear.logistic_regression import LogisticRegression
+    from sfb.models.metrics.metric import MetricLearning
+    from sfb.models.nets.mlp_classifier import MLPClassifier
+    from sfb.models.nets.mlp_regressor import MLPRegressor
+    from sfb.models.ratings.factorization import MatrixFactorization
+    from sfb.models.saved.convert import from_sklearn, to_sklearn
+    from sfb.models.saved.onnx_file import to_onnx
+    from sfb.models.topics.lda import LatentDirichletAllocation
 
 __all__ = [
     "MODELS",
@@ -57,21 +57,21 @@ __all__ = [
 ]
 
 _LAZY = {
-    "DictionaryLearning": "sfb.models.dictionary",
-    "ElasticNet": "sfb.models.lasso",
-    "Lasso": "sfb.models.lasso",
-    "lasso_path": "sfb.models.lasso",
-    "LatentDirichletAllocation": "sfb.models.lda",
-    "LinearSVC": "sfb.models.linear_svc",
-    "LogisticRegression": "sfb.models.logistic_regression",
-    "MLPClassifier": "sfb.models.mlp_classifier",
-    "MLPRegressor": "sfb.models.mlp_regressor",
-    "MatrixFactorization": "sfb.models.factorization",
-    "MetricLearning": "sfb.models.metric",
-    "MiniBatchDictionaryLearning": "sfb.models.dictionary",
-    "from_sklearn": "sfb.models.convert",
-    "to_onnx": "sfb.models.onnx_file",
-    "to_sklearn": "sfb.models.convert",
+    "DictionaryLearning": "sfb.models.codes.dictionary",
+    "ElasticNet": "sfb.models.linear.lasso",
+    "Lasso": "sfb.models.linear.lasso",
+    "lasso_path": "sfb.models.linear.lasso",
+    "LatentDirichletAllocation": "sfb.models.topics.lda",
+    "LinearSVC": "sfb.models.linear.linear_svc",
+    "LogisticRegression": "sfb.models.linear.logistic_regression",
+    "MLPClassifier": "sfb.models.nets.mlp_classifier",
+    "MLPRegressor": "sfb.models.nets.mlp_regressor",
+    "MatrixFactorization": "sfb.models.ratings.factorization",
+    "MetricLearning": "sfb.models.metrics.metric",
+    "MiniBatchDictionaryLearning": "sfb.models.codes.dictionary",
+    "from_sklearn": "sfb.models.saved.convert",
+    "to_onnx": "sfb.models.saved.onnx_file",
+    "to_sklearn": "sfb.models.saved.convert",
 }
 
 

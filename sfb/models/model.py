@@ -129,4 +129,4 @@ class Model(ABC):
 
     @abstractmethod
     def save(self) -> dict[str, Any]:
-        """Return the contents of the model file by name: arrays, and settings such as "kind" (`sfb.models.files`)."""
+        """Return the contents of the model file (`sfb.models.saved.files`) by name: arrays, and settings as "kind"."""

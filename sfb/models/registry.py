@@ -75,11 +75,11 @@ class Registry(Mapping[str, Entry]):
 
 MODELS = Registry(
     {
-        "mlp": Entry("sfb.models.mlp", "multilayer perceptron", ("hidden", "activation", "regression")),
-        "mlr": Entry("sfb.models.mlr", "multiclass logistic regression"),
-        "svm": Entry("sfb.models.svm", "linear support vector machine, hinge loss of Crammer and Singer"),
+        "mlp": Entry("sfb.models.nets.mlp", "multilayer perceptron", ("hidden", "activation", "regression")),
+        "mlr": Entry("sfb.models.nets.mlr", "multiclass logistic regression"),
+        "svm": Entry("sfb.models.nets.svm", "linear support vector machine, hinge loss of Crammer and Singer"),
         "dml": Entry(
-            "sfb.models.dml",
+            "sfb.models.metrics.dml",
             "distance metric learning by pairs of labelled samples",
             ("components", "dissimilar_weight", "candidates"),
             objective="loss of pairs",
@@ -87,7 +87,7 @@ MODELS = Registry(
             optimizer="sgd",
         ),
         "dictionary": Entry(
-            "sfb.models.coding",
+            "sfb.models.codes.coding",
             "sparse coding by a dictionary of atoms",
             ("components", "alpha"),
             supervised=False,

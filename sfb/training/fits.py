@@ -16,10 +16,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sfb.data import read_bag_of_words, read_ratings, read_vocabulary
 from sfb.environment import describe
-from sfb.models.factorization import MatrixFactorization
-from sfb.models.lasso import ElasticNet
-from sfb.models.lda import LatentDirichletAllocation
-from sfb.models.rating_file import gather
+from sfb.models.linear.lasso import ElasticNet
+from sfb.models.ratings.factorization import MatrixFactorization
+from sfb.models.saved.rating_file import gather
+from sfb.models.topics.lda import LatentDirichletAllocation
 from sfb.runtime.agreement import compare
 from sfb.training.data import DataError, load
 from sfb.training.model_file import save_model

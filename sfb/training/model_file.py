@@ -7,7 +7,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from sfb.models.files import save
+from sfb.models.saved.files import save
 from sfb.training.config import TrainingError
 
 __all__ = ["save_model"]

@@ -18,7 +18,7 @@ from sfb.elastic.membership import Membership
 from sfb.environment import describe
 from sfb.launch import meet_without
 from sfb.models.model import Model
-from sfb.models.network import Network
+from sfb.models.nets.network import Network
 from sfb.models.ranks import Ranks
 from sfb.models.registry import MODELS
 from sfb.runtime.agreement import compare

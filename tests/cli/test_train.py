@@ -238,7 +238,7 @@ def test_the_model_file_of_each_model(sfb, tmp_path, model):
 
 
 def test_the_model_file(sfb, tmp_path):
-    files = pytest.importorskip("sfb.models.files")
+    files = pytest.importorskip("sfb.models.saved.files")
     sfb("train", "mlp", *SMALL, "--model", tmp_path / "m.npz")
     from sklearn.datasets import load_digits
 

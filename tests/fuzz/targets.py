@@ -227,8 +227,8 @@ _MODELS = (
 
 
 def _models(folder: Path) -> dict[str, Target]:
-    from sfb.models.files import load
-    from sfb.models.predictors import ModelError
+    from sfb.models.saved.files import load
+    from sfb.models.saved.predictors import ModelError
 
     path = folder / "model.npz"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sfb.models.coding import Dictionary, coding_loss, dictionary, encode
+from sfb.models.codes.coding import Dictionary, coding_loss, dictionary, encode
 from sfb.optim import Proximal
 
 

@@ -8,8 +8,8 @@ from scipy import sparse
 
 pytest.importorskip("sklearn")
 
-from sfb.models import columns
-from sfb.models.columns import Copies, by_features, by_samples
+from sfb.models.linear import columns
+from sfb.models.linear.columns import Copies, by_features, by_samples
 from sfb.models.ranks import Ranks
 
 pytestmark = pytest.mark.mpi

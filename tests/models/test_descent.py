@@ -10,8 +10,8 @@ pytest.importorskip("sklearn")
 
 import sfb
 from sfb.models.collective import batches
-from sfb.models.descent import Descent, weights_of_batches
-from sfb.models.network import Network
+from sfb.models.linear.descent import Descent, weights_of_batches
+from sfb.models.nets.network import Network
 from sfb.models.ranks import Ranks
 
 RULES = [sfb.optim.Adam(), sfb.optim.SGD(lr=0.1, momentum=0.9), sfb.optim.Adagrad()]

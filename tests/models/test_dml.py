@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from sfb.models.dml import Metric, dml, pair_loss
-from sfb.models.pairs import NOBODY
+from sfb.models.metrics.dml import Metric, dml, pair_loss
+from sfb.models.metrics.pairs import NOBODY
 
 
 def samples(rng, count=40, features=6, classes=3):

@@ -15,10 +15,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sfb import MismatchError
 from sfb.models import MatrixFactorization
-from sfb.models.alternating import Alternating, Problem
 from sfb.models.ranks import Ranks
-from sfb.models.rating_descent import Descent
-from sfb.models.ratings import read
+from sfb.models.ratings.alternating import Alternating, Problem
+from sfb.models.ratings.descent import Descent
+from sfb.models.ratings.ratings import read
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")]
 

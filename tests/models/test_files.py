@@ -140,7 +140,7 @@ def test_scaled_features(tmp_path, rng, scaler):
 
 def test_long_sparse_rows(rng):
     """Rows with more values than are multiplied at a time."""
-    from sfb.models import rows
+    from sfb.models.saved import rows
 
     x = sparse.random_array((40, 3000), density=0.5, rng=rng, format="csr")
     columns = rng.standard_normal((3000, 1500))

@@ -15,8 +15,8 @@ pytest.importorskip("sklearn")
 
 from sfb import MismatchError
 from sfb.models import LatentDirichletAllocation
-from sfb.models.gibbs import Options, Prior, Sampler
 from sfb.models.ranks import Ranks
+from sfb.models.topics.gibbs import Options, Prior, Sampler
 
 pytestmark = pytest.mark.mpi
 

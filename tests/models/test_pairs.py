@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfb.models import pairs
+from sfb.models.metrics import pairs
 
 
 @pytest.mark.parametrize("count", [1, 7])

@@ -11,7 +11,7 @@ from scipy import sparse
 
 import sfb
 from sfb.models import MODELS
-from sfb.models.network import Network
+from sfb.models.nets.network import Network
 from sfb.training.batches import Epochs, Samples
 from sfb.training.config import Config, TrainingError
 from sfb.training.saving import Saver

@@ -1,0 +1,1 @@
+"""Linear models: classifiers by gradients or dual coordinates, and regression with l1 penalties."""

@@ -1,0 +1,1 @@
+"""Metric learning from pairs of samples."""

@@ -1,0 +1,1 @@
+"""Dense nets: their layers, models by name, and estimators."""

@@ -1,0 +1,1 @@
+"""Model files, prediction from them by NumPy alone, and other packages' formats."""
