@@ -155,7 +155,9 @@ class Replica:
             return f"says once more that rank {origin} has closed the store" if origin in self._closed else ""
         if entry.kind == CLOCK:
             if expected is not None or entry.size < len(arrived):
-                return f"ends clock {clock} of rank {origin} after {entry.size} updates, another end or more updates came"
+                return (
+                    f"ends clock {clock} of rank {origin} after {entry.size} updates, another end or more updates came"
+                )
             return ""
         if entry.number in arrived or (expected is not None and len(arrived) >= expected):
             return f"holds update {entry.number} of rank {origin} in clock {clock} once more, or one too many"
