@@ -28,6 +28,7 @@ __all__ = ["Config", "SoakError", "soak"]
 _REPORT = 60.0  # seconds between two lines of progress
 _WARM = 1 / 3  # the start is measured after this part of the run,
 _WARM_ROUNDS = 100  # and after so many rounds: caches have filled then
+_LOOKS = 100  # for MPI to end its messages
 _MOST_CALLS = 8  # of a round
 _FRESH = 0.25  # part of the rounds whose communicator is made for them
 _ROOM = 1 << 30  # bytes that hold the factors of all ranks
@@ -251,8 +252,14 @@ def _lasting(world: MPI.Intracomm, per_node: int | None, options: dict[str, Any]
 
 
 def _prepare(lane: _Lane) -> None:
-    """Let a communicator make what it keeps: kernels that are loaded, and communicators across nodes; collective."""
+    """Let a communicator make what it keeps: kernels, communicators, and memory of nodes; collective."""
     comm = lane.comm
+    for elements in (1, 1 << 14, 1 << 19):
+        x, total = np.zeros(elements), np.empty(elements)
+        comm.Allreduce(x, total)
+        comm.Iallreduce(x, total).Wait()
+        comm.Allgather(x[: elements // comm.size], total[: elements // comm.size * comm.size])
+        comm.Reduce_scatter_block(x[: elements // comm.size * comm.size], total[: elements // comm.size])
     u, v = np.ones((1, 4), np.float32), np.ones((1, 3), np.float32)
     for receiver in (np.empty((4, 3), np.float32), comm.shared((4, 3))):
         for algorithm in ALGORITHMS:
@@ -294,6 +301,9 @@ def _gather(control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
     gc.collect()
     for lane in lanes:
         lane.comm.shared(1)  # frees the shared arrays that no rank uses any more
+    control.Barrier()
+    for _ in range(_LOOKS):
+        control.Iprobe()  # lets MPI end what it has sent
     mine = np.array(usage(), np.int64)
     found = np.empty((control.size, len(mine)), np.int64)
     control.Allgather(mine, found)
