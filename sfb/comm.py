@@ -52,7 +52,8 @@ class Comm(MPI.Intracomm):
     """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster than MPI's; all else is mpi4py's own.
 
     A Comm is the communicator it is made from, not a duplicate. The library talks on a private communicator, made by
-    the first call that needs it; `free`, or the end of a ``with`` block, frees that, and a later call makes it anew.
+    the first call that needs it; `free`, or the end of a ``with`` block, frees that, and a later call makes it anew,
+    with the same options and nodes.
 
     >>> from mpi4py import MPI
     >>> import numpy as np, sfb
@@ -134,9 +135,10 @@ class Comm(MPI.Intracomm):
         at_finalize(self)
         given = Profile() if profile is None and reproducible else profile
         self._set_up(options, Profiles(given, Probes(own_allreduce, empty_exchanges)))
-        self._placed = node is not None
+        self._node_of = None
         if node is not None:
             self._team_or_none = Team(self, node, stall=stall, timeout=timeout)
+            self._node_of = self._team_or_none.node_of
         return self
 
     def _set_up(self, options: Options, profiles: Profiles) -> None:
@@ -157,7 +159,7 @@ class Comm(MPI.Intracomm):
 
     _owner: bool
     _options: Options
-    _placed: bool
+    _node_of: list[int] | None  # the node of each rank, if the user has given one
     _team_or_none: Team | None
     _profiles: Profiles
     _engine_or_none: Engine | None
@@ -431,26 +433,18 @@ class Comm(MPI.Intracomm):
         return self._like(super().Dup_with_info(info))
 
     def Idup(self, info: MPI.Info | None = None) -> tuple[Comm, MPI.Request]:
-        """Duplicate the communicator, as `MPI.Comm.Idup` does; with the same options.
-
-        If those give the ranks of the node, the call waits.
-        """
-        return self._soon_like(*super().Idup(info))
+        """Duplicate the communicator, as `MPI.Comm.Idup` does; with the same options."""
+        copy, request = super().Idup(info)
+        return self._like(copy), request
 
     def Idup_with_info(self, info: MPI.Info) -> tuple[Comm, MPI.Request]:
         """Duplicate the communicator, as `MPI.Comm.Idup_with_info` does; otherwise like `Idup`."""
-        return self._soon_like(*super().Idup_with_info(info))
-
-    def _soon_like(self, copy: Comm, request: MPI.Request) -> tuple[Comm, MPI.Request]:
-        if self._placed:
-            request.Wait()
+        copy, request = super().Idup_with_info(info)
         return self._like(copy), request
 
     def _like(self, copy: Comm) -> Comm:
         copy._set_up(self._options, replace(self._profiles))
-        copy._placed = self._placed
-        if self._placed and self._team_or_none is not None:
-            copy._team_or_none = Team(copy, self.node, stall=self._options.stall, timeout=self._options.timeout)
+        copy._node_of = self._node_of
         return copy
 
     def Free(self) -> None:
@@ -482,7 +476,7 @@ class Comm(MPI.Intracomm):
         """Pickle COMM_WORLD and COMM_SELF, as mpi4py does, with the options; ValueError for other communicators."""
         reduced: Any = super().__reduce__()
         _, (kind, comm) = reduced
-        if self._placed:
+        if self._node_of is not None:
             raise ValueError("cannot serialize a Comm with a node")
         return partial(kind, profile=self._profiles.given, **asdict(self._options)), (comm,)
 
@@ -506,7 +500,10 @@ class Comm(MPI.Intracomm):
         if self._team_or_none is None:
             if self._ended:
                 raise RuntimeError(FINALIZED)
-            self._team_or_none = Team(self, stall=self._options.stall, timeout=self._options.timeout)
+            node = None if self._node_of is None else MPI.Intracomm(self).Split(self._node_of[self.rank], self.rank)
+            self._team_or_none = Team(self, node, stall=self._options.stall, timeout=self._options.timeout)
+            if node is not None:
+                node.Free()
         return self._team_or_none
 
     @property

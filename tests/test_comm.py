@@ -206,6 +206,26 @@ def test_a_duplicate_keeps_the_settings(world):
     alone.Free()
 
 
+def test_the_nodes_stay_when_it_is_used_again(world):
+    g, factors = np.zeros((4, 3)), sfb.Factors(np.ones((1, 4)), np.ones((1, 3)))
+    reverse = world.Split(0, -world.rank)  # other ranks than in the world
+    part = reverse.Split(reverse.rank // 2, 0)
+    comm = sfb.Comm(reverse, node=part)
+    size = part.size
+    part.Free()
+    for _ in range(3):
+        comm.Allreduce(factors, g)
+        assert (g == world.size).all()
+        assert comm.node.size == size
+        nodes = comm.plan(factors, g).problem.place.nodes
+        assert nodes == -(-world.size // 2)
+        comm.free()
+    copy = comm.Dup()  # of one that holds nothing now
+    assert copy.node.size == size
+    copy.Free()
+    reverse.Free()
+
+
 def test_a_duplicate_is_freed_at_the_end_of_a_block(comm):
     with comm.Dup() as copy:
         copy.Allreduce(np.ones(1), np.zeros(1))

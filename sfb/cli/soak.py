@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sfb.cli.common import Failure, Finite, json_option, start
+from sfb.cli.common import Bytes, Failure, Finite, json_option, start
 from sfb.files import write
 
 __all__ = ["soak"]
@@ -23,8 +23,12 @@ __all__ = ["soak"]
 @click.option("--rounds", type=click.IntRange(1), help="Most rounds.  [no limit]")
 @click.option("--patience", type=Finite(1), default=300.0, metavar="SECONDS",
               help="Time that a round may take before it counts as hanging.")  # fmt: skip
+@click.option("--growth", type=Bytes(), default="64MiB", show_default=True, metavar="SIZE",
+              help="Memory by which a rank may grow between the first third of the run and its end.")  # fmt: skip
 @json_option
-def soak(minutes: float, seed: int, first: int, rounds: int | None, patience: float, json_file: Path | None) -> int:
+def soak(
+    minutes: float, seed: int, first: int, rounds: int | None, patience: float, growth: int, json_file: Path | None
+) -> int:
     """Call everything at random, beside an oracle, and see that nothing is left behind.
 
     A round is up to 8 calls on a communicator: exchanges of factors, blocking, nonblocking and persistent, into arrays
@@ -33,7 +37,9 @@ def soak(minutes: float, seed: int, first: int, rounds: int | None, patience: fl
     with NumPy in float64 and, where that is promised, bit for bit between ranks.
 
     A line a minute shows progress. Exits with 1 if a call went wrong, which it names with the command that repeats its
-    round; if a round does not end; or if handles of MPI, descriptors or mappings are left over.
+    round; if a round does not end; if handles of MPI, descriptors or mappings are left over; or if the memory of a rank
+    has grown by more than --growth. What ranks hold at the end is compared with what they held after a third of the
+    run, when caches have filled.
     """
     world = start()
     from sfb.runtime.threads import limit_process
@@ -42,7 +48,7 @@ def soak(minutes: float, seed: int, first: int, rounds: int | None, patience: fl
 
     limit_process(world)
     try:
-        result = run(world, Config(minutes, seed, first, rounds, patience), click.echo)
+        result = run(world, Config(minutes, seed, first, rounds, patience, growth), click.echo)
     except SoakError as error:
         raise Failure(str(error)) from error
     if world.rank == 0:
@@ -50,7 +56,7 @@ def soak(minutes: float, seed: int, first: int, rounds: int | None, patience: fl
             write(json_file, json.dumps(result, indent=1) + "\n")
         for line in _summary(result):
             click.echo(line)
-    return int(bool(result["leaks"]))
+    return int(bool(result["leaks"] or result["memory_grew"]))
 
 
 def _summary(result: dict) -> list[str]:
@@ -79,12 +85,14 @@ def _summary(result: dict) -> list[str]:
             "leaks      not measured: the run was too short",
         ]
     first = max(each["memory"] for each in result["start"]) / 2**20
+    growth, bound = (amount / 2**20 for amount in (result["memory_growth_bytes"], result["config"]["growth"]))
     lines.append(
         f"memory     {first:.1f} MiB a rank at the start, {most:.1f} at the end; of one rank at most "
-        f"{100 * result['memory_growth']:+.2f} %"
+        f"{growth:+.1f} MiB, {'beyond' if result['memory_grew'] else 'within'} the bound of {bound:g} MiB"
     )
     for name in ("descriptors", "mapped", "files", "communicators", "windows", "requests"):
         before, after = (max(each[name] for each in result[when]) for when in ("start", "end"))
         lines.append(f"{name:<14} {before} at the start, {after} at the end")
-    left = ", ".join(f"{more} {name}" for name, more in result["leaks"].items())
+    found = [f"{more} {name}" for name, more in result["leaks"].items()]
+    left = ", ".join([*found, *[f"{growth:.1f} MiB of memory"] * result["memory_grew"]])
     return [*lines, f"leaks      {left or 'none'}"]

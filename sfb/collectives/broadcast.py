@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfb.collectives.call import Call
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import Gathering, blocks, posted, update
+from sfb.collectives.update import Gathering, block_counts, blocks, factor_costs, posted, rebuild_cost, update
 from sfb.factors import Factors
 from sfb.receiver import Receiver
 from sfb.tuning.profile import Use
@@ -17,7 +18,7 @@ from sfb.tuning.profile import Use
 if TYPE_CHECKING:
     from sfb.runtime.team import Team
 
-__all__ = ["cost", "payload", "prepare", "run", "suits", "wire_bytes"]
+__all__ = ["calls", "cost", "payload", "prepare", "run", "suits", "wire_bytes"]
 
 
 def suits(problem: Problem) -> bool:
@@ -35,8 +36,13 @@ def cost(problem: Problem) -> list[Use]:
     elif problem.packed:
         gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
     else:
-        gathers = [Use("allgather", samples * n * problem.sent_itemsize) for n in problem.shape]
-    return [*gathers, Use("sync", times=problem.shared), *problem.rebuild_cost(problem.depth, problem.share)]
+        gathers = factor_costs(problem, "allgather")
+    return [*gathers, Use("sync", times=problem.shared), *rebuild_cost(problem)]
+
+
+def calls(problem: Problem) -> int:
+    """Return the number of blocks, each of which takes as long as an exchange of next to nothing."""
+    return prod(block_counts(problem))
 
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["bind", "cost", "payload", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
+__all__ = ["bind", "calls", "cost", "payload", "prepare", "run", "staging_bytes", "suits", "wire_bytes"]
 
 # A rank's product goes through its slab of the node's memory in pieces of at least so many bytes, so that they are few,
 # and of at least so many rows, which repay packing v.
@@ -54,7 +54,9 @@ def cost(problem: Problem) -> list[Use]:
         return [*product, *problem.eager_cost(problem.dense_bytes), summed]
     if problem.place.nodes > 1 or problem.ranks == 1:
         own = 0 if problem.assigns and not problem.shared else (1 + passes) * problem.dense_bytes * problem.share
-        reduced = Use("allreduce", problem.dense_bytes, times=problem.ranks > 1)
+        count = calls(problem)
+        product = problem.product_cost(problem.deepest, 1 / count, times=count)
+        reduced = Use("allreduce", problem.dense_bytes / count, times=count * (problem.ranks > 1))
         return [*product, reduced, Use("sync", times=problem.shared), Use("pass", own)]
     parts, pieces = problem.place.ranks_per_node, max(1, len(_pieces(problem)))
     applied = problem.passes * (1 / parts if problem.shared else 1)
@@ -63,6 +65,13 @@ def cost(problem: Problem) -> list[Use]:
         Use("sync", times=pieces * (1 if problem.shared else 2)),
         Use("pass", (_CACHED * (1 + 2 / parts) + applied) * problem.dense_bytes),
     ]
+
+
+def calls(problem: Problem) -> int:
+    """Return the number of calls of MPI's Allreduce, each of which takes as long as an exchange of next to nothing."""
+    if problem.place.nodes == 1 or _summed(problem) or _gathered(problem):
+        return 1
+    return max(1, -(-problem.shape[0] // _network_rows(problem)))
 
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:

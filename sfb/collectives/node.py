@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfb.collectives.call import Call, counts_by_node
 from sfb.collectives.problem import Problem
-from sfb.collectives.update import Gathering, blocks, own_rows, posted, update
+from sfb.collectives.update import Gathering, block_counts, blocks, factor_costs, own_rows, posted, rebuild_cost, update
 from sfb.factors import Factors
 from sfb.receiver import Receiver
 from sfb.tuning.profile import Use
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sfb.runtime.team import Team
     from sfb.runtime.windows import Block
 
-__all__ = ["bind", "cost", "prepare", "received", "run", "staging_bytes", "suits", "wire_bytes"]
+__all__ = ["bind", "calls", "cost", "prepare", "received", "run", "staging_bytes", "suits", "wire_bytes"]
 
 _ALIGN = 64  # v begins on a cache line
 
@@ -32,17 +33,22 @@ def suits(problem: Problem) -> bool:
 def cost(problem: Problem) -> list[Use]:
     """Price S(K+D) elements written within the node, each sample received once per node, and 2PSKD/R flop."""
     samples = problem.depth / problem.ranks
-    across = [Use("across", samples * n * problem.sent_itemsize) for n in problem.shape]
+    across = factor_costs(problem, "across")
     if _packed(problem):
         across = [Use("across", samples * sum(problem.shape) * problem.sent_itemsize)]
     if problem.place.nodes == 1:
         across = []
-    return [
-        Use("copy", samples * problem.sample_bytes),
-        *across,
-        Use("sync", times=1 + problem.shared),
-        *problem.rebuild_cost(problem.depth, problem.share),
-    ]
+    count = calls(problem)
+    # Each block of rows has v anew.
+    copied = samples * (problem.shape[0] / count + problem.shape[1] / problem.sample_blocks) * problem.itemsize
+    # Ranks meet before each further block, too, which overwrites the one before.
+    meetings = 2 * count - 1 + problem.shared
+    return [Use("copy", copied, times=count), *across, Use("sync", times=meetings), *rebuild_cost(problem)]
+
+
+def calls(problem: Problem) -> int:
+    """Return the number of blocks, each of which takes as long as an exchange of next to nothing."""
+    return prod(block_counts(problem))
 
 
 def wire_bytes(problem: Problem, rank: int = 0) -> int:

@@ -14,11 +14,22 @@ from sfb.factors import Factors
 from sfb.kernels import sparse
 from sfb.receiver import Receiver
 from sfb.runtime.steps import POSTED
+from sfb.tuning.profile import Use
 
 if TYPE_CHECKING:
     from sfb.runtime.team import Team
 
-__all__ = ["Gathering", "blocks", "former", "own_rows", "posted", "update"]
+__all__ = [
+    "Gathering",
+    "block_counts",
+    "blocks",
+    "factor_costs",
+    "former",
+    "own_rows",
+    "posted",
+    "rebuild_cost",
+    "update",
+]
 
 Gathering = Generator[Any, None, tuple[np.ndarray, np.ndarray]]
 Gather = Callable[[slice, np.ndarray, np.ndarray, bool], Gathering]
@@ -83,6 +94,30 @@ def blocks(problem: Problem, call: Call, receiver: Receiver, gather: Gather) -> 
                 form(mine, v, total, threads=call.team.threads)
         with call:
             receiver.update_dense(total, start, stop, start, threads=call.team.threads)
+
+
+def block_counts(problem: Problem) -> tuple[int, int]:
+    """Return the numbers of blocks of rows and of samples in which `blocks` gathers factors."""
+    return (1, 1) if problem.ranks == 1 else (max(1, len(problem.row_blocks)), problem.sample_blocks)
+
+
+def factor_costs(problem: Problem, kind: str) -> list[Use]:
+    """Return the cost of gathering u and v of all ranks, in blocks, by collectives of a kind."""
+    rows, parts = block_counts(problem)
+    u, v = (problem.depth / problem.ranks * n * problem.sent_itemsize for n in problem.shape)
+    # Each block of rows gathers v anew if the samples come in parts.
+    again = rows * parts if parts > 1 else 1
+    return [Use(kind, u / (rows * parts), times=rows * parts), Use(kind, v / parts, times=again)]
+
+
+def rebuild_cost(problem: Problem) -> list[Use]:
+    """Return the cost of rebuilding this rank's rows, in blocks, and updating them."""
+    rows, parts = block_counts(problem)
+    whole = problem.rebuild_cost(problem.depth, problem.share)
+    if rows * parts == 1:
+        return whole
+    product = problem.product_cost(problem.depth / parts, problem.share / rows, times=rows * parts)
+    return [*product, whole[-1]]
 
 
 def posted(requests: list[Any], last: bool) -> Iterator[Any]:

@@ -40,6 +40,8 @@ _LEAVE = 60.0
 _ABORT = 5.0
 # Failed ranks that a message names.
 _NAMED = 8
+# Seconds that no wait takes.
+_EVER = 1e9
 
 # Frames of these files on a stack mean that the rank is in an exchange with a number.
 _EXCHANGES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "collectives", "")
@@ -208,15 +210,15 @@ class Failures:
             while (message := self._world.Improbe(MPI.ANY_SOURCE, FAILURE_TAG, status)) is not None:
                 data = bytearray(status.Get_count(MPI.BYTE))
                 message.Recv([data, MPI.BYTE])
-                with suppress(ValueError, LookupError, TypeError, AttributeError):
-                    self._take(status.source, json.loads(data))
+                said = _read(data, self._world.size)
+                if said is not None:  # not damaged
+                    self._take(status.source, said)
 
     def _take(self, source: int, said: dict[str, Any]) -> None:
         if "left" in said:
             self._left.add(source)
         elif "failed" in said:
-            failed = {int(rank): str(text) for rank, text in said["failed"]}
-            self._fail(failed, str(said["why"]), forward=False)
+            self._fail(dict(said["failed"]), said["why"], forward=False)
         elif "ask" in said:
             self._ask(monotonic(), forward=False)
         else:
@@ -271,6 +273,33 @@ class Failures:
         for rank in ranks:
             with suppress(MPI.Exception):
                 self._sent.append((self._world.Isend([data, MPI.BYTE], rank, FAILURE_TAG), data))
+
+
+def _read(data: bytearray, size: int) -> dict[str, Any] | None:
+    """Return what a message of one of ``size`` ranks says; None if it is none that a rank sends."""
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+    def ranks(values: Any) -> bool:
+        return isinstance(values, list) and all(type(rank) is int and 0 <= rank < size for rank in values)
+
+    def pairs(values: Any) -> bool:
+        lists = isinstance(values, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
+        return lists and ranks([rank for rank, _ in values]) and all(isinstance(text, str) for _, text in values)
+
+    if not isinstance(said, dict):
+        return None
+    if "failed" in said:
+        right = pairs(said["failed"]) and isinstance(said.get("why"), str)
+    elif "call" in said:
+        waited = said.get("waited")
+        right = isinstance(said["call"], str) and type(waited) in (int, float) and 0 <= waited < _EVER
+        right = right and ranks(said.get("missing", []))
+    else:
+        right = "left" in said or "ask" in said or isinstance(said.get("place"), str)
+    return said if right else None
 
 
 def _whom(said: dict[str, Any]) -> str:

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from scipy.sparse import csr_array
 
 import sfb
+from sfb.collectives import ALGORITHMS
 from sfb.soak import arrays, factors, lives, stores
 from sfb.soak.patience import Patience
 from sfb.soak.round import Round, Wrong
@@ -24,8 +26,9 @@ from sfb.soak.usage import Usage, usage
 __all__ = ["Config", "SoakError", "soak"]
 
 _REPORT = 60.0  # seconds between two lines of progress
-_WARM = 180.0, 0.5  # the start is measured after so many seconds, or this part of the run if that is less,
+_WARM = 1 / 3  # the start is measured after this part of the run,
 _WARM_ROUNDS = 100  # and after so many rounds: caches have filled then
+_LOOKS = 100  # for MPI to end its messages
 _MOST_CALLS = 8  # of a round
 _FRESH = 0.25  # part of the rounds whose communicator is made for them
 _ROOM = 1 << 30  # bytes that hold the factors of all ranks
@@ -61,6 +64,8 @@ class Config:
         first: Number of the first round.
         rounds: Most rounds; None for no limit.
         patience: Seconds that a round may take.
+        growth: Most bytes by which the memory of a rank may grow between the start, as it is measured after a third of
+            the run, and the end.
     """
 
     minutes: float = 1.0
@@ -68,6 +73,7 @@ class Config:
     first: int = 0
     rounds: int | None = None
     patience: float = 300.0
+    growth: int = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ def soak(world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> di
         say: Takes lines of progress, on rank 0.
 
     Returns:
-        The numbers of rounds, calls of each kind, and what ranks have held at the start and at the end; for JSON.
+        The numbers of rounds, calls of each kind, what ranks have held at the start and at the end, and whether that
+        has grown: handles, descriptors and mappings at all, memory beyond the bound; for JSON.
 
     Raises:
         SoakError: A call gave a wrong result, or an error that it must not; on the ranks that saw it.
@@ -122,6 +129,8 @@ class _Run:
         start: np.ndarray | None = None
         with Patience(self._config.patience, self._where) as patience:
             lanes = [_lasting(self._world, *each) for each in _LASTING]
+            for lane in lanes:
+                _prepare(lane)
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
                 if order[1]:
@@ -145,7 +154,7 @@ class _Run:
         if control.rank == 0:
             seconds = 60 * config.minutes
             order[0] = now - began < seconds and (config.rounds is None or done < config.rounds)
-            order[2] = cold and done >= _WARM_ROUNDS and now - began >= min(_WARM[0], _WARM[1] * seconds)
+            order[2] = cold and done >= _WARM_ROUNDS and now - began >= _WARM * seconds
             order[1] = order[2] or now - reported >= _REPORT
         control.Bcast(order)
         go, measure, first = order.tolist()
@@ -220,6 +229,7 @@ class _Run:
         leaks: Counter[str] = Counter()
         for before, after in pairs:
             leaks |= Counter(Usage(*after).grown(Usage(*before)))
+        growth = max((after[0] - before[0] for before, after in pairs), default=None)
         return {
             "format": 1,
             "config": asdict(self._config),
@@ -229,6 +239,8 @@ class _Run:
             "calls_by_kind": dict(sorted(self._calls.items())),
             "errors": 0,
             "memory_growth": max((after[0] / before[0] - 1 for before, after in pairs), default=None),
+            "memory_growth_bytes": growth,
+            "memory_grew": None if growth is None else growth > self._config.growth,
             "leaks": None if start is None else dict(leaks),
             "start": None if start is None else ranks[0],
             "end": ranks[1],
@@ -237,6 +249,23 @@ class _Run:
 
 def _lasting(world: MPI.Intracomm, per_node: int | None, options: dict[str, Any]) -> _Lane:
     return _made(world, per_node, options, fresh=False)
+
+
+def _prepare(lane: _Lane) -> None:
+    """Let a communicator make what it keeps: kernels, communicators, and memory of nodes; collective."""
+    comm = lane.comm
+    for elements in (1, 1 << 14, 1 << 19):
+        x, total = np.zeros(elements), np.empty(elements)
+        comm.Allreduce(x, total)
+        comm.Iallreduce(x, total).Wait()
+        comm.Allgather(x[: elements // comm.size], total[: elements // comm.size * comm.size])
+        comm.Reduce_scatter_block(x[: elements // comm.size * comm.size], total[: elements // comm.size])
+    u, v = np.ones((1, 4), np.float32), np.ones((1, 3), np.float32)
+    for receiver in (np.empty((4, 3), np.float32), comm.shared((4, 3))):
+        for algorithm in ALGORITHMS:
+            comm.plan(sfb.Factors(u, v), receiver, algorithm=algorithm)
+        if lane.wire is None:
+            comm.plan(sfb.Factors(u, csr_array(v)), receiver, algorithm="node")
 
 
 def _made(base: MPI.Intracomm, per_node: int | None, options: dict[str, Any], *, fresh: bool) -> _Lane:
@@ -272,6 +301,9 @@ def _gather(control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
     gc.collect()
     for lane in lanes:
         lane.comm.shared(1)  # frees the shared arrays that no rank uses any more
+    control.Barrier()
+    for _ in range(_LOOKS):
+        control.Iprobe()  # lets MPI end what it has sent
     mine = np.array(usage(), np.int64)
     found = np.empty((control.size, len(mine)), np.int64)
     control.Allgather(mine, found)

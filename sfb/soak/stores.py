@@ -66,9 +66,7 @@ def store(r: Round) -> None:
     ]
     tables = {f"t{n}": start for n, start in enumerate(starts)}
     rule = sfb.optim.SGD(lr=_LR, momentum=momentum)
-    # A collective call may follow a read where nothing waits for budgets or credits.
-    free = options["bandwidth"] is None and options["max_bytes"] == _ROOM
-    together = ordered and free and r.dice.chance(0.5)
+    together = ordered and r.dice.chance(0.5)
     with sfb.Store(r.comm, tables, rule, topology=topology, consistency=consistency, **options) as made:
         for updates in pushed[r.rank]:
             for number, update, _, _ in updates:

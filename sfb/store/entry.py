@@ -56,10 +56,12 @@ class Entry:
             of an ABORT; for CLOCK the settings of the origin's rules, if it has changed them.
         source: The rank from which this rank received the entry; −1 for its own.
         sending: The number of neighbours to which this rank has yet to send the entry.
+        occupies: Whether the entry takes room of the relay: of this rank's own entries, or its sender's window.
     """
 
     __slots__ = (
-        "clock", "hop", "kind", "magnitude", "number", "origin", "payload", "sending", "size", "source", "table",
+        "clock", "hop", "kind", "magnitude", "number", "occupies", "origin", "payload", "sending", "size", "source",
+        "table",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +88,7 @@ class Entry:
         self.payload = _EMPTY if payload is None else payload
         self.source = source
         self.sending = 0
+        self.occupies = True
 
     @property
     def nbytes(self) -> int:

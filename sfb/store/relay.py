@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import numpy as np
 from mpi4py import MPI
@@ -51,7 +52,8 @@ class Relay:
     credit when the entry has left for all of its children, where it occupies the window of the next hop. So windows
     wait for windows of more hops only, and those of the last hop wait for nothing: full buffers cannot wait for each
     other in a circle (structured buffer pools, Merlin and Schweitzer, "Deadlock avoidance in store-and-forward
-    networks", IEEE Trans. Communications 1980). An empty window takes an entry of any size.
+    networks", IEEE Trans. Communications 1980). An empty window takes an entry of any size. Entries that the replica
+    keeps anyway (`keep`) take no room, so the rank returns their credit when they arrive.
 
     Args:
         world: A communicator that only the relay uses.
@@ -110,6 +112,7 @@ class Relay:
         self._window = max_bytes // (max(1, widest) * self._depth)
         self._own_limit = max_bytes
         self._own = 0
+        self._kept = -1
         self._most = _COALESCED if bucket is None else min(_COALESCED, bucket.size)
         self._status = MPI.Status()
         self._damaged = False
@@ -118,9 +121,28 @@ class Relay:
         self.sent_bytes = self.sent_messages = 0
         self.received_bytes = self.received_messages = 0
 
-    def fits(self, nbytes: int) -> bool:
-        """Return whether this rank may push ``nbytes`` bytes now, beside its own entries that wait."""
-        return self._own == 0 or self._own + nbytes <= self._own_limit
+    def fits(self, entry: Entry) -> bool:
+        """Return whether this rank may push an entry now, beside its own entries that wait."""
+        return entry.clock <= self._kept or self._own == 0 or self._own + entry.nbytes <= self._own_limit
+
+    def keep(self, clock: int) -> None:
+        """Let entries of ``clock`` and earlier ones take no room: the replica keeps them until it has their clocks."""
+        if clock <= self._kept:
+            return
+        self._kept = clock
+        for edge in self._edges.values():
+            for entry in chain(edge.pending, *(entries for _, _, entries in edge.flights)):
+                if entry.clock <= clock:
+                    self._vacate(entry)
+
+    def has_sent(self, clock: int) -> bool:
+        """Return whether no entry of ``clock`` or an earlier one waits for a neighbour."""
+        return not any(entry.clock <= clock for edge in self._edges.values() for entry in edge.pending)
+
+    @property
+    def awaited(self) -> list[int]:
+        """The neighbours for which entries wait."""
+        return [rank for rank, edge in self._edges.items() if edge.pending]
 
     @property
     def idle(self) -> bool:
@@ -211,7 +233,11 @@ class Relay:
         self._due[source] += 1
         try:
             checked = self._checks(source)
-            return unpack(memory, source, number, ranks=self._ranks, hops=self._depth, checked=checked)
+            entries = unpack(memory, source, number, ranks=self._ranks, hops=self._depth, checked=checked)
+            for entry in entries:
+                if entry.hop == self._depth and self._children[entry.origin]:
+                    raise DamagedMessageError(f"the message of rank {source} holds an entry that is to go too far")
+            return entries
         except DamagedMessageError:
             self._damaged = True
             raise
@@ -221,6 +247,8 @@ class Relay:
         edge = self._edges[source]
         try:
             credits = credits_of(memory, source, edge.returned, self._depth, checked=self._checks(source))
+            if (credits > edge.unreturned).any():
+                raise DamagedMessageError(f"the message of rank {source} returns more credit than it was given")
         except DamagedMessageError:
             self._damaged = True
             raise
@@ -238,13 +266,22 @@ class Relay:
             pending = self._edges[child].pending
             pending.append(entry)
             self.largest = max(self.largest, len(pending))
+        if entry.clock <= self._kept:
+            self._vacate(entry)
         if not children:
             self._release(entry)
 
     def _release(self, entry: Entry) -> None:
-        """Release an entry that has left for all children, and owe its sender the credit."""
+        """Release an entry that has left for all children."""
+        self.held -= entry.nbytes
+        self._vacate(entry)
+
+    def _vacate(self, entry: Entry) -> None:
+        """Give back the room that an entry takes, unless it has been: owe its sender the credit."""
+        if not entry.occupies:
+            return
+        entry.occupies = False
         nbytes = entry.nbytes
-        self.held -= nbytes
         if entry.source < 0:
             self._own -= nbytes
         else:

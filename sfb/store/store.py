@@ -89,6 +89,9 @@ class Store(StoreBase):
     `ASP` each update is a step of its own, applied as it arrives; a rank sees its own at once. Rules other than plain
     SGD depend on the order of updates, so replicas differ there by the orders in which ranks received them.
 
+    Under `BSP` a collective of the user may follow a read, if all ranks read before it in the same clock; they may push
+    in between. Elsewhere a rank in a collective holds up those that wait for its messages (docs/store.md).
+
     Args:
         comm: The ranks; any intracommunicator. The store talks on a communicator of its own.
         tables: Initial values by name, float32 or float64 of any shape, the same on all ranks; copied.
@@ -103,7 +106,8 @@ class Store(StoreBase):
             norm of the table. Updates that consistency needs leave before all others.
         seed: The seed of "random".
         max_bytes: Ceiling each for updates of this rank that wait, for those that it forwards, and, except under `BSP`,
-            for those that it has yet to apply (docs/store.md). `push` waits beyond it.
+            for those that it has yet to apply (docs/store.md). `push` waits beyond it; under `BSP` not for updates of a
+            clock in which the rank has read.
         progress: "poll" to move messages in calls of the store only, "thread" to move them all the time.
         stall: Seconds after which a rank that waits for others names them in a warning of the logger "sfb".
         timeout: Seconds after which such a wait raises `RankFailedError`, as in `Comm`.
@@ -207,18 +211,26 @@ class Store(StoreBase):
     def _refresh(self, name: str) -> None:
         """Wait until the updates have arrived that a read at this clock must see, and apply all that have arrived.
 
-        Under `BSP`, without ``bandwidth`` and with ``max_bytes`` for all updates of a clock, this rank has then sent
-        everything that others need for a read at the same clock, so a collective of the user may follow. Otherwise
-        updates may still wait for credits of neighbours, which come in calls of the store alone.
+        Under `BSP` this rank has then sent everything that others need for a read at the same clock, so a collective of
+        the user may follow, in which no rank takes messages of the store. The replica keeps what arrives until it is
+        applied, so updates of this clock and earlier ones take no room of the relay: those that others need never wait
+        behind those of a rank that is ahead, and `push` does not wait for a rank that has read.
         """
         bound = self.consistency.bound(self._clock)
-        replica = self._replica
+        replica, relay, ordered = self._replica, self._relay, self.consistency.ordered
         self._reads += 1
+        if ordered:
+            with self._lock:
+                relay.keep(self._clock)
         self._move()
-        if replica.arrived < bound:
+
+        def fresh() -> bool:
+            return replica.arrived >= bound and (not ordered or relay.has_sent(bound))
+
+        if not fresh():
             self._waits += 1
             began = self._timer.now()
-            self._wait(lambda: replica.arrived >= bound, lambda: replica.behind(bound), f"a read of {name!r}")
+            self._wait(fresh, lambda: replica.behind(bound) or relay.awaited, f"a read of {name!r}")
             self._wait_seconds += self._timer.now() - began
         with self._lock:
             replica.apply()
@@ -349,8 +361,8 @@ class Store(StoreBase):
     def _send(self, entry: Entry) -> None:
         """Wait until there is room for an entry, and give it to the relay and to this rank's replica."""
         relay = self._relay
-        if not relay.fits(entry.nbytes):
-            self._wait(lambda: relay.fits(entry.nbytes), list, "push")
+        if not relay.fits(entry):
+            self._wait(lambda: relay.fits(entry), list, "push")
         with self._lock:
             relay.push(entry)
             self._replica.deliver(entry)
@@ -360,10 +372,11 @@ class Store(StoreBase):
         if entry.kind == ABORT:
             self._failure = self._failure or farewell(entry.origin, entry.payload)
             return
+        wrong = self._replica.fault(entry)
+        if wrong:
+            raise DamagedMessageError(f"the message of rank {entry.source} {wrong}")
         if entry.kind == CLOCK:
-            self._compare(entry.origin, entry.clock, entry.payload.tobytes().decode())
-        if entry.kind == UPDATE and not self._replica.fits(entry):
-            raise DamagedMessageError(f"the message of rank {entry.source} holds an update that fits no table")
+            self._compare(entry.origin, entry.clock, entry.payload.tobytes().decode(errors="replace"))
         self._replica.deliver(entry)
 
     def _step(self, **options: bool) -> bool:

@@ -61,7 +61,7 @@ class Candidate(Protocol[_P_in]):
     """What the choice asks of an algorithm.
 
     A candidate may define ``hides(problem) -> float``, too: the part of its exchange that at most goes on beside the
-    rebuild.
+    rebuild; and ``calls(problem) -> int``: the number of blocks in which it goes, each of which takes the overhead.
     """
 
     def suits(self, problem: _P_in, /) -> bool:
@@ -228,7 +228,9 @@ def _estimate(name: str, algorithm: Candidate[_P], problem: _P, profile: Profile
     """Price one algorithm."""
     seconds = [(use.kind in EXCHANGES, profile.seconds(use, problem.place)) for use in algorithm.cost(problem)]
     rebuild = sum(s for exchange, s in seconds if not exchange)
-    exchanged = profile.overhead(name) + sum(s for exchange, s in seconds if exchange)
+    calls = getattr(algorithm, "calls", None)
+    overhead = profile.overhead(name) * (1 if calls is None else calls(problem))
+    exchanged = overhead + sum(s for exchange, s in seconds if exchange)
     hides = getattr(algorithm, "hides", None)
     if hides is not None:
         exchanged -= min(hides(problem) * exchanged, rebuild)

@@ -19,6 +19,34 @@ def test_dense_for_many_samples_of_a_small_matrix():
     assert choose(even((600, 780), 4096, 8, nodes=8), ALGORITHMS).algorithm == "dense"
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_many_blocks_are_dear(nodes):
+    roomy, tight = (even((300, 400), 5, 4, nodes=nodes, max_bytes=limit) for limit in (1 << 20, 4096))
+    plans = [choose(problem, ALGORITHMS) for problem in (roomy, tight)]
+    assert plans[0].algorithm in ("node", "broadcast")
+    assert plans[1].algorithm == "dense"
+    for name in ("node", "broadcast"):
+        algorithm = ALGORITHMS[name]
+        assert algorithm.calls(roomy) == 1
+        assert algorithm.calls(tight) == len(tight.row_blocks) * tight.sample_blocks == 1500
+        uses = [use for use in algorithm.cost(tight) if use.kind in ("allgather", "across")]
+        assert [use.times for use in uses] == ([1500, 1500] if uses else [])
+        # Each block of rows gathers v anew.
+        sent = [use.amount * use.times for use in uses]
+        assert sent == pytest.approx([5 * 300 * 4, 300 * 5 * 400 * 4][: len(uses)])
+    assert ALGORITHMS["dense"].calls(tight) == (1 if nodes == 1 else 150)
+
+
+@pytest.mark.parametrize("name", ["node", "broadcast"])
+def test_v_travels_once_where_only_rows_come_in_blocks(name):
+    problem = even((400, 50), 10, 4, nodes=2, max_bytes=40 * 50 * 4 * 2)
+    blocks = len(problem.row_blocks)
+    assert problem.sample_blocks == 1 < blocks
+    u, v = (use for use in ALGORITHMS[name].cost(problem) if use.kind in ("allgather", "across"))
+    assert (u.times, v.times) == (blocks, 1)
+    assert (u.amount * u.times, v.amount) == pytest.approx((10 * 400 * 4, 10 * 50 * 4))
+
+
 def test_the_cheapest_estimate_is_taken():
     for samples in (0, 1, 100, 10_000):
         plan = choose(even((1000, 1000), samples, 8, nodes=2), ALGORITHMS)

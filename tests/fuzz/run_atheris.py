@@ -7,12 +7,18 @@ NAME is that of a parser in targets.py.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import tempfile
 from pathlib import Path
 
 import atheris
 
+import sfb.kernels
+
+for module in pkgutil.iter_modules(sfb.kernels.__path__):  # Numba compiles no instrumented code
+    importlib.import_module(f"sfb.kernels.{module.name}")
 with atheris.instrument_imports(include=["sfb"]):
     from targets import targets
 

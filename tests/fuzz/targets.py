@@ -428,5 +428,7 @@ def _reports(folder: Path) -> dict[str, Target]:
 
 
 def _messages(folder: Path) -> dict[str, Target]:
-    """Return what travels between ranks; a target is added to it where a message is checked."""
-    return {}
+    """Return what travels between ranks."""
+    from messages import messages
+
+    return messages(folder)

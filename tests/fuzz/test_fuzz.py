@@ -23,7 +23,8 @@ NAMES = (
     "size", "rate", "duration", "consistency", "topology", "environment", "sizes", "shapes", "bytes", "command line",
     "TOML", "profile", "checkpoint", "resealed checkpoint", "model", "contents of a model", "LIBSVM", "LIBSVM twice",
     "CSV", "bag of words", "ratings", "compressed text", "npz", "npy", "npz of ratings", "Parquet", "training run",
-    "benchmark rows",
+    "benchmark rows", "seal", "entries", "resealed entries", "credits", "relay", "replica", "block", "rounds", "ring",
+    "failures",
 )  # fmt: skip
 MARKS = "0123456789.,:;-+_ eExkKMGTiBbpsdhm/\n\t\r#=[]{}'\"\u212a\u0661\u00b2"
 

@@ -33,7 +33,7 @@ def everywhere(world, error):
 def test_nothing_is_found_where_nothing_is_wrong(world):
     lines = []
     result = soak(world, Config(minutes=5, seed=world.size, rounds=12), lines.append)
-    assert (result["rounds"], result["errors"], result["leaks"]) == (12, 0, None)
+    assert (result["rounds"], result["errors"], result["leaks"], result["memory_grew"]) == (12, 0, None, None)
     assert result["calls"] >= 12
     assert sum(result["calls_by_kind"].values()) == result["calls"]
     assert len(result["end"]) == world.size
@@ -123,6 +123,37 @@ def test_memory_that_grows_shows():
     before = usage().memory
     kept = np.ones(1 << 20)
     assert usage().memory - before > kept.nbytes // 2
+
+
+@pytest.fixture
+def hoard(monkeypatch):
+    """Let each call keep 2 MiB; the first round is the warm-up."""
+    kept = []
+    monkeypatch.setattr(run, "_CALLS", {lambda made: kept.append(np.ones(1 << 18)): 1.0, lives.again: 1.0})
+    monkeypatch.setattr(run, "_WARM", 0.0)
+    monkeypatch.setattr(run, "_WARM_ROUNDS", 1)
+    monkeypatch.setattr(run, "_FRESH", 0.0)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("bound", [4 << 20, 1 << 30])
+def test_memory_that_grows_beyond_its_bound_is_an_error(world, hoard, bound):
+    result = soak(world, Config(seed=1, rounds=12, growth=bound), print)
+    assert result["leaks"] == {}
+    assert 4 << 20 < result["memory_growth_bytes"] < 1 << 30
+    assert result["memory_grew"] == (bound < 1 << 30)
+    assert result["config"]["growth"] == bound
+
+
+def test_the_command_ends_with_an_error_where_memory_has_grown(hoard):
+    arguments = ["soak", "--minutes", "5", "--rounds", "12", "--seed", "1"]
+    done = CliRunner().invoke(cli, [*arguments, "--growth", "4MiB"], standalone_mode=False)
+    assert done.return_value == 1
+    assert "beyond the bound of 4 MiB" in done.output
+    assert " MiB of memory" in done.output
+    done = CliRunner().invoke(cli, [*arguments, "--growth", "1GiB"], standalone_mode=False)
+    assert done.return_value == 0
+    assert "within the bound of 1024 MiB" in done.output
 
 
 _HANG = """

@@ -187,10 +187,21 @@ class Ring:
 
     def trial(self, how, rng):
         """Return whether the damage was found, named, and without a wrong result; None if nothing was damaged."""
-        self._number += 1
-        self._damage = damage = Damaging(how, int(rng.integers(30)), rng)
+        damage = Damaging(how, int(rng.integers(30)), rng)
         arrays = rng.integers(-99, 99, (self._nodes, 5000)).astype(np.float32)
-        total, most = arrays.sum(axis=0), 1500
+        total = arrays.sum(axis=0)
+        errors = {rank: str(error) for rank, error in self.reduce(damage, arrays).items()}
+        if damage.sender is None:
+            return None
+        named = {int(re.search(r"message of rank (\d+)", text)[1]) for text in errors.values()}
+        right = all(np.array_equal(arrays[rank], total) for rank in range(self._nodes) if rank not in errors)
+        return bool(errors), named == {damage.sender}, right
+
+    def reduce(self, damage, arrays):
+        """Sum an array of each rank in place, while ``damage`` changes messages; return the errors that ranks raise."""
+        self._number += 1
+        self._damage = damage
+        most = 1500
         requests = [
             ring.begin(
                 self._number,
@@ -208,15 +219,11 @@ class Ring:
                 if not requests[rank].Test():
                     left.append(rank)
             except DamagedMessageError as error:
-                errors[rank] = str(error)
+                errors[rank] = error
             if not left:
                 break
         assert not left, "the ring never ends"
-        if damage.sender is None:
-            return None
-        named = {int(re.search(r"message of rank (\d+)", text)[1]) for text in errors.values()}
-        right = all(np.array_equal(arrays[rank], total) for rank in range(self._nodes) if rank not in errors)
-        return bool(errors), named == {damage.sender}, right
+        return errors
 
 
 class _Team:

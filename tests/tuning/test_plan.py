@@ -84,6 +84,18 @@ def test_measured_overheads_count():
     assert choose(Exchange(), algorithms, profile=Profile(overheads={"a": 2e-3})).algorithm == "b"
 
 
+class InBlocks(Algorithm):
+    def calls(self, problem):
+        return 1000
+
+
+def test_each_block_takes_the_overhead():
+    profile = Profile(overheads={"a": 1e-5, "b": 1e-5})
+    plan = choose(Exchange(), {"a": InBlocks(1e-3), "b": Algorithm(2e-3)}, profile=profile)
+    assert [e.exchange for e in plan.estimates] == pytest.approx([2.01e-3, 11e-3])
+    assert plan.algorithm == "b"
+
+
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_a_tie_goes_to_the_cheaper_estimate_or_between_nodes_to_what_receives_less(nodes):
     algorithms = {"a": Algorithm(1e-3, received=9), "b": Algorithm(2e-3, received=1), "c": Algorithm(3e-3, received=5)}
