@@ -30,7 +30,7 @@ from sfb.runtime.queue import Queue, QueuedExchange
 from sfb.runtime.requests import Persistent
 from sfb.runtime.team import Team, check_comm
 from sfb.runtime.tracing import enter
-from sfb.runtime.ulfm import blames_death, enabled, has_died, watch
+from sfb.runtime.ulfm import ObjectReductions, blames_death, enabled, has_died, watch
 from sfb.runtime.windows import Block
 from sfb.trace.calls import PlainCall, started
 from sfb.trace.now import NOW
@@ -48,7 +48,7 @@ _TICK = 5e-4  # seconds between two looks of the thread after exchanges under wa
 _abandoned: list[tuple[object, ...]] = []  # keeps alive what MPI may still read or write
 
 
-class Comm(MPI.Intracomm):
+class Comm(ObjectReductions, MPI.Intracomm):
     """An `MPI.Intracomm` whose `Allreduce` also takes `Factors`, and is faster than MPI's; all else is mpi4py's own.
 
     A Comm is the communicator it is made from, not a duplicate. The library talks on a private communicator, made by

@@ -88,7 +88,7 @@ def test_no_message_of_an_array_has_the_tag_of_failures():
 def job(ranks, text, *prefix, seconds=180):
     """Run a script on ranks, and return its exit code and output."""
     head = """
-        import os, signal, sys, time
+        import itertools, os, signal, sys, time
         import numpy as np
         from mpi4py import MPI
         import sfb
@@ -107,14 +107,17 @@ def job(ranks, text, *prefix, seconds=180):
     [
         "comm.Allreduce(g, G)",
         "store.push('w', np.ones(3)); store.clock(); store['w']",
+        "replicas.push('w', np.ones(3)); replicas.clock(); replicas.consensus_error()",
+        "replicas.push('w', np.ones(3)); replicas.clock(); replicas['w']",
     ],
-    ids=["factors", "store"],
+    ids=["factors", "store", "averaging", "averaging without waits"],
 )
 def test_a_rank_that_is_killed_is_named_by_all_others(step):
     script = f"""
         comm = sfb.Comm(world)
         store = sfb.Store(world, {{"w": np.zeros(3)}}, sfb.optim.SGD(lr=0.1))
-        for i in range(20):
+        replicas = sfb.AveragingStore(world, {{"w": np.zeros(3)}}, sfb.optim.SGD(lr=0.1))
+        for i in itertools.count():
             if i == 10 and rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
@@ -159,6 +162,38 @@ def test_ranks_that_do_not_come_are_named_with_their_places():
     assert "does not come, it is at <string>:" in out
     assert "(dream)" in out
     assert "s in Allreduce" in out
+
+
+@needs_mpirun
+def test_ranks_that_do_not_come_to_the_end_of_a_store_of_replicas_are_named():
+    script = """
+        store = sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=0.1), timeout=2)
+        store.consensus_error()
+
+        def dream():
+            while True:
+                time.sleep(0.1)
+
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 2:
+            dream()
+        try:
+            store.push("w", np.ones(3))
+            store.clock()
+            store.close()
+        except sfb.RankFailedError as error:
+            assert error.ranks == (1, 2)
+            print(f"rank {rank} says: {error}", flush=True)
+            raise
+    """
+    code, out = job(4, script)
+    assert code != 0, out
+    assert out.count("says: rank 1 (host ") == 2, out
+    assert out.count(") is stopped; rank 2 (host ") >= 2, out
+    assert "does not come, it is at <string>:" in out
+    assert "(dream)" in out
+    assert "s in close at clock 1" in out
 
 
 @needs_mpirun

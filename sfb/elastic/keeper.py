@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -19,19 +19,24 @@ __all__ = ["Keeper"]
 class Keeper:
     """A rank's copy of the state of a step.
 
+    Args:
+        check: Raises if a rank has died, before a copy takes the place of another; None to keep any.
+
     Attributes:
         number: The step; -1 without a copy.
         ended: Whether that was the last step.
         copy: The copy, in the form of the state; an optimizer is a dictionary in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
+        self._check = check or (lambda: None)
         self.number = -1
         self.ended = False
         self.copy: dict[str, Any] = {}
 
     def keep(self, number: int, state: Mapping[str, Any], *, ended: bool = False) -> None:
-        """Copy the state of a step."""
+        """Copy the state of a step; raise if a rank has died, since the state may be wrong then."""
+        self._check()
         self.copy = {name: _copied(value, self.copy.get(name)) for name, value in state.items()}
         self.number, self.ended = number, ended
 
@@ -43,17 +48,20 @@ class Keeper:
         numbers = comm.allgather(self.number)
         number = min(numbers)
         if number < 0:
+            self._check()
             self.number, self.copy = -1, {}
             return False
-        self.copy, self.ended = pkl5.Intracomm(comm).bcast((self.copy, self.ended), numbers.index(number))
-        self.number = number
+        copy, ended = pkl5.Intracomm(comm).bcast((self.copy, self.ended), numbers.index(number))
+        self._check()
+        self.number, self.copy, self.ended = number, copy, ended
         return True
 
     def begin(self, comm: MPI.Intracomm, state: Mapping[str, Any]) -> None:
         """Give all ranks a copy of the state of rank 0, as that of step 0; collective."""
         copy = {name: _copied(value, None) for name, value in state.items()} if comm.rank == 0 else {}
-        self.copy = pkl5.Intracomm(comm).bcast(copy)
-        self.number = 0
+        copy = pkl5.Intracomm(comm).bcast(copy)
+        self._check()
+        self.number, self.copy = 0, copy
 
     def restore(self, comm: Any, state: Mapping[str, Any]) -> None:
         """Give a state, equal in form to the one that was copied, the values of the copy; collective.

@@ -102,7 +102,8 @@ def run(
     world = MPI.COMM_WORLD if comm is None else comm
     check_comm("comm", world)
     compare(world, "elastic.run", f"elastic.run of {steps!r} steps with every={every!r}", _wrong(steps, every))
-    ranks, keeper = Membership(world, "sfb.elastic.run"), Keeper()
+    ranks = Membership(world, "sfb.elastic.run")
+    keeper = Keeper(ranks.check)
 
     def attempt() -> Mapping[str, Any]:
         with sfb.Comm(ranks.comm, **options) as own:

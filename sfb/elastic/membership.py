@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
+import numpy as np
 from mpi4py import MPI
 
 from sfb.runtime.errors import raise_reported, report
@@ -17,10 +18,12 @@ from sfb.runtime.ulfm import (
     blames_death,
     came_of_death,
     enabled,
+    has_died,
     mark,
     missing,
     private,
     revoke,
+    revoked,
     shrink,
 )
 
@@ -106,6 +109,15 @@ class Membership:
             self._began = self._began or perf_counter()
             self._go_on(None, died=True, agreed=True)
 
+    def check(self) -> None:
+        """Raise if this rank knows of a death: collectives of Open MPI may have ended without an error and a result.
+
+        Raises:
+            MPI.Exception: A rank has died.
+        """
+        if has_died(self.comm) or revoked(self._first):
+            raise MPI.Exception(MPI.ERR_REVOKED)
+
     def note(self, step: int) -> None:
         """Note that the ranks that are left have the state of a step, from which they go on."""
         if self._began is None:
@@ -142,10 +154,13 @@ class Membership:
                 continue
             if not verdict & _FINE:
                 self._raise(error)
+            found = np.full(self.comm.size, -1)
             try:
-                numbers = self.comm.allgather(self._number)
+                self.comm.Allgather(np.array([self._number]), found)
+                self.check()
             except MPI.Exception:
                 continue
+            numbers = found.tolist()
             self._dead += sorted(set(self._numbers).difference(numbers))
             self._numbers = numbers
             return

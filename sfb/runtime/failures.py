@@ -119,6 +119,14 @@ class Failures:
                     if self._rank not in self._answers:
                         self._answer({"call": what, "waited": waited, "missing": [int(rank) for rank in missing()]})
                     self._conclude(now)
+        self.check()
+
+    def check(self) -> None:
+        """Raise if a rank is known to have failed; for calls that wait for no rank.
+
+        Raises:
+            RankFailedError: A rank has failed.
+        """
         if self.failure is not None:
             _raised(self)
             raise RankFailedError(str(self.failure), self.failure.ranks)

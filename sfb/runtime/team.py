@@ -133,7 +133,7 @@ class Team:
         if MPI.UNDEFINED in inside:
             error = ValueError("node must hold ranks of the communicator that share a host, and no others")
         compare(self.world, "Comm", error=error)
-        return private(MPI.Intracomm(self.world.Split(node.allreduce(self.rank, MPI.MIN), self.rank)))
+        return private(MPI.Intracomm(self.world.Split(min(node.allgather(self.rank)), self.rank)))
 
     def across(self) -> list[tuple[int, MPI.Intracomm]]:
         """Return pairs of a slot and a communicator that joins one rank of each node; the first use is collective.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import weakref
-from functools import cache
-from itertools import count
+from collections.abc import Callable
+from functools import cache, reduce
+from itertools import accumulate, count
 from time import monotonic, sleep
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
 __all__ = [
+    "ObjectReductions",
     "abandon",
     "agree",
     "blames_death",
@@ -22,6 +24,7 @@ __all__ = [
     "missing",
     "private",
     "revoke",
+    "revoked",
     "shrink",
     "watch",
 ]
@@ -68,13 +71,50 @@ def enabled() -> bool:
     return missing() is None
 
 
+class ObjectReductions:
+    """Reductions of objects that end when the communicator is revoked; a base class beside `MPI.Intracomm`.
+
+    mpi4py reduces objects in a duplicate of the communicator that it keeps to itself, so nobody can revoke that.
+    """
+
+    def allreduce(self: Any, sendobj: Any, op: Callable[[Any, Any], Any] = MPI.SUM) -> Any:
+        """Return the reduction of the objects of all ranks; collective."""
+        if not enabled():
+            return super().allreduce(sendobj, op)  # type: ignore[misc]
+        return reduce(op, self.allgather(sendobj))
+
+    def reduce(self: Any, sendobj: Any, op: Callable[[Any, Any], Any] = MPI.SUM, root: int = 0) -> Any:
+        """Return the reduction of the objects of all ranks on rank ``root``, None on others; collective."""
+        if not enabled():
+            return super().reduce(sendobj, op, root)  # type: ignore[misc]
+        objects = self.gather(sendobj, root)
+        return None if objects is None else reduce(op, objects)
+
+    def scan(self: Any, sendobj: Any, op: Callable[[Any, Any], Any] = MPI.SUM) -> Any:
+        """Return the reduction of the objects of the ranks up to this one; collective."""
+        if not enabled():
+            return super().scan(sendobj, op)  # type: ignore[misc]
+        return [*accumulate(self.allgather(sendobj), op)][self.rank]
+
+    def exscan(self: Any, sendobj: Any, op: Callable[[Any, Any], Any] = MPI.SUM) -> Any:
+        """Return the reduction of the objects of the ranks before this one, None on rank 0; collective."""
+        if not enabled():
+            return super().exscan(sendobj, op)  # type: ignore[misc]
+        return [None, *accumulate(self.allgather(sendobj), op)][self.rank]
+
+
+class _Private(ObjectReductions, MPI.Intracomm):
+    """A communicator of the library."""
+
+
 def private(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """Return a communicator of the library, after noting that `revoke` is to revoke it; until it is freed."""
-    if enabled():
-        for number in [number for number, each in _private.items() if each == MPI.COMM_NULL]:
-            del _private[number]
-        _private[next(_numbers)] = comm
-    return comm
+    """Return a communicator for the library, in the place of ``comm``, which `revoke` revokes until it is freed."""
+    if not enabled():
+        return comm
+    for number in [number for number, each in _private.items() if each == MPI.COMM_NULL]:
+        del _private[number]
+    own = _private[next(_numbers)] = _Private(comm)
+    return own
 
 
 def watch(comm: Abandonable) -> None:
@@ -103,6 +143,11 @@ def revoke(first: int) -> None:
     for number, comm in _private.items():
         if number >= first and comm != MPI.COMM_NULL:
             comm.Revoke()
+
+
+def revoked(first: int) -> bool:
+    """Return whether a communicator of the library from a `mark` on has been revoked, as far as this rank knows."""
+    return any(comm.Is_revoked() for number, comm in _private.items() if number >= first and comm != MPI.COMM_NULL)
 
 
 def has_died(comm: MPI.Intracomm) -> bool:

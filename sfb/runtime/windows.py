@@ -1,10 +1,11 @@
-"""Arrays with one copy per node, in MPI-3 shared windows."""
+"""Arrays with one copy per node, in MPI-3 shared windows or, with ULFM, in files without a name."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -119,9 +120,14 @@ class Block:
 def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win | None, Any]:
     """Return a window of the ranks of a node, and its memory, in which the first has touched each page to ``fill``.
 
-    With ULFM the window is freed at once, where the memory is mapped twice: once a rank has died, MPI could not.
+    With ULFM there is no window, since MPI makes one, and frees it, in a communicator that nobody else can revoke: a
+    rank could wait there for ever for one that has left.
     """
     global _folder
+    if enabled():
+        own = _share(node, nbytes, fill=fill)
+        if own is not None:
+            return None, own
     _raise_together(node, _lack(nbytes) if node.rank == 0 else None)
     window = MPI.Win.Allocate_shared(nbytes if node.rank == 0 else 0, 1, comm=node)
     window.Lock_all(MPI.MODE_NOCHECK)
@@ -136,12 +142,48 @@ def _allocate(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> tuple[MPI.Win 
         window.Unlock_all()
         window.Free()
         raise
-    twin = mappings.again(address, nbytes)
-    if enabled() and node.allreduce(twin is not None, MPI.LAND):
-        window.Unlock_all()
-        window.Free()
-        return None, twin
-    return window, twin or given
+    return window, mappings.again(address, nbytes) or given
+
+
+def _share(node: MPI.Intracomm, nbytes: int, *, fill: bool) -> mmap.mmap | None:
+    """Return memory of the ranks of a node in a file without a name; None where a rank cannot open that of the first.
+
+    Raises:
+        MemoryError: The node lacks room; raised on all its ranks.
+    """
+    file, place, memory = -1, None, None
+    try:
+        if node.rank == 0:
+            with suppress(OSError):
+                file = os.memfd_create("sfb")
+                os.truncate(file, nbytes)
+                place = f"/proc/{os.getpid()}/fd/{file}", _identity(file)
+        place = node.bcast(place)
+        if place is not None:
+            with suppress(OSError):
+                own = os.open(place[0], os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    if _identity(own) == place[1]:  # in another container the number may be that of another process
+                        memory = mmap.mmap(own, nbytes)
+                finally:
+                    os.close(own)
+        if not all(node.allgather(memory is not None)):
+            return None
+    finally:
+        if file >= 0:
+            os.close(file)
+    assert memory is not None
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    enough = not fill or node.rank > 0 or mappings.populate(address, nbytes)
+    _raise_together(
+        node, None if enough else f"{_mib(nbytes)} for the ranks of a node on {os.uname().nodename}: no room"
+    )
+    return memory
+
+
+def _identity(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
 
 
 def _raise_together(node: MPI.Intracomm, lack: str | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from os import sched_yield
 from typing import Any
 
@@ -13,15 +14,21 @@ from sfb.factors import Factors
 from sfb.kernels import header
 from sfb.optim import Optimizer
 from sfb.runtime import seals
-from sfb.runtime.limits import MAX_COUNT
+from sfb.runtime.board import Watch
+from sfb.runtime.errors import RankFailedError
+from sfb.runtime.failures import Failures
+from sfb.runtime.limits import MAX_COUNT, STALL, timeout_or_default
 from sfb.runtime.seals import DamagedMessageError, padded
+from sfb.runtime.ulfm import private
 from sfb.store.base import StoreBase, StoreError, farewell, reason
+from sfb.trace.spans import span
 
 __all__ = ["AveragingStore"]
 
 _MODEL, _FAREWELL = 1, 2  # tags
 _LONGEST = 1 << 12  # bytes of a farewell, at most
 _HEADER = seals.BYTES + 8  # bytes of the seal and of the weight, before the tables of a message
+_abandoned: list[tuple[object, ...]] = []  # keeps alive what MPI may still read or write
 
 
 class AveragingStore(StoreBase):
@@ -40,6 +47,9 @@ class AveragingStore(StoreBase):
         tables: Initial values by name, as for `sfb.Store`.
         rule: An optimizer without a parameter, or one for each name; its state is this rank's own.
         topology: As for `sfb.Store`.
+        stall: As for `sfb.Store`.
+        timeout: Seconds after which a wait for other ranks raises `RankFailedError`, as in `Comm`. Every call raises it
+            once a rank is known to have failed.
         check_finite: As for `sfb.Store`.
 
     Raises:
@@ -68,9 +78,14 @@ class AveragingStore(StoreBase):
         rule: Optimizer | Mapping[str, Optimizer],
         *,
         topology: Any = "halton",
+        stall: float = STALL,
+        timeout: float | None = None,
         check_finite: bool = False,
     ) -> None:
         def prepare() -> str:
+            if not stall > 0:
+                raise ValueError(f"stall must be a number of seconds > 0, got {stall!r}")
+            timeout_or_default(timeout)
             if self._model_bytes > MAX_COUNT:
                 raise ValueError(f"tables of {self._model_bytes} bytes are too large to be sent at once")
             return "model averaging"
@@ -78,6 +93,8 @@ class AveragingStore(StoreBase):
         super().__init__(comm, tables, rule, topology, prepare)
         self._targets = self.topology.out_neighbours(self._rank)
         self._check_finite = check_finite
+        self._stall = stall
+        self._failures = Failures(private(MPI.Intracomm(self._world.Dup())), timeout_or_default(timeout))
         self._weight = 1.0
         self._flights: dict[int, tuple[MPI.Request, np.ndarray]] = {}
         self._received: dict[int, tuple[float, np.ndarray]] = {}
@@ -125,41 +142,42 @@ class AveragingStore(StoreBase):
         Raises:
             RuntimeError: The store is closed.
             StoreError: This or another rank has left the store by an exception.
+            RankFailedError: A rank is gone or does not come.
         """
         self._check_open()
-        self.last_consensus_error, _ = self._consensus()
+        self.last_consensus_error, _ = self._consensus("consensus_error")
         return self.last_consensus_error
 
     def _close(self) -> None:
         # The messages that arrive now are not mixed: the replicas of their senders hold what they hold, and are newer.
         self._settle()
-        self.last_consensus_error, means = self._consensus()
+        self.last_consensus_error, means = self._consensus("close")
         for table, mean in zip(self._tables, means, strict=True):
             table.matrix[:] = mean
         self._open = False
+        self._failures.free()
         self._world.Free()
 
     def _settle(self) -> None:
         """Wait until all ranks have received all replicas sent; collective."""
         # A synchronous send completes when it is received, so none is in flight after the barrier.
-        while self._flights:
-            self._move_or_yield()
-        barrier = self._world.Ibarrier()
-        while not barrier.Test():
-            self._move_or_yield()
+        self._wait(lambda: not self._flights, lambda: sorted(self._flights), "close")
+        self._complete(self._world.Ibarrier(), "close")
 
-    def _consensus(self) -> tuple[float, list[np.ndarray]]:
+    def _consensus(self, what: str) -> tuple[float, list[np.ndarray]]:
         means = []
         distance = length = 0.0
         for table in self._tables:
-            mean = np.empty(table.matrix.shape)
-            self._world.Allreduce(table.matrix.astype(np.float64), mean)
+            own, mean = table.matrix.astype(np.float64), np.empty(table.matrix.shape)
+            self._complete(self._world.Iallreduce(own, mean), what, own, mean)
             mean /= self._world.size
             distance += float(np.sum((table.matrix - mean) ** 2))
             length += float(np.sum(mean**2))
             means.append(mean)
-        error = float(np.sqrt(distance / length)) if length else float(np.sqrt(distance))
-        return float(np.max(self._world.allgather(error))), means  # NaN wins
+        error = np.array([np.sqrt(distance / length) if length else np.sqrt(distance)])
+        errors = np.empty(self._world.size)
+        self._complete(self._world.Iallgather(error, errors), what, error, errors)
+        return float(np.max(errors)), means  # NaN wins
 
     def _refresh(self, name: str) -> None:
         self._move()
@@ -205,6 +223,7 @@ class AveragingStore(StoreBase):
                 moved = True
         if self._failure is not None:
             raise StoreError(self._failure)
+        self._failures.check()
         return moved
 
     def _receive(self, message: MPI.Message, source: int, tag: int) -> np.ndarray:
@@ -240,12 +259,37 @@ class AveragingStore(StoreBase):
         self._flights[rank] = self._world.Issend([memory, MPI.BYTE], rank, _MODEL), memory
         self.sent_bytes += memory.nbytes
 
-    def _move_or_yield(self) -> None:
-        if not self._move():
-            sched_yield()
+    def _complete(self, request: MPI.Request, what: str, *buffers: np.ndarray) -> None:
+        """Wait for a nonblocking collective with these buffers."""
+        try:
+            self._wait(request.Test, list, what)
+        except BaseException:
+            _abandoned.append((request, *buffers))
+            raise
+
+    def _wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
+        """Receive replicas until ``condition`` holds.
+
+        Args:
+            condition: Returns whether the wait is over.
+            missing: Returns the ranks that this one waits for, as far as it knows them.
+            what: The call that waits.
+        """
+        if condition():
+            return
+        watch = Watch(self._stall, self._rank, failures=self._failures)
+        with span(what, "wait", label=self._label, number=self._clock) as recorded:
+            while not condition():
+                if not self._move():
+                    recorded.waits_for(missing)
+                    sched_yield()
+                    watch.look(missing, f"{what} at clock {self._clock}")
 
     def _abandon(self, error: BaseException) -> None:
         self._open = False
+        if isinstance(error, RankFailedError):  # which all ranks raise by themselves
+            self._failure = str(error)
+            return
         self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -261,4 +305,5 @@ class AveragingStore(StoreBase):
                 memory = np.empty(seals.BYTES + text.nbytes, np.uint8)
                 memory[seals.BYTES :] = text
                 self._seal(memory, header.FAREWELL, rank)
-                self._last_words.append((self._world.Isend([memory, MPI.BYTE], rank, _FAREWELL), memory))
+                with suppress(MPI.Exception):  # a rank has died, and the others hear of it by MPI
+                    self._last_words.append((self._world.Isend([memory, MPI.BYTE], rank, _FAREWELL), memory))

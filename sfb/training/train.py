@@ -70,13 +70,13 @@ def train(
     with Watch(config.time_limit, signals=config.checkpoint is not None) as watch:
         _compare(world, config)
         config.check()
-        run = _Run(config, watch, report, begin, model_file)
         if not config.elastic:
-            return run.on(world)
+            return _Run(config, watch, None, report, begin, model_file).on(world)
         problem = missing()
         if problem is not None:
             raise TrainingError(f"--elastic needs ULFM: {problem}")
-        ranks = run.ranks = Membership(world, "sfb train")
+        ranks = Membership(world, "sfb train")
+        run = _Run(config, watch, ranks, report, begin, model_file)
         return ranks.survive(lambda: run.on(ranks.comm))
 
 
@@ -86,18 +86,20 @@ class _Run:
     Args:
         config: What to train, and how.
         watch: Reasons to stop.
+        ranks: The ranks that are left, if these go on when one dies; else None.
         report: The user's argument of `train`, like the following.
         begin: The user's argument.
         model_file: The user's argument.
 
     Attributes:
-        ranks: The ranks that are left, if these go on when one dies.
+        ranks: The same.
     """
 
     def __init__(
         self,
         config: Config,
         watch: Watch,
+        ranks: Membership | None,
         report: Callable[[Epoch], None],
         begin: Callable[[Trainer], Tick],
         model_file: Path | None,
@@ -105,9 +107,9 @@ class _Run:
         self._config, self._watch = config, watch
         self._report, self._begin, self._model_file = report, begin, model_file
         self._dataset: Dataset | None = None
-        self._keeper = Keeper() if config.elastic else None
+        self._keeper = None if ranks is None else Keeper(ranks.check)
         self._begun = False
-        self.ranks: Membership | None = None
+        self.ranks = ranks
 
     def on(self, world: MPI.Intracomm) -> dict[str, Any]:
         """Train on these ranks, from where those before them were; collective."""

@@ -91,9 +91,27 @@ def test_a_rank_that_fails_tells_the_others(world):
         work()
 
 
+def test_a_rank_that_fails_ends_the_wait_of_the_others_for_it(world):
+    if world.size == 1:
+        pytest.skip("needs others")
+
+    def work():
+        with sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0)) as store:
+            if world.rank == 1:
+                raise ZeroDivisionError("lost")
+            store.consensus_error()
+
+    kind = ZeroDivisionError if world.rank == 1 else sfb.StoreError
+    with pytest.raises(kind, match="lost"):
+        work()
+
+
 def test_errors(world):
     with pytest.raises(ValueError, match="halton"):
         sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0), topology="best")
+    for name in ("stall", "timeout"):
+        with pytest.raises(ValueError, match=f"{name} must be a number of seconds > 0, got 0"):
+            sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0), **{name: 0})
     with sfb.AveragingStore(world, {"w": np.zeros(3)}, sfb.optim.SGD(lr=1.0)) as store:
         with pytest.raises(KeyError, match="no table"):
             store.push("x", np.zeros(3))

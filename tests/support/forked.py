@@ -1,7 +1,8 @@
 """Ranks of a job that are forked from a process which has loaded all modules: a start takes seconds of each core.
 
 mpirun starts `_CLIENT` for each rank. It sends its environment and its open files to the process that has called
-`start`, which forks the rank, and stays to the end of mpirun. So mpirun does not notice when a rank is gone.
+`start`, which forks the rank. The client then ends as the rank ends, killed if that was killed; or it stays to the end
+of mpirun, which then does not notice when a rank is gone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 
 __all__ = ["Job", "preload", "start"]
 
 _CLIENT = """
-import array, json, os, socket, sys, time
+import array, json, os, signal, socket, sys, time
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 fds = sorted(int(name) for name in os.listdir("/proc/self/fd"))
@@ -28,7 +30,12 @@ fds = [fd for fd in fds if fd != s.fileno() and os.path.exists(f"/proc/self/fd/{
 text = json.dumps([dict(os.environ), fds]).encode()
 s.sendmsg([len(text).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 s.sendall(text)
-time.sleep(200)
+if sys.argv[2] == "stay":
+    time.sleep(200)
+code = s.recv(1)  # nothing, if the rank has been killed
+if code:
+    os._exit(code[0])
+os.kill(os.getpid(), signal.SIGKILL)
 """
 _FREE = 500  # descriptors from here on are free
 
@@ -67,7 +74,7 @@ class Job:
         self.mpirun, self.ranks = mpirun, ranks
 
 
-def start(mpirun, ranks, folder, script, arguments, variable, seconds=60):
+def start(mpirun, ranks, folder, script, arguments, variable, *, options=(), stay=True, log=None, seconds=60):
     """Start a script on ranks, and return the job.
 
     Args:
@@ -77,6 +84,9 @@ def start(mpirun, ranks, folder, script, arguments, variable, seconds=60):
         script: The script.
         arguments: Its arguments.
         variable: Variables of the environment, the first of which that is set holds the number of a rank.
+        options: Options of the launcher.
+        stay: Whether the launcher is not to notice when a rank is gone.
+        log: An open file for what the job prints; a pipe by default.
         seconds: Most time for the start.
     """
     path = str(folder / "socket")
@@ -85,8 +95,9 @@ def start(mpirun, ranks, folder, script, arguments, variable, seconds=60):
         server.listen(ranks)
         server.settimeout(seconds)
         launcher = subprocess.Popen(
-            [mpirun, "-n", str(ranks), sys.executable, "-I", "-S", "-c", _CLIENT, path],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [mpirun, *options, "-n", str(ranks), sys.executable, "-I", "-S", "-c", _CLIENT, path,
+             "stay" if stay else "follow"],
+            stdin=subprocess.DEVNULL, stdout=log or subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
         found = {}
@@ -98,9 +109,9 @@ def start(mpirun, ranks, folder, script, arguments, variable, seconds=60):
             pid = os.fork()
             if pid == 0:
                 server.close()
-                assert launcher.stdout is not None
-                os.close(launcher.stdout.fileno())
-                _become(connection, environment, numbers, files, script, arguments)
+                if launcher.stdout is not None:
+                    os.close(launcher.stdout.fileno())
+                _become(connection, environment, numbers, files, script, arguments, stay)
             for file in files:
                 os.close(file)
             connection.close()
@@ -120,10 +131,11 @@ def _receive(connection):
     return environment, numbers, list(files)
 
 
-def _become(connection, environment, numbers, files, script, arguments):
+def _become(connection, environment, numbers, files, script, arguments, stay):
     """Be a rank, to the end of this process."""
-    code = 1
+    code, line = 1, -1
     try:
+        line = fcntl.fcntl(connection, fcntl.F_DUPFD, _FREE)  # its end tells the client that this rank is gone
         connection.close()
         spare = [fcntl.fcntl(file, fcntl.F_DUPFD, _FREE) for file in files]
         for file in files:
@@ -148,6 +160,11 @@ def _become(connection, environment, numbers, files, script, arguments):
         sys.stdout.flush()
         sys.stderr.flush()
         atexit._run_exitfuncs()
+        if not stay:
+            if code == 0 and not MPI.Is_finalized():
+                MPI.Finalize()
+            with suppress(OSError):  # the client has been killed
+                os.write(line, bytes([code]))
         os._exit(code)
 
 

@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from statistics import median
 
 import numpy as np
+from forked import preload, start
 from kill_and_resume import command_line, descendants
 from survivors import BEGUN, COLUMNS, PROCESS, TAKEN, WORK, expected
 
@@ -35,6 +36,8 @@ from sfb.training.checkpoint import Folder, read
 __all__ = ["Failure", "Job", "kill_training", "kill_work"]
 
 _SECONDS, _START = 180.0, 600.0  # hard limits of waits: of each, and of the first, while kernels may be compiled
+_OPTIONS = ("--with-ft", "ulfm", "--mca", "async_mpi_finalize", "1")
+_THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
 _TRAIN = (
     "mlr", "--data", "digits", "--epochs", "12", "--lr", "0.005", "--optimizer", "momentum", "--checkpoint-every", "5",
 )  # fmt: skip
@@ -51,32 +54,31 @@ class Job:
     Args:
         mpirun: The launcher.
         ranks: The number of ranks.
-        command: What each of them runs.
-        log: File for what they print.
+        program: What each of them runs: the file of a program, or the name of a module.
+        arguments: Its arguments.
+        folder: Folder for what they print.
+        fork: Whether ranks are forked from this process, which has called `preload`.
     """
 
-    def __init__(self, mpirun, ranks, command, log):
-        self._log = log
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
-        with log.open("wb") as out:
+    def __init__(self, mpirun, ranks, program, arguments, folder, *, fork=False):
+        self._log, self._forked = folder / "log", {}
+        arguments = [str(argument) for argument in arguments]
+        with self._log.open("wb") as out:
+            if fork:
+                run = "run_path" if isinstance(program, Path) else "run_module"
+                script = f"import runpy; runpy.{run}({str(program)!r}, run_name='__main__')"
+                job = start(
+                    str(mpirun), ranks, folder, script, arguments, ("OMPI_COMM_WORLD_RANK",),
+                    options=_OPTIONS, stay=False, log=out,
+                )  # fmt: skip
+                self.process, self._forked = job.mpirun, job.ranks
+                return
+            command = ["-m", "mpi4py", str(program)] if isinstance(program, Path) else ["-m", program]
             self.process = subprocess.Popen(
-                [
-                    str(mpirun),
-                    "--with-ft",
-                    "ulfm",
-                    "--mca",
-                    "async_mpi_finalize",
-                    "1",
-                    "-n",
-                    str(ranks),
-                    *map(str, command),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **threads},
-            )
+                [str(mpirun), *_OPTIONS, "-n", str(ranks), sys.executable, *command, *arguments],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **_THREADS},
+            )  # fmt: skip
 
     def wait(self, condition, what, alive=True, seconds=_SECONDS):
         """Wait until a condition holds."""
@@ -90,12 +92,16 @@ class Job:
 
     def ranks(self):
         """Return the processes of the ranks."""
+        if self._forked:
+            return list(self._forked.values())
         lines = {pid: command_line(pid) for pid in descendants(self.process.pid)}
         return [pid for pid, line in lines.items() if b"python" in line and b"--with-ft" not in line]
 
     def end(self):
         """Wait for the end."""
         self.wait(lambda: self.process.poll() is not None, "the end", alive=False)
+        for pid in self._forked.values():
+            os.waitpid(pid, 0)
 
     def output(self):
         """Return what the job has printed."""
@@ -112,15 +118,18 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        for pid in self._forked.values():
+            with suppress(ChildProcessError):  # `end` has waited for it
+                os.waitpid(pid, 0)
 
 
-def kill_work(mpirun, work, ranks, kills, rng, folder):
+def kill_work(mpirun, work, ranks, kills, rng, folder, *, fork=False):
     """Kill ranks of a job of `survivors`; return the kills and the losses that the ranks have noted."""
     shape = (ranks, COLUMNS)
     np.zeros(shape, np.int64).tofile(folder / "steps")
     seen = np.memmap(folder / "steps", np.int64, "r", shape=shape)
     program = Path(__file__).with_name("survivors.py")
-    job = Job(mpirun, ranks, [sys.executable, "-m", "mpi4py", program, work, folder, 10**6], folder / "log")
+    job = Job(mpirun, ranks, program, [work, folder, 10**6], folder, fork=fork)
     left = list(range(ranks))
     try:
         job.wait(lambda: (seen[:, TAKEN] > 2).all(), "the first steps", seconds=_START)
@@ -175,19 +184,17 @@ def _check_work(work, ranks, left, folder):
 def train_alone(folder):
     """Return the arrays of the last checkpoint of a run of one process."""
     command = [sys.executable, "-m", "sfb", "train", *_TRAIN, "--checkpoint", str(folder)]
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **threads}, timeout=900)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **_THREADS}, timeout=900)
     return _final(folder)
 
 
-def kill_training(mpirun, work, ranks, kills, rng, folder, alone):
+def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False):
     """Kill ranks of `sfb train --elastic`; return the kills and the losses that it has noted."""
     checkpoints = folder / "checkpoints"
-    command = [
-        sys.executable, "-m", "sfb", "train", *_TRAIN, *_SYNC[work], "--elastic", "--checkpoint", checkpoints, "-J",
-        folder / "run.json",
+    arguments = [
+        "train", *_TRAIN, *_SYNC[work], "--elastic", "--checkpoint", checkpoints, "-J", folder / "run.json",
     ]  # fmt: skip
-    job = Job(mpirun, ranks, command, folder / "log")
+    job = Job(mpirun, ranks, "sfb", arguments, folder, fork=fork)
     newest = lambda: max(Folder(checkpoints, 1).steps(), default=0)  # noqa: E731
     try:
         job.wait(lambda: newest() > 0, "the first checkpoint", seconds=_START)
@@ -240,13 +247,19 @@ def main():
     parser.add_argument("--mpirun", default=shutil.which("mpirun"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60, help="begin no job after this time")
+    parser.add_argument("--fork", action="store_true", help="fork ranks from this process: they start in no time")
     options = parser.parse_args()
     if importlib.util.find_spec("torch") is None and "torch" in options.works:
         options.works.remove("torch")
         print("torch is not installed", flush=True)
+    if options.fork:
+        os.environ.update(_THREADS)
+        preload(torch="torch" in options.works)
     rng, end = Random(options.seed), time.monotonic() + 60 * options.minutes
     kills, seconds, wrong, jobs = dict.fromkeys(options.works, 0), {work: [] for work in options.works}, 0, 0
-    with tempfile.TemporaryDirectory() as top:
+    with ExitStack() as stack:
+        top = tempfile.mkdtemp()  # a TemporaryDirectory would be removed by the first forked rank that ends
+        stack.callback(shutil.rmtree, top)
         training = any(work in _SYNC for work in options.works)
         alone = train_alone(Path(top) / "alone") if training else None
         while sum(kills.values()) < options.kills and time.monotonic() < end:
@@ -258,9 +271,11 @@ def main():
             folder.mkdir()
             try:
                 if work in _SYNC:
-                    done, losses = kill_training(options.mpirun, work, ranks, aim, rng, folder, alone)
+                    done, losses = kill_training(
+                        options.mpirun, work, ranks, aim, rng, folder, alone, fork=options.fork
+                    )
                 else:
-                    done, losses = kill_work(options.mpirun, work, ranks, aim, rng, folder)
+                    done, losses = kill_work(options.mpirun, work, ranks, aim, rng, folder, fork=options.fork)
             except Failure as error:
                 wrong += 1
                 print(f"{work}, {ranks} ranks: FAILED: {error}", flush=True)
