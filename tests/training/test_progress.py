@@ -31,7 +31,21 @@ def test_a_line_for_each_epoch(capsys):
     assert len(out) == 3
 
 
+def test_lines_on_a_terminal_that_cannot_move_its_cursor(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    for stream in (sys.stdout, sys.stdin):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with Progress(Config(epochs=4)) as progress:
+        progress.begin(trainer())(0.25, 100, 1000)
+        progress.report(EPOCH)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "training mlp on mnist, --comm auto, 4 epochs",
+        "epoch 2/4",
+    ]
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     for stream in (sys.stdout, sys.stdin):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     with Progress(Config(epochs=4, sync="ssp:2")) as progress:
