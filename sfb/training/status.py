@@ -198,9 +198,9 @@ def line(status: Status) -> str:
 
 
 def console() -> Console:
-    """Return the console of this process's output, on which a table is as wide as it needs to be unless a terminal ends.
+    """Return the console of this process's output; in a file or a pipe, tables are as wide as they need to be.
 
-    `is_interactive` says whether it shows what changes in place, as terminals do but for ``TERM=dumb``.
+    Its `is_interactive` says whether it is a terminal that can change what it has shown; with ``TERM=dumb`` it cannot.
     """
     from rich.console import Console
 
