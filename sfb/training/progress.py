@@ -154,6 +154,7 @@ class Progress(AbstractContextManager["Progress"]):
     def finish(self, result: dict[str, Any]) -> None:
         """Print the layers and the environment of the run."""
         if self._bar is not None:
+            self._bar.ranks = None  # they told this up to a second before the end
             self._bar.stop()
         for layer in result["layers"]:
             print(
