@@ -22,14 +22,15 @@ cd "$root"
 
 # example RANKS NAME ARGUMENTS...: run a program, and keep its output and its picture.
 example() {
-    local ranks=$1 name=$2 output=$root/docs/examples/output
+    local ranks=$1 name=$2 output=$root/docs/examples/output new=$root/build/example.txt
     shift 2
+    mkdir -p "$root/build"
     echo "== mpirun -n $ranks python -m mpi4py $name.py $*"
     {
         echo "$ mpirun -n $ranks python -m mpi4py $name.py${*:+ $*}"
         run_mpi 900 "$ranks" "$bin/python" -m mpi4py "docs/examples/$name.py" --plot "$output/$name.png" "$@"
-    } >"$output/$name.new"
-    mv "$output/$name.new" "$output/$name.txt"
+    } >"$new"
+    mv "$new" "$output/$name.txt"
 }
 
 if [ "${1:-}" = --examples ]; then

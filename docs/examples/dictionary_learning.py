@@ -76,7 +76,7 @@ def draw(path, model, x, codes):
     def show(axis, image, title=""):
         limit = np.abs(image).max() or 1
         axis.imshow(image.reshape(side, side), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axis.set_title(title, fontsize=7, pad=2)
+        axis.set_title(title, fontsize=8, pad=2)
 
     for axis, k in zip(axes[:rows].ravel(), order, strict=False):
         show(axis, model.components_[k])
@@ -85,9 +85,9 @@ def draw(path, model, x, codes):
     show(axes[-1, 0], x[sample], "digit")
     show(axes[-1, 1], codes[sample] @ model.components_, "sum")
     for axis, k in zip(axes[-1, 2:], largest, strict=True):
-        if codes[sample, k]:
+        if abs(codes[sample, k]) >= 0.05:
             show(axis, np.sign(codes[sample, k]) * model.components_[k], f"{abs(codes[sample, k]):.1f} ×")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -46,3 +46,5 @@ if world.rank == 0 and options.plot:
         axes.set_title(f"{y_test[i]} taken for {found[i]}", fontsize=8)
         axes.set_axis_off()
     figure.savefig(options.plot, dpi=100)
+
+# sphinx_gallery_thumbnail_path = "examples/output/estimators.png"

@@ -38,8 +38,12 @@ if world.rank == 0:
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        axes.plot(alphas, coefs[10:].T, color="0.8", linewidth=0.7)
+        axes.plot(alphas, coefs[10:].T, color="0.8", linewidth=0.7, label=["the other 990", *[None] * 989])
         axes.plot(alphas, coefs[:10].T, color="C0", label=["the ten that count", *[None] * 9])
-        axes.set(xscale="log", xlabel="alpha", ylabel="coefficient")
+        axes.set(xscale="log", xlabel="alpha, the weight of the penalty", ylabel="coefficient")
+        axes.set_xticks(ticks := [0.1, 0.2, 0.5, 1], ticks)
+        axes.set_xticks([], minor=True)
         axes.legend()
         figure.savefig(options.plot, dpi=100)
+
+# sphinx_gallery_thumbnail_path = "examples/output/lasso.png"

@@ -52,6 +52,9 @@ if MPI.COMM_WORLD.rank == 0:
         import arviz
 
         axes = arviz.plot_trace(result, compact=True)
+        for density, trace in axes:
+            density.set(ylabel="density")
+            trace.set(xlabel="draw", ylabel="value")
         figure = axes.ravel()[0].figure
         figure.tight_layout()
         figure.savefig(options.plot, dpi=100)

@@ -45,3 +45,5 @@ if world.rank == 0:
             axes.set_title(f"{y[4500 + i]} taken for {found[i]}", fontsize=8)
             axes.set_axis_off()
         figure.savefig(options.plot, dpi=100)
+
+# sphinx_gallery_thumbnail_path = "examples/output/mnist.png"

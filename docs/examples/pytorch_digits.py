@@ -95,3 +95,5 @@ if world.rank == 0:
         axes.grid(alpha=0.3)
         figure.savefig(arguments.plot, dpi=100)
 handle.detach()
+
+# sphinx_gallery_thumbnail_path = "examples/output/pytorch_digits.png"

@@ -51,6 +51,7 @@ if world.rank == 0:
 
 if "--plot" in sys.argv and world.rank == 0:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -59,6 +60,7 @@ if "--plot" in sys.argv and world.rank == 0:
         axes.plot(range(1, len(scores) + 1), scores, marker=".", label=f"{solver}, {world.size} ranks")
     axes.axhline(NOISE, color="0.6", linestyle=":", label="noise")
     axes.set(xlabel="epoch", ylabel="RMSE of ratings held out", ylim=(0.9 * NOISE, 1.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
 

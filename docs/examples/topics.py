@@ -62,7 +62,7 @@ if "--plot" in sys.argv:
         axes = figure.subplots()
         for ranks, values in curves.items():
             axes.plot(range(1, len(values) + 1), values, label=f"{ranks} rank{'s' * (ranks > 1)}")
-        axes.set(xlabel="sweep", ylabel="log-likelihood of a token")
+        axes.set(xlabel="sweep", ylabel="log-likelihood of a token, nats")
         axes.legend()
         figure.savefig(sys.argv[sys.argv.index("--plot") + 1], dpi=120)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 
-__all__ = ["HANDLER"]
+__all__ = ["spell"]
 
-# The name of the error handler, for `io.TextIOWrapper.reconfigure`.
-HANDLER = "sfb.spell"
+_HANDLER = "sfb.spell"
+_ASCII = "sfb_ascii"
 
 _SPELLINGS = {
     "×": "x", "·": "*", "−": "-", "–": "-", "…": "...", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "≈": "~",
@@ -24,4 +25,23 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(_SPELLINGS.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error(HANDLER, _spell)
+def _find(name: str) -> codecs.CodecInfo | None:
+    """Return ASCII by another name: click takes an output in ASCII for a mistake, and writes UTF-8 to it."""
+    if name != _ASCII:
+        return None
+    found = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        found.encode, found.decode, found.streamreader, found.streamwriter, found.incrementalencoder,
+        found.incrementaldecoder, name=_ASCII,
+    )  # fmt: skip
+
+
+codecs.register_error(_HANDLER, _spell)
+codecs.register(_find)
+
+
+def spell(stream: object) -> None:
+    """Let a text stream write other letters for those that its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper):
+        ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+        stream.reconfigure(encoding=_ASCII if ascii_only else None, errors=_HANDLER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import traceback
 from contextlib import suppress
@@ -15,7 +14,7 @@ from sfb._version import __version__
 from sfb.cli.bench import bench
 from sfb.cli.common import Failure, Finite, Output, Single, examples, load_mpi, start
 from sfb.cli.doctor import doctor, info
-from sfb.cli.letters import HANDLER
+from sfb.cli.letters import spell
 from sfb.cli.predict import export, predict
 from sfb.cli.soak import soak
 from sfb.cli.topology import topology
@@ -36,8 +35,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_co
 def run() -> int:
     """Run the command line, and return the exit code; what ends one rank of a job ends all."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=HANDLER)  # not every encoding has × and λ
+        spell(stream)  # not every encoding has × and λ
     try:
         return _run()
     except (click.Abort, KeyboardInterrupt):

@@ -69,7 +69,8 @@ def predict(model: Path, data: str, output: Path | None, proba: bool, no_labels:
         x = _widened(x, loaded.n_features_in_)
         values, header = _values(loaded, x, proba)
     except (DataError, ValueError) as error:
-        raise Failure(f"{data}: {error}") from error
+        lacking = "; --no-labels if there are none" if "(--labels NAME)" in str(error) else ""
+        raise Failure(f"{data}: {error}{lacking}") from error
     known = None if no_labels or not hasattr(loaded, "predict") else labels
     if known is None and output is None:
         raise Failure("without labels there is nothing to compare with: name a file for the predictions, -o FILE")

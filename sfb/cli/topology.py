@@ -30,11 +30,11 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
     RANKS is a number, a list 8,16 or a range 8:1024, whose sizes double. The plot shows the edges of a single graph,
     or the diameters and second eigenvalues of several.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from sfb import topology as topologies
     from sfb.topology.plot import draw_graph, draw_quality
+    from sfb.training.status import console
 
     unknown = [name for name in names if name not in topologies.NAMES]
     if unknown:
@@ -63,10 +63,8 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
     table = Table(box=None, pad_edge=False)
     for heading in ("topology", "ranks", "degree", "diameter", "mean distance", "λ2", "gap", "offsets"):
         table.add_column(heading, justify="left" if heading in ("topology", "offsets") else "right", overflow="fold")
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file takes lines of any length; a terminal folds them
-        console.width = 10_000
-    most = 12 if console.is_terminal else None  # offsets of a large graph
+    screen = console()
+    most = 12 if screen.is_terminal else None  # offsets of a large graph
     for row in rows:
         if row["problem"]:
             table.add_row(row["topology"], str(row["ranks"]), "", "", "", "", "", row["problem"].split(": ")[0])
@@ -82,4 +80,4 @@ def topology(names: tuple[str, ...], sizes: list[int], json_file: Path | None, p
             draw_graph(graphs[0], plot)
         else:
             draw_quality([row for row in rows if not row["problem"]], plot)
-    console.print(table)
+    screen.print(table)

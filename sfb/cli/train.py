@@ -254,6 +254,8 @@ def train(
         if plot is not None and result["epochs"]:
             draw(result, plot)
         progress.finish(result)
+        if model_file is not None:
+            click.echo(f"written: {model_file}")
     return STOPPED if result["resumable"] else 0
 
 

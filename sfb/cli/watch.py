@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sfb.cli.common import Failure, Finite, Single
-from sfb.training.status import RUNNING, Status, StatusError, line, load, table
+from sfb.training.status import RUNNING, Status, StatusError, console, line, load, table
 
 __all__ = ["watch"]
 
@@ -33,7 +33,7 @@ def watch(folder: Path, once: bool, seconds: float) -> int:
     is not there.
     """
     status = _look(folder)
-    if once or sys.stdout.isatty():
+    if once or (sys.stdout.isatty() and console().is_interactive):
         status = _watch_table(folder, status, seconds, once=once)
     else:
         status = _watch_lines(folder, status, seconds)
@@ -45,26 +45,26 @@ def watch(folder: Path, once: bool, seconds: float) -> int:
 
 def _watch_table(folder: Path, status: Status, seconds: float, *, once: bool) -> Status:
     """Show a table until the run ends, or ``once``; return the last status."""
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
 
-    console = Console(highlight=False, markup=False)
+    screen = console()
 
     def show() -> Group:
         lines = [status.title, line(status)]
         if status.state != RUNNING:
             lines.append(_end(status))
-        most = console.height - len(lines) - 2 if console.is_terminal else len(status.rows)
+        most = screen.height - len(lines) - 2 if screen.is_terminal else len(status.rows)
         return Group(*lines, table(status, max(4, most)))
 
     if once:
-        console.print(show(), soft_wrap=not console.is_terminal)
+        screen.print(show())
         return status
-    with Live(show(), console=console, auto_refresh=False) as screen:
+    with Live(show(), console=screen, auto_refresh=False) as live:
         while _goes_on(status):
             time.sleep(seconds)
             status = _look(folder)
-            screen.update(show(), refresh=True)
+            live.update(show(), refresh=True)
     return status
 
 

@@ -113,18 +113,21 @@ class Trace:
         write_events(Path(path), events)
 
     def plot(self, path: Path | str, *, title: str = "", until: float | None = None) -> None:
-        """Draw a Gantt chart, a row for each rank and a colour for each kind.
+        """Draw a Gantt chart from the first span on, a row for each rank and a colour for each kind.
 
         Args:
             path: The file; its suffix gives the format.
             title: Text above the chart.
-            until: The last second to draw.
+            until: The last second of the trace to draw.
         """
         from matplotlib.figure import Figure
 
         ranks = {span.rank for span in self.spans if until is None or span.start < until}
+        first = min((span.start for span in self.spans), default=0.0)
+        bars = [(span.rank, span.kind, span.start - first, span.end - first) for span in self.spans]
         figure = Figure(figsize=(11, 1.5 + 0.5 * len(ranks)), layout="constrained")
         axes = figure.subplots()
-        gantt(axes, [(span.rank, span.kind, span.start, span.end) for span in self.spans], until=until)
+        gantt(axes, bars, until=None if until is None else until - first)
+        axes.set_xlabel("seconds since the first span")
         axes.set_title(title)
         figure.savefig(path, dpi=120)

@@ -9,7 +9,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -17,7 +17,7 @@ from rich.table import Table
 from sfb.environment import header
 from sfb.training.config import Config
 from sfb.training.live import Live
-from sfb.training.status import line, table
+from sfb.training.status import console, line, table
 from sfb.training.sync import Tick
 from sfb.training.trainer import Epoch, Trainer
 from sfb.units import format_bytes, format_duration, format_rate
@@ -87,13 +87,14 @@ class Progress(AbstractContextManager["Progress"]):
                     f"going on from the checkpoint of step {self._first}, in epoch {trainer.position.epoch}", flush=True
                 )
         # Open MPI gives a rank a terminal as output even when that goes to a file; as input it gives none.
-        if sys.stdout.isatty() and sys.stdin.isatty():
+        screen = console()
+        if sys.stdout.isatty() and sys.stdin.isatty() and screen.is_interactive:
             self._bar = _Bar(
                 TextColumn("step"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
-                console=Console(highlight=False, markup=False),
+                console=screen,
             )
             self._task = self._bar.add_task("step", total=trainer.total, completed=self._first, text="")
             self._bar.start()
@@ -153,6 +154,7 @@ class Progress(AbstractContextManager["Progress"]):
     def finish(self, result: dict[str, Any]) -> None:
         """Print the layers and the environment of the run."""
         if self._bar is not None:
+            self._bar.ranks = None  # they told this up to a second before the end
             self._bar.stop()
         for layer in result["layers"]:
             print(

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sfb.files import parse_json, write
 from sfb.training.progress import show_measure
+from sfb.training.status import console
 from sfb.units import format_bytes, milliseconds
 
 __all__ = ["ReportError", "compare_runs", "draw", "summary"]
@@ -100,8 +100,7 @@ def _print(rows: list[dict[str, Any]], labels: Sequence[str]) -> None:
     line("exchange per step", "exchange_seconds_per_step", _milliseconds)
     line("bytes per step and rank", "wire_bytes_per_step", format_bytes)
     line("replicas identical", "replicas_identical", lambda same: "yes" if same else "NO", ratios=False)
-    # A file takes lines of any length; a terminal folds them.
-    Console(width=None if Console().is_terminal else 10_000, highlight=False, markup=False).print(table)
+    console().print(table)
 
 
 def _milliseconds(seconds: float) -> str:

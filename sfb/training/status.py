@@ -14,13 +14,16 @@ from sfb.runtime.processes import Process, state_of, this_process
 from sfb.units import format_bytes, format_duration, format_rate, milliseconds
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["FILE", "RUNNING", "Row", "Status", "StatusError", "line", "load", "save", "table"]
+__all__ = ["FILE", "RUNNING", "Row", "Status", "StatusError", "console", "line", "load", "save", "table"]
 
 FILE = "status.json"
 RUNNING = "running"
 _FORMAT = 1
+# Columns of a file or a pipe, which take lines of any length.
+_WIDE = 10_000
 
 
 class StatusError(Exception):
@@ -194,6 +197,19 @@ def line(status: Status) -> str:
     return "  ".join(parts)
 
 
+def console() -> Console:
+    """Return the console of this process's output; in a file or a pipe, tables are as wide as they need to be.
+
+    Its `is_interactive` says whether it is a terminal that can change what it has shown; with ``TERM=dumb`` it cannot.
+    """
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False)
+    if not found.is_terminal:
+        found.width = _WIDE
+    return found
+
+
 def table(status: Status, most: int) -> Table:
     """Return a table with ranks as rows.
 
@@ -208,7 +224,7 @@ def table(status: Status, most: int) -> Table:
         shown = sorted(sorted(shown, key=lambda row: row.waiting)[: max(1, most - 1)], key=lambda row: row.rank)
     found = Table(box=None, pad_edge=False, header_style="", expand=False)
     found.add_column("rank", justify="right", no_wrap=True)
-    found.add_column("host", no_wrap=True)
+    found.add_column("host", overflow="ellipsis", min_width=4)  # a narrow terminal cuts names, before numbers
     for name in ("clock", "ms/step", "waiting", "received", "stale", "memory"):
         found.add_column(name, justify="right", no_wrap=True)
     for row in shown:

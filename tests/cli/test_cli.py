@@ -141,6 +141,22 @@ def test_encodings_without_our_letters(tmp_path, monkeypatch):
     assert "halton" in process("topology", "halton", 8)[0]
 
 
+def test_click_writes_ascii_too(monkeypatch):
+    import io
+
+    import click
+
+    from sfb.cli.letters import spell
+
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file, "ascii")
+    spell(stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    click.echo("8×8 → λ₁, 行")
+    stream.flush()
+    assert file.getvalue() == b"8x8 -> lambda1, ?\n"
+
+
 def test_a_package_without_its_metadata(monkeypatch):
     from importlib import metadata
 

@@ -117,6 +117,13 @@ def test_what_is_wrong(model, digits, tmp_path, monkeypatch, what):
     assert "Traceback" not in done.output
 
 
+def test_a_table_without_labels_may_say_so(model, tmp_path):
+    (tmp_path / "new.csv").write_text("a,b\n1,2\n3,4\n")
+    pytest.importorskip("pyarrow")
+    output = run("predict", model[1], tmp_path / "new.csv").output
+    assert "(--labels NAME), one of a, b; --no-labels if there are none" in output
+
+
 def test_labels_that_the_model_does_not_know(model, digits, tmp_path):
     x, y = digits
     np.savez(tmp_path / "data.npz", x=x[900:], y=y[900:] + 5)

@@ -239,7 +239,8 @@ def test_the_model_file_of_each_model(sfb, tmp_path, model):
 
 def test_the_model_file(sfb, tmp_path):
     files = pytest.importorskip("sfb.models.saved.files")
-    sfb("train", "mlp", *SMALL, "--model", tmp_path / "m.npz")
+    out, _ = sfb("train", "mlp", *SMALL, "--model", tmp_path / "m.npz")
+    assert out.endswith(f"written: {tmp_path / 'm.npz'}\n")
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)

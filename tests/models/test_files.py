@@ -297,6 +297,8 @@ def test_what_cannot_be_saved(tmp_path, rng):
         save(path, sfb.models.LogisticRegression())
     with pytest.raises(TypeError, match="fitted estimator"):
         save(path, 3)
+    with pytest.raises(TypeError, match=r"expected save\(path, model\), .* got 'm.npz'"):
+        save(3, "m.npz")
     with pytest.raises(ModelError, match="labels in files"):
         save(
             path, given(**{**LINEAR, "coef": COEF, "intercept": INTERCEPT}), classes=np.array(["a", None, "b"], object)

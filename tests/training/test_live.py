@@ -1,6 +1,10 @@
 """What ranks tell of themselves while a run goes on, and what sfb watch shows of it."""
 
+import contextlib
 import json
+import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -89,10 +93,10 @@ def test_a_line_sums_up_all_ranks():
     assert line(Status("x", total=7)) == "step 0/7"
 
 
-def shown(found):
+def shown(found, width=100):
     from rich.console import Console
 
-    console = Console(width=100)
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(found)
     return [text.split() for text in capture.get().splitlines()]
@@ -109,6 +113,63 @@ def test_of_many_ranks_a_table_shows_those_for_which_others_wait():
     rows = shown(table(status(), 2))
     assert [row[0] for row in rows[1:]] == ["1", "…"]
     assert rows[2] == ["…", "2", "more"]
+
+
+LONG = "node-with-a-rather-long-name-0042.cluster.example.org"
+WIDE = [Row(rank, LONG, 123456, 12.5, 0.5, 2.5e9, 12, 3 * 10**11) for rank in range(3)]
+NUMBERS = ["123456", "12500.0", "50%", "2.5", "GB/s", "12", "300", "GB"]
+
+
+@pytest.mark.parametrize("width", [65, 80, 200])
+def test_narrow_terminals_cut_names_of_hosts_and_no_numbers(width):
+    for text in shown(table(replace(status(), rows=WIDE), 10), width)[1:]:
+        assert text[2:] == NUMBERS
+        assert text[1] == LONG if width > 100 else text[1].endswith("…")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_file_takes_the_whole_table(tmp_path, encoding):
+    save(tmp_path, replace(status(), rows=WIDE, state="complete"))
+    out = subprocess.check_output(
+        [sys.executable, "-m", "sfb", "watch", tmp_path, "--once"],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40", "TERM": "xterm"},
+        text=True,
+    )
+    assert "\x1b" not in out
+    assert [text.split() for text in out.splitlines()[-3:]] == [[str(rank), LONG, *NUMBERS] for rank in range(3)]
+
+
+def test_watch_on_a_terminal_ends_with_the_table(tmp_path):
+    save(tmp_path, replace(status(), state="complete"))
+    out = on_terminal(tmp_path, "xterm")
+    assert re.sub(r"\x1b\[[?\d]*[a-zA-Z]", "", out).splitlines()[-1].split()[:3] == ["2", "n2", "22"]
+    assert out.endswith("\x1b[?25h")  # the cursor is there again
+
+
+def test_watch_on_a_terminal_without_commands_prints_lines(tmp_path):
+    save(tmp_path, replace(status(), state="complete"))
+    out = on_terminal(tmp_path, "dumb").splitlines()
+    assert out[0] == "training mlp on mnist"
+    assert out[1].startswith("step 20/100  loss 0.2500")
+    assert out[2].startswith("complete, ")
+    assert len(out) == 3
+
+
+def on_terminal(folder, kind):
+    """Return what sfb watch writes to a terminal of a kind."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": kind, "COLUMNS": "150"}
+    job = subprocess.Popen([sys.executable, "-m", "sfb", "watch", folder], stdout=theirs, env=environment)
+    os.close(theirs)
+    out = b""
+    with contextlib.suppress(OSError):  # Linux says so that nobody holds the other end any more
+        while part := os.read(ours, 1 << 16):
+            out += part
+    os.close(ours)
+    assert job.wait() == 0, out
+    return out.decode()
 
 
 def test_watch_shows_a_run_that_is_complete(tmp_path, watch):

@@ -3,8 +3,12 @@
 import sys
 from types import SimpleNamespace
 
+import pytest
+
+from sfb.environment import describe
 from sfb.training.config import Config
 from sfb.training.progress import Progress, show_measure
+from sfb.training.status import Row, Status, table
 from sfb.training.trainer import Epoch
 
 EPOCH = Epoch(epoch=2, loss=0.5, score=0.875, seconds=2.0, exchange_seconds=0.5, overlap=0.25, wire_bytes=4_000_000,
@@ -31,7 +35,21 @@ def test_a_line_for_each_epoch(capsys):
     assert len(out) == 3
 
 
+def test_lines_on_a_terminal_that_cannot_move_its_cursor(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    for stream in (sys.stdout, sys.stdin):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with Progress(Config(epochs=4)) as progress:
+        progress.begin(trainer())(0.25, 100, 1000)
+        progress.report(EPOCH)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "training mlp on mnist, --comm auto, 4 epochs",
+        "epoch 2/4",
+    ]
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     for stream in (sys.stdout, sys.stdin):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     with Progress(Config(epochs=4, sync="ssp:2")) as progress:
@@ -46,6 +64,23 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "--sync ssp:2" in out
     assert "epoch 2/4  loss 0.5000" in out
+
+
+def test_the_table_of_ranks_goes_when_the_run_is_complete(capsys, monkeypatch):
+    MPI = pytest.importorskip("mpi4py.MPI")
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (sys.stdout, sys.stdin):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    result = {"layers": [], "replicas_identical": True, "stopped": None, "environment": describe(MPI.COMM_SELF)}
+    with Progress(Config(epochs=4)) as progress:
+        progress.begin(trainer())
+        progress._bar.ranks = table(Status("x", rows=[Row(0, "n1", 39, 0.01, 0.5, 2e6, 0, 10**8)]), 4)
+        progress._bar.refresh()
+        assert "ms/step" in capsys.readouterr().out
+        progress.finish(result)
+    out = capsys.readouterr().out
+    assert "replicas identical: yes" in out
+    assert "ms/step" not in out.rpartition("\x1b[2K")[2]
 
 
 def test_other_ranks_show_nothing(capsys):

@@ -54,6 +54,8 @@ def save(path: str | os.PathLike[str], model: Any, scaler: Any = None, *, classe
     >>> model.predict([[0.5], [2.5]])
     array(['no', 'yes'], dtype='<U3')
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"expected save(path, model), a file and a model, got {model!r} as the model")
     header, arrays = _parts(model, scaler, classes)
     _make(header, arrays)  # what cannot be loaded is not written
     file = io.BytesIO()
