@@ -3,6 +3,7 @@
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=30
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 TmpFS={folder}/%n
@@ -199,8 +200,11 @@ def cluster(mpi, tmp_path_factory):
         pytest.skip(f"no {', '.join(missing)}; apt-get install slurm-wlm munge libpmix-dev")
     if os.getuid() != 0:
         pytest.skip("only root may give nodes names and memory of their own")
+    # timeout(1) ends the tests like Ctrl-C, which stops the daemons.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Cluster(tmp_path_factory.mktemp("slurm"), PROTOCOLS[mpi]) as cluster:
         yield cluster
+    signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@
 SFB_TEST_SLURM=1 .venv-mpich/bin/python -m pytest -s -o faulthandler_timeout=0 tests/slurm
 """
 
-import json
 import os
 import re
 import sys
-from functools import partial
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -31,6 +28,10 @@ with warnings.catch_warnings(record=True) as caught:
     sfb.Comm(MPI.COMM_WORLD).free()
 told = [str(each.message) for each in caught if "believes it is alone" in str(each.message)]
 print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size}, told {len(told)}", flush=True)
+"""
+WHERE = """
+from mpi4py import MPI
+print(f"rank {MPI.COMM_WORLD.rank} of {MPI.COMM_WORLD.size} on {MPI.Get_processor_name()}", flush=True)
 """
 # What becomes of ranks of a wheel that srun starts in a way: they meet, are told that they are alone, or MPI aborts.
 OUTCOMES = {
@@ -70,13 +71,13 @@ def test_a_step_of_one_rank_is_not_told(cluster):
 
 
 def test_a_job(cluster, submit, tmp_path):
-    """With --ntasks-per-node alone, and options for srun."""
-    script = "from mpi4py import MPI; print('rank', MPI.COMM_WORLD.rank, 'of', MPI.COMM_WORLD.size)"
-    job = submit("python", "-c", script, SFB_SRUN="--label --unbuffered")
+    """With --ntasks-per-node alone, and options for srun: labels, and ranks dealt out to the nodes in turn."""
+    job = submit("python", "-c", WHERE, SFB_SRUN="--label --distribution=cyclic")
     state = cluster.wait(job, "COMPLETED", "FAILED")
     out = (tmp_path / f"sfb-{job}.out").read_text()
     assert state["JobState"] == "COMPLETED", out
-    assert sorted(re.findall(r"\d: rank . of .", out)) == [f"{rank}: rank {rank} of 4" for rank in range(4)]
+    expected = [f"{rank}: rank {rank} of 4 on n{rank % 2 + 1}" for rank in range(4)]
+    assert sorted(re.findall(r"\d: rank . of . on n\d", out)) == expected, out
 
 
 def test_a_job_without_the_environment(cluster, tmp_path):
@@ -105,19 +106,42 @@ def test_an_array_of_jobs(cluster, submit, tmp_path):
     assert any(first[name].tobytes() != second[name].tobytes() for name in first)
 
 
-def whole(cluster, submit, folder, seconds):
-    """Train for roughly so many seconds in one job, and return the command and the last checkpoint."""
-    submit = partial(submit, options=["--time=30"])
-    first = submit(*TRAIN, "--epochs", 10, "-J", "first.json")
-    assert cluster.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    run = json.loads((folder / "first.json").read_text())
-    epochs = 10 + round(seconds / median(epoch["seconds"] for epoch in run["epochs"]))
-    command = (*TRAIN, "--epochs", epochs, "--checkpoint")
-    job = submit(*command, "whole")
-    state = cluster.wait(job, "COMPLETED", "FAILED")
-    assert state["JobState"] == "COMPLETED", (folder / f"sfb-{job}.out").read_text()
-    print(f"\n{epochs} epochs in one job: {state['RunTime']}")
-    return command, final(folder / "whole")
+def stopped_and_whole(cluster, submit, folder, limit, stop=lambda job: None):
+    """Train in a job that is stopped once and goes on, and in one that is not.
+
+    How many epochs both take is known only once the first has stopped, so that it depends on no machine's speed.
+
+    Args:
+        cluster: The cluster.
+        submit: The fixture.
+        folder: Where both run.
+        limit: Minutes that the first job may take.
+        stop: Function to call with the number of the first job, once it has written a checkpoint.
+
+    Returns:
+        What the controller says of the first job, what it has printed, and the last checkpoints of both.
+    """
+    config = folder / "run.toml"
+    config.write_text("epochs = 1_000_000\n")
+    command = (*TRAIN, "--config", config, "--checkpoint")
+    job = submit(*command, "parts", options=[f"--time={limit}"], SFB_REQUEUE=9)
+    parts, printed = folder / "parts", folder / f"sfb-{job}.out"
+    cluster.until(lambda: begun(parts), 900, lambda: printed.read_text())
+    stop(job)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 900, lambda: printed.read_text())
+    header, _ = read(Folder(parts, 1).file(Folder(parts, 1).steps()[-1]))
+    config.write_text(f"epochs = {header['position']['epoch'] + 1}\n")
+    state = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
+    out = printed.read_text()
+    assert state["JobState"] == "COMPLETED", out
+    print(f"\nstopped in epoch {header['position']['epoch']} after {header['position']['taken']} steps")
+    print(*re.findall(r".*going on from.*|.*ended by.*", out), f"the last start took {state['RunTime']}", sep="\n")
+
+    job = submit(*command, "whole", options=["--time=30"])
+    ended = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=1800)
+    assert ended["JobState"] == "COMPLETED", (folder / f"sfb-{job}.out").read_text()
+    assert ended["Restarts"] == "0"
+    return state, out, final(parts), final(folder / "whole")
 
 
 def same(expected, found):
@@ -133,29 +157,20 @@ def begun(folder):
 
 
 def test_a_job_longer_than_its_limit_ends_with_the_same_model(cluster, submit, tmp_path):
-    command, expected = whole(cluster, submit, tmp_path, 120)
-    job = submit(*command, "parts", options=["--time=3"], SFB_REQUEUE=9)
-    state = cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=2400)
-    out = (tmp_path / f"sfb-{job}.out").read_text()
-    assert state["JobState"] == "COMPLETED", out
-    print(f"in jobs of three minutes: started {int(state['Restarts']) + 1} times; the last took {state['RunTime']}")
-    print(*re.findall(r".*going on from.*|ended by.*", out), sep="\n")
+    state, out, parts, whole = stopped_and_whole(cluster, submit, tmp_path, limit=3)
     assert int(state["Restarts"]) > 0
     assert out.count("ended by the limit of time; --resume goes on from here") == int(state["Restarts"])
-    assert same(expected, final(tmp_path / "parts"))
+    assert same(whole, parts)
 
 
 def test_a_job_that_is_signalled_goes_on_by_itself(cluster, submit, tmp_path):
-    command, expected = whole(cluster, submit, tmp_path, 15)
-    job = submit(*command, "parts", options=["--time=30"], SFB_REQUEUE=1)
-    cluster.until(lambda: begun(tmp_path / "parts"), 120)
-    cluster("scancel", "--signal=USR1", job)
-    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 120)
-    state = cluster.wait(job, "COMPLETED", "FAILED")
-    out = (tmp_path / f"sfb-{job}.out").read_text()
-    assert state["JobState"] == "COMPLETED", out
-    assert "ended by a signal; --resume goes on from here" in out
-    assert same(expected, final(tmp_path / "parts"))
+    def signal(job):
+        cluster("scancel", "--signal=USR1", job)
+
+    state, out, parts, whole = stopped_and_whole(cluster, submit, tmp_path, limit=30, stop=signal)
+    assert state["Restarts"] == "1"
+    assert out.count("ended by a signal; --resume goes on from here") == 1
+    assert same(whole, parts)
 
 
 def test_scancel_ends_a_run_with_a_checkpoint(cluster, submit, tmp_path):
