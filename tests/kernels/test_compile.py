@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+from jobs import mpirun, needs_mpirun
 from numba.core import config
 
 from sfb.kernels import KernelError, _compile, stages
@@ -144,8 +146,15 @@ BITS = """
 """
 
 
-def test_every_processor_has_the_same_bits(tmp_path):
-    """The oldest of the architecture, without fused multiply-adds and 16-bit floats, beside this one."""
+@pytest.fixture(scope="module")
+def oldest(tmp_path_factory):
+    """The environment of kernels for the oldest processor, without fused multiply-adds and 16-bit floats."""
+    folder = tmp_path_factory.mktemp("oldest")
+    return {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(folder)}
+
+
+def test_every_processor_has_the_same_bits(oldest):
+    """The oldest of the architecture beside this one."""
 
     def bits(**environment):
         command = [sys.executable, "-c", textwrap.dedent(BITS)]
@@ -153,8 +162,17 @@ def test_every_processor_has_the_same_bits(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    oldest = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     assert bits(**oldest) == bits()
+
+
+@needs_mpirun
+def test_ranks_on_unlike_processors_have_the_same_bits(oldest):
+    """Factors by each algorithm, and plain arrays, on one node and on nodes of one rank; nobody has to be told."""
+    script = Path(__file__).parents[1] / "support" / "mixed_processors.py"
+    code, out = mpirun(2, sys.executable, "-m", "mpi4py", script, oldest["NUMBA_CACHE_DIR"], seconds=900)
+    assert code == 0, out
+    assert out.count(": equal bits") == 24, out
+    assert "OTHER" not in out
 
 
 def test_16_bits_are_loaded_only_where_they_are_asked_for():

@@ -1,16 +1,25 @@
 """Exchange among ranks whose kernels are compiled for different processors, and compare bits.
 
-    mpirun -n 2 python -m mpi4py tests/support/mixed_processors.py
+    mpirun -n 2 python -m mpi4py tests/support/mixed_processors.py [CACHE]
 
-Rank 1 compiles for the oldest processor of the architecture, into a cache of its own, which takes a minute.
+Rank 1 compiles for the oldest processor of the architecture, into the folder CACHE, which takes a minute; without one,
+into a folder that is removed at the end.
 """
 
+import atexit
 import os
+import shutil
+import sys
 import tempfile
 
 RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
 if RANK == 1:
-    os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=tempfile.mkdtemp())
+    if sys.argv[1:]:
+        CACHE = sys.argv[1]
+    else:
+        CACHE = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=CACHE)
 
 from hashlib import blake2b  # noqa: E402
 
