@@ -130,6 +130,7 @@ class _Run:
         with Patience(self._config.patience, self._where) as patience:
             lanes = [_lasting(self._world, *each) for each in _LASTING]
             for lane in lanes:
+                patience.renew()
                 _prepare(lane)
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
