@@ -26,7 +26,7 @@ from sfb.soak.usage import Usage, usage
 __all__ = ["Config", "SoakError", "soak"]
 
 _REPORT = 60.0  # seconds between two lines of progress
-_WARM = 1 / 3  # the start is measured after this part of the run,
+_WARM = 1 / 3, 1 / 2  # the start is measured between these parts of the run,
 _WARM_ROUNDS = 100  # and after so many rounds: caches have filled then
 _LOOKS = 100  # for MPI to end its messages
 _MOST_CALLS = 8  # of a round
@@ -155,7 +155,8 @@ class _Run:
         if control.rank == 0:
             seconds = 60 * config.minutes
             order[0] = now - began < seconds and (config.rounds is None or done < config.rounds)
-            order[2] = cold and done >= _WARM_ROUNDS and now - began >= _WARM * seconds
+            warm = _WARM[0] * seconds <= now - began <= _WARM[1] * seconds and done >= _WARM_ROUNDS
+            order[2] = cold and warm
             order[1] = order[2] or now - reported >= _REPORT
         control.Bcast(order)
         go, measure, first = order.tolist()
