@@ -500,7 +500,9 @@ class Comm(ObjectReductions, MPI.Intracomm):
         if self._team_or_none is None:
             if self._ended:
                 raise RuntimeError(FINALIZED)
-            node = None if self._node_of is None else MPI.Intracomm(self).Split(self._node_of[self.rank], self.rank)
+            node: MPI.Intracomm | None = None
+            if self._node_of is not None:
+                node = MPI.Intracomm(MPI.Intracomm(self).Split(self._node_of[self.rank], self.rank))
             self._team_or_none = Team(self, node, stall=self._options.stall, timeout=self._options.timeout)
             if node is not None:
                 node.Free()

@@ -39,7 +39,7 @@ def soak(
     A line a minute shows progress. Exits with 1 if a call went wrong, which it names with the command that repeats its
     round; if a round does not end; if handles of MPI, descriptors or mappings are left over; or if the memory of a rank
     has grown by more than --growth. What ranks hold at the end is compared with what they held after a third of the
-    run, when caches have filled.
+    run, when caches have filled; nothing is compared if 100 rounds take more than half of it.
     """
     world = start()
     from sfb.runtime.threads import limit_process

@@ -302,7 +302,7 @@ def _read(data: bytearray, size: int) -> dict[str, Any] | None:
     if "failed" in said:
         right = pairs(said["failed"]) and isinstance(said.get("why"), str)
     elif "call" in said:
-        waited = said.get("waited")
+        waited: Any = said.get("waited")
         right = isinstance(said["call"], str) and type(waited) in (int, float) and 0 <= waited < _EVER
         right = right and ranks(said.get("missing", []))
     else:

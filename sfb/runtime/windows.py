@@ -245,7 +245,8 @@ def reap(node: MPI.Intracomm, blocks: list[Block], *, abandon: bool = False) -> 
         abandon: Make orphans of the others, and remove them, too.
     """
     group = node.Get_group()
-    orphans = [block for block in _orphans if MPI.Group.Compare(block.group, group) == MPI.IDENT]
+    same = (MPI.IDENT, MPI.SIMILAR)  # in any order
+    orphans = [block for block in _orphans if MPI.Group.Compare(block.group, group) in same]
     group.Free()
     candidates = blocks + orphans
     used = np.array([block.in_use for block in candidates], np.int8)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import product
 from time import monotonic
 from typing import Any
 
@@ -26,11 +27,12 @@ from sfb.soak.usage import Usage, usage
 __all__ = ["Config", "SoakError", "soak"]
 
 _REPORT = 60.0  # seconds between two lines of progress
-_WARM = 1 / 3  # the start is measured after this part of the run,
+_WARM = 1 / 3, 1 / 2  # the start is measured between these parts of the run,
 _WARM_ROUNDS = 100  # and after so many rounds: caches have filled then
 _LOOKS = 100  # for MPI to end its messages
 _MOST_CALLS = 8  # of a round
 _FRESH = 0.25  # part of the rounds whose communicator is made for them
+_COLOURS, _NODES = (1, 2, 3), (None, 1, 2, 3)  # parts of the ranks, and ranks of a node
 _ROOM = 1 << 30  # bytes that hold the factors of all ranks
 
 _CALLS: dict[Callable[[Round], None], float] = {
@@ -130,18 +132,19 @@ class _Run:
         with Patience(self._config.patience, self._where) as patience:
             lanes = [_lasting(self._world, *each) for each in _LASTING]
             for lane in lanes:
+                patience.renew()
                 _prepare(lane)
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
                 if order[1]:
-                    measured = _gather(control, lanes)
+                    measured = self._gather(control, lanes)
                     reported = monotonic()
                     start = measured if order[2] else start
                     self._progress((reported - began) / 60, measured)
                 self._do(lanes)
                 self._number += 1
             patience.renew()
-            end = _gather(control, lanes)
+            end = self._gather(control, lanes)
             for lane in lanes:
                 lane.comm.free()
             control.Free()
@@ -154,7 +157,8 @@ class _Run:
         if control.rank == 0:
             seconds = 60 * config.minutes
             order[0] = now - began < seconds and (config.rounds is None or done < config.rounds)
-            order[2] = cold and done >= _WARM_ROUNDS and now - began >= _WARM * seconds
+            warm = _WARM[0] * seconds <= now - began <= _WARM[1] * seconds and done >= _WARM_ROUNDS
+            order[2] = cold and warm
             order[1] = order[2] or now - reported >= _REPORT
         control.Bcast(order)
         go, measure, first = order.tolist()
@@ -185,7 +189,7 @@ class _Run:
         if not dice.chance(_FRESH):
             yield dice.pick(lanes)
             return
-        colours = dice.pick((1, 2, 3), (4, 1, 1))
+        colours = dice.pick(_COLOURS, (4, 1, 1))
         base: MPI.Intracomm = self._world
         if colours > 1:
             base = MPI.Intracomm(self._world.Split(self._world.rank % colours, dice.pick((1, -1)) * self._world.rank))
@@ -197,12 +201,31 @@ class _Run:
         }
         if dice.chance(0.15):
             options |= {"wire": dice.pick(("bfloat16", "float16")), "seed": dice.pick((None, 7))}
-        per_node = dice.pick((None, 1, 2, 3))
+        per_node = dice.pick(_NODES)
         lane = _made(base, per_node, options, fresh=True)
         yield lane
         lane.comm.free()
         if base is not self._world:
             base.Free()
+
+    def _gather(self, control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
+        """Return what each rank holds, a row a rank; collective."""
+        gc.collect()
+        # Shared arrays that no rank uses any more are freed when a communicator of the same node makes another.
+        for colours, per_node in product(_COLOURS, _NODES):
+            base = MPI.Intracomm(self._world.Split(self._world.rank % colours, self._world.rank))
+            with _made(base, per_node, {"profile": sfb.Profile()}, fresh=True).comm as comm:
+                comm.shared(1)
+            base.Free()
+        for lane in lanes:
+            lane.comm.shared(1)
+        control.Barrier()
+        for _ in range(_LOOKS):
+            control.Iprobe()  # lets MPI end what it has sent
+        mine = np.array(usage(), np.int64)
+        found = np.empty((control.size, len(mine)), np.int64)
+        control.Allgather(mine, found)
+        return found
 
     def _where(self) -> str:
         made = self._round
@@ -294,17 +317,3 @@ def _compare(made: Round) -> None:
         if len({bits for _, bits in each}) > 1:
             raise Wrong(f"ranks hold different bits after {each[0][0]}: {[bits.hex() for _, bits in each]}")
     raise Wrong(f"ranks have made different numbers of calls: {[len(bits) for bits in everybody]}")
-
-
-def _gather(control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
-    """Return what each rank holds, a row a rank; collective."""
-    gc.collect()
-    for lane in lanes:
-        lane.comm.shared(1)  # frees the shared arrays that no rank uses any more
-    control.Barrier()
-    for _ in range(_LOOKS):
-        control.Iprobe()  # lets MPI end what it has sent
-    mine = np.array(usage(), np.int64)
-    found = np.empty((control.size, len(mine)), np.int64)
-    control.Allgather(mine, found)
-    return found

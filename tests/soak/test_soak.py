@@ -130,7 +130,7 @@ def hoard(monkeypatch):
     """Let each call keep 2 MiB; the first round is the warm-up."""
     kept = []
     monkeypatch.setattr(run, "_CALLS", {lambda made: kept.append(np.ones(1 << 18)): 1.0, lives.again: 1.0})
-    monkeypatch.setattr(run, "_WARM", 0.0)
+    monkeypatch.setattr(run, "_WARM", (0.0, 1.0))
     monkeypatch.setattr(run, "_WARM_ROUNDS", 1)
     monkeypatch.setattr(run, "_FRESH", 0.0)
 
