@@ -57,6 +57,23 @@ def test_a_process_knows_itself():
     assert str(own) == f"host {own.host}, pid {own.pid}"
 
 
+def test_an_error_of_mpi_is_explained_by_a_rank_that_is_gone(child, monkeypatch):
+    from mpi4py import MPI
+
+    from sfb.runtime import failures as module
+
+    monkeypatch.setattr(module, "_leaving", None)  # this process is not to end by what it finds
+    process, known = child
+    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 60.0)
+    failures.peers, failures._near = [this_process(), known], [1]
+    failures.find()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RankFailedError, match=r"rank 1 \(host .* is gone"):
+        failures.find()
+    failures.free()
+
+
 def test_the_limit_comes_from_the_argument_the_environment_or_the_default(monkeypatch):
     monkeypatch.delenv("SFB_TIMEOUT", raising=False)
     assert timeout_or_default(None) == TIMEOUT

@@ -131,6 +131,17 @@ class Failures:
             _raised(self)
             raise RankFailedError(str(self.failure), self.failure.ranks)
 
+    def find(self) -> None:
+        """Raise if a rank of this host is gone, after an error of MPI that may come of that.
+
+        Raises:
+            RankFailedError: A rank has failed.
+        """
+        with self._lock:
+            if self.peers and not self._closed:
+                self._find_gone(self._near)
+        self.check()
+
     def tick(self, place: str, frames: Sequence[FrameType]) -> None:
         """Look for failures in the thread of the watchdog.
 

@@ -200,7 +200,24 @@ class AveragingStore(StoreBase):
         self._received.clear()
 
     def _move(self) -> bool:
-        """Receive replicas, and note which of this rank's were received; return whether anything happened."""
+        """Receive replicas, and note which of this rank's were received; return whether anything happened.
+
+        Raises:
+            StoreError: Another rank has left the store by an exception.
+            RankFailedError: A rank is gone.
+        """
+        try:
+            moved = self._look()
+        except MPI.Exception:
+            self._failures.find()
+            raise
+        if self._failure is not None:
+            raise StoreError(self._failure)
+        self._failures.check()
+        return moved
+
+    def _look(self) -> bool:
+        """Do what `_move` does, without a look at failures."""
         moved = False
         while (message := self._world.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, self._status)) is not None:
             moved = True
@@ -221,9 +238,6 @@ class AveragingStore(StoreBase):
             if request.Test():
                 del self._flights[rank]
                 moved = True
-        if self._failure is not None:
-            raise StoreError(self._failure)
-        self._failures.check()
         return moved
 
     def _receive(self, message: MPI.Message, source: int, tag: int) -> np.ndarray:

@@ -403,11 +403,16 @@ class Store(StoreBase):
 
         Raises:
             StoreError: Another rank has failed.
+            RankFailedError: MPI has met a rank that is gone.
         """
         with self._lock:
             replica, relay = self._replica, self._relay
             relay.needed = self.consistency.bound(max(self._clock, replica.fastest))
-            moved = self._step(settle=settle)
+            try:
+                moved = self._step(settle=settle)
+            except MPI.Exception:
+                self._failures.find()
+                raise
             self._note_peak()
             if not self.consistency.ordered and replica.waiting_bytes > self._limit:
                 replica.apply()
