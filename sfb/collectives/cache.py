@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -60,6 +61,7 @@ class CachedReceiver:
         receiver: ``recvbuf`` if it is an optimizer, or an `Assign` to the array.
         block: The shared memory in which the array lies; None for memory of this rank.
         options: The options of the communicator.
+        forget: Called with the weak reference when ``recvbuf`` is gone.
 
     Attributes:
         complete: Whether the receiver has all its state.
@@ -69,8 +71,15 @@ class CachedReceiver:
         options: The options of the communicator.
     """
 
-    def __init__(self, recvbuf: Any, receiver: Receiver, block: Block | None, options: Options) -> None:
-        self._recvbuf: Any = weakref.ref(recvbuf)
+    def __init__(
+        self,
+        recvbuf: Any,
+        receiver: Receiver,
+        block: Block | None,
+        options: Options,
+        forget: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._recvbuf: Any = weakref.ref(recvbuf, forget)
         self._is_array = receiver is not recvbuf
         self._array = weakref.ref(receiver.array)
         self._state: list[Any] = [weakref.ref(array) for array in receiver.state if array is not None]
@@ -89,6 +98,10 @@ class CachedReceiver:
         assign = Assign.__new__(Assign)  # its array has been checked
         assign.array = recvbuf
         return assign
+
+    def refers_by(self, reference: Any) -> bool:
+        """Return whether a weak reference is this object's to ``recvbuf``."""
+        return reference is self._recvbuf
 
     def same(self, recvbuf: Any) -> bool:
         """Return whether ``recvbuf`` is this receiver with the same arrays; their shapes may have changed."""
@@ -176,9 +189,22 @@ class Receivers:
             if (its is None) != (block is None):
                 raise ValueError("the receiver's state must lie where its array does, both in shared memory or neither")
         if len(self._cached) >= MOST:
-            self._cached.pop(next(iter(self._cached)))
-        cached = self._cached[id(recvbuf)] = CachedReceiver(recvbuf, receiver, block, self._options)
+            self._cached.pop(next(iter(self._cached)), None)
+        forget = partial(_forget, weakref.ref(self), id(recvbuf))
+        cached = self._cached[id(recvbuf)] = CachedReceiver(recvbuf, receiver, block, self._options, forget)
         return cached
+
+    def drop(self, key: int, reference: Any) -> None:
+        """Drop a receiver whose object is gone, so that shared memory in which it lay is freed."""
+        cached = self._cached.get(key)
+        if cached is not None and cached.refers_by(reference):
+            del self._cached[key]
+
+
+def _forget(receivers: weakref.ref[Receivers], key: int, reference: Any) -> None:
+    found = receivers()
+    if found is not None:
+        found.drop(key, reference)
 
 
 def check_factors(factors: Any, cached: CachedReceiver, receiver: Receiver, op: MPI.Op, options: Options) -> None:

@@ -355,7 +355,7 @@ class Engine:
     def _new_plan(self, pending: PendingCall, problem: Problem) -> Prepared:
         """Choose an algorithm and prepare it; all ranks pass the same arguments."""
         team, receiver, call = self._team, pending.receiver, pending.call
-        algorithm = pending.algorithm
+        algorithm, staging = pending.algorithm, team.staging.block
         # All ranks raise this, as their arguments are equal.
         if receiver.whole and (algorithm not in (AUTO, "broadcast", "node") or not problem.fits):
             raise ValueError(
@@ -385,6 +385,8 @@ class Engine:
                 sparse.reserve(problem.depth, problem.dtype)
             else:
                 kernels.scratch_for(problem.depth, receiver.array)
+        if team.staging.block is not staging:
+            self._plans.unbind()
         return Prepared(plan, team, partial(self._persistent, problem, receiver.plain))
 
     def _persistent(self, problem: Problem, plain: bool, algorithm: str) -> PersistentExchange:
@@ -480,6 +482,11 @@ class _Plans:
         if plans is None:
             plans = signature.plans = self._by_key.setdefault(signature.key, {})
         return plans
+
+    def unbind(self) -> None:
+        """Let all plans drop what refers to the node's staging memory."""
+        for plans, samples in self._kept:
+            plans[samples].unbind()
 
     def add(self, plans: dict[object, Prepared], samples: object, prepared: Prepared) -> None:
         """Keep a plan among ``plans``, in place of the oldest of all if there are too many."""

@@ -202,7 +202,12 @@ class Prepared:
     def release(self, exchange: PersistentExchange) -> None:
         """Take back an exchange that has ended."""
         exchange.forget()
-        self._idle[exchange.algorithm].append(exchange)
+        self._idle.setdefault(exchange.algorithm, []).append(exchange)
+
+    def unbind(self) -> None:
+        """Drop what refers to the node's staging memory, which other memory has replaced."""
+        self._idle.clear()
+        self.plan.problem.memo.clear()
 
     def wire_bytes(self, algorithm: str, problem: Problem | None = None) -> int:
         """Return the bytes that this rank receives from others in an exchange: of ``problem``, or the plan's."""

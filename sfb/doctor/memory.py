@@ -9,6 +9,7 @@ from typing import Any
 
 from sfb.doctor.finding import Finding, error, ok, several, warning
 from sfb.doctor.placement import cgroup_value
+from sfb.runtime import shm
 
 __all__ = ["NEEDED", "facts", "judge"]
 
@@ -37,6 +38,7 @@ def facts(folder: str = "/dev/shm") -> dict[str, Any]:
             "free": there.f_bavail * there.f_frsize,
             "files": len(os.listdir(folder)),
             "writable": os.access(folder, os.W_OK | os.X_OK),
+            "left": shm.leftovers(folder),
         }
     except OSError as problem:
         seen["problem"] = str(problem)
@@ -53,7 +55,8 @@ def judge(seen: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Findi
     first = {host: seen[hosts.index(host)] for host in hosts}
     groups: dict[Finding, list[str]] = {}
     for host, its in first.items():
-        groups.setdefault(_of_host(its, hosts.count(host)), []).append(host)
+        for finding in (_of_host(its, hosts.count(host)), *_left(its)):
+            groups.setdefault(finding, []).append(host)
     return [replace(finding, found=f"{several(names)}: {finding.found}") for finding, names in groups.items()]
 
 
@@ -80,6 +83,16 @@ def _of_host(its: Mapping[str, Any], members: int) -> Finding:
         found += f"; several ranks a node need {_mib(NEEDED)} for the quickstart alone"
         return fails(_TOPIC, found, advice)
     return warning(_TOPIC, found, advice)
+
+
+def _left(its: Mapping[str, Any]) -> list[Finding]:
+    """Return that files of jobs that were killed are left, if any are."""
+    files = its.get("left")
+    if not files:
+        return []
+    several = "s" * (len(files) > 1)
+    found = f"{len(files)} file{several} of jobs that were killed take {_mib(sum(files.values()))}"
+    return [warning(_TOPIC, found, f"unless a container uses them: rm {' '.join(files)}")]
 
 
 def _mib(nbytes: float) -> str:

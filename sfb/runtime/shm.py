@@ -15,6 +15,8 @@ _log = logging.getLogger("sfb")
 
 # How MPICH and libraries derived from it, and Open MPI, name their files.
 _NAMES = ("mpich_shm_*", "mpich_shar_tmp*", "Intel_MPI_*", "sm_segment.*", "vader_segment.*", "osc_sm*", "osc_rdma.*")
+# Files that `describe` names.
+_NAMED = 3
 # Seconds after which a file that nobody maps is none that a job has just made.
 _AGE = 10.0
 
@@ -48,11 +50,14 @@ def leftovers(folder: str = "/dev/shm", *, age: float = _AGE) -> dict[str, int]:
 
 
 def describe(files: dict[str, int]) -> str:
-    """Return a sentence that says which files are left and how to remove them."""
+    """Return a sentence that says which files are left and how to remove them; of many it names some."""
     total, several = sum(files.values()) / 2**20, len(files) > 1
+    named = " ".join([*files][:_NAMED])
+    if len(files) > _NAMED:
+        named += f" and {len(files) - _NAMED} more, which sfb doctor names"
     return (
         f"{len(files)} file{'s' * several} of jobs that were killed take{'s' * (not several)} {total:.1f} MiB on "
-        f"{os.uname().nodename}; unless a container uses {'them' if several else 'it'}: rm {' '.join(files)}"
+        f"{os.uname().nodename}; unless a container uses {'them' if several else 'it'}: rm {named}"
     )
 
 

@@ -42,6 +42,15 @@ def test_files_of_ended_jobs():
     assert "ls -l /dev/shm" in finding.advice
 
 
+def test_files_of_killed_jobs():
+    left = {f"/dev/shm/mpich_shm_{i}_0": 2 * MIB for i in range(5)}
+    enough, killed = memory.judge([folder(32 << 30, left=left)] * 2, ["node0"] * 2)
+    assert enough.level is Level.OK
+    assert killed.level is Level.WARNING
+    assert killed.found == "node0: 5 files of jobs that were killed take 10 MiB"
+    assert killed.advice.endswith(f"rm {' '.join(left)}")
+
+
 @pytest.mark.parametrize("seen", [{"memory": 1, "problem": "No such file"}, folder(32 << 30, writable=False)])
 def test_no_folder(seen):
     assert judge(seen).level is Level.ERROR

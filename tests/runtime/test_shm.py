@@ -38,3 +38,11 @@ def test_files_in_use_and_new_ones_are_not(folder):
     os.utime(folder / "mpich_shm_3255_0")
     assert names(folder) == ["osc_sm.host.1", "sm_segment.host.0.1.0"]
     assert leftovers(str(folder / "missing")) == {}
+
+
+def test_of_many_files_some_are_named():
+    text = describe({f"/dev/shm/mpich_shm_{i}_0": 1 << 20 for i in range(9)})
+    assert text.startswith("9 files of jobs that were killed take 9.0 MiB on ")
+    assert text.endswith(
+        "rm /dev/shm/mpich_shm_0_0 /dev/shm/mpich_shm_1_0 /dev/shm/mpich_shm_2_0 and 6 more, which sfb doctor names"
+    )
