@@ -307,6 +307,9 @@ class Engine:
         prepared = plans.get(size)
         if prepared is None:
             yield ALONE
+            plans = self._plans.of(signature)  # older calls may have made the plan, or dropped others of its key
+            prepared = plans.get(size)
+        if prepared is None:
             with span("plan", "compile"):
                 prepared = self._new_plan(pending, self._problem(pending, cached, most))
             self._plans.add(plans, size, prepared)
@@ -319,7 +322,7 @@ class Engine:
         return prepared
 
     def _size(
-        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: dict[object, Prepared]
+        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: _PlansOfKey
     ) -> tuple[object, np.ndarray]:
         """Return by what the plan of a call is kept among ``plans``, and the S of each rank for which it is made."""
         room = None if pending.nonzeros is None else room_for(int(pending.nonzeros.sum()))
@@ -465,6 +468,20 @@ def _target(pending: PendingCall) -> int:
     return id(getattr(pending.recvbuf, "array", pending.recvbuf))
 
 
+class _PlansOfKey(dict[object, Prepared]):
+    """The plans for the key of a signature.
+
+    Attributes:
+        gone: Whether the last has been dropped, on all ranks; a signature then looks for the key again.
+    """
+
+    __slots__ = ("gone", "key")
+
+    def __init__(self, key: tuple[object, ...]) -> None:
+        super().__init__()
+        self.key, self.gone = key, False
+
+
 class _Plans:
     """The plans that are kept, the same on all ranks.
 
@@ -473,14 +490,17 @@ class _Plans:
     """
 
     def __init__(self) -> None:
-        self._by_key: dict[tuple[object, ...], dict[object, Prepared]] = {}
-        self._kept: deque[tuple[dict[object, Prepared], object]] = deque()
+        self._by_key: dict[tuple[object, ...], _PlansOfKey] = {}
+        self._kept: deque[tuple[_PlansOfKey, object]] = deque()
 
-    def of(self, signature: Signature) -> dict[object, Prepared]:
+    def of(self, signature: Signature) -> _PlansOfKey:
         """Return the plans for the key of a signature."""
-        plans = signature.plans
-        if plans is None:
-            plans = signature.plans = self._by_key.setdefault(signature.key, {})
+        plans: _PlansOfKey | None = signature.plans
+        if plans is None or plans.gone:
+            plans = self._by_key.get(signature.key)
+            if plans is None:
+                plans = self._by_key[signature.key] = _PlansOfKey(signature.key)
+            signature.plans = plans
         return plans
 
     def unbind(self) -> None:
@@ -488,10 +508,13 @@ class _Plans:
         for plans, samples in self._kept:
             plans[samples].unbind()
 
-    def add(self, plans: dict[object, Prepared], samples: object, prepared: Prepared) -> None:
+    def add(self, plans: _PlansOfKey, samples: object, prepared: Prepared) -> None:
         """Keep a plan among ``plans``, in place of the oldest of all if there are too many."""
         if len(self._kept) >= MOST:
             oldest, key = self._kept.popleft()
-            oldest.pop(key)
+            del oldest[key]
+            if not oldest and oldest is not plans:
+                oldest.gone = True
+                del self._by_key[oldest.key]
         plans[samples] = prepared
         self._kept.append((plans, samples))
