@@ -17,7 +17,8 @@ from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 
 from sfb import MismatchError
-from sfb.models import ElasticNet, Lasso, lasso_path, working_sets
+from sfb.models import ElasticNet, Lasso, lasso_path
+from sfb.models.linear import working_sets
 from sfb.schedule import run
 
 pytestmark = pytest.mark.mpi
