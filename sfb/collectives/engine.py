@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator
 from functools import partial
 from time import perf_counter
@@ -13,11 +12,12 @@ from mpi4py import MPI
 
 import sfb.kernels as kernels
 from sfb.collectives.algorithms import algorithms_for
-from sfb.collectives.cache import MOST, CachedReceiver, Receivers, Signature, check_factors, normal
+from sfb.collectives.cache import CachedReceiver, Receivers, Signature, check_factors, normal
 from sfb.collectives.eager import EagerBuffers, EagerExchange
 from sfb.collectives.fused import FusedExchange
 from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall, PersistentExchange, Prepared
+from sfb.collectives.plans import Plans, PlansOfKey
 from sfb.collectives.problem import Problem, most_counts
 from sfb.collectives.sparse import joined_size, room_for, split_sizes
 from sfb.collectives.stepwise import StepwiseExchange
@@ -80,7 +80,7 @@ class Engine:
         self._options = options
         self._profiles = profiles
         self._receivers = Receivers(options, team.owns)
-        self._plans = _Plans()
+        self._plans = Plans()
         self._buffers: list[EagerBuffers] = []
         # For each array that calls under way change, by identity, the number of these calls.
         self._targets: dict[int, int] = {}
@@ -322,7 +322,7 @@ class Engine:
         return prepared
 
     def _size(
-        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: _PlansOfKey
+        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: PlansOfKey
     ) -> tuple[object, np.ndarray]:
         """Return by what the plan of a call is kept among ``plans``, and the S of each rank for which it is made."""
         room = None if pending.nonzeros is None else room_for(int(pending.nonzeros.sum()))
@@ -466,55 +466,3 @@ class Engine:
 def _target(pending: PendingCall) -> int:
     """Return the identity of the array that a call changes."""
     return id(getattr(pending.recvbuf, "array", pending.recvbuf))
-
-
-class _PlansOfKey(dict[object, Prepared]):
-    """The plans for the key of a signature.
-
-    Attributes:
-        gone: Whether the last has been dropped, on all ranks; a signature then looks for the key again.
-    """
-
-    __slots__ = ("gone", "key")
-
-    def __init__(self, key: tuple[object, ...]) -> None:
-        super().__init__()
-        self.key, self.gone = key, False
-
-
-class _Plans:
-    """The plans that are kept, the same on all ranks.
-
-    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by the samples of all and the most
-    of one (`most_counts`).
-    """
-
-    def __init__(self) -> None:
-        self._by_key: dict[tuple[object, ...], _PlansOfKey] = {}
-        self._kept: deque[tuple[_PlansOfKey, object]] = deque()
-
-    def of(self, signature: Signature) -> _PlansOfKey:
-        """Return the plans for the key of a signature."""
-        plans: _PlansOfKey | None = signature.plans
-        if plans is None or plans.gone:
-            plans = self._by_key.get(signature.key)
-            if plans is None:
-                plans = self._by_key[signature.key] = _PlansOfKey(signature.key)
-            signature.plans = plans
-        return plans
-
-    def unbind(self) -> None:
-        """Let all plans drop what refers to the node's staging memory."""
-        for plans, samples in self._kept:
-            plans[samples].unbind()
-
-    def add(self, plans: _PlansOfKey, samples: object, prepared: Prepared) -> None:
-        """Keep a plan among ``plans``, in place of the oldest of all if there are too many."""
-        if len(self._kept) >= MOST:
-            oldest, key = self._kept.popleft()
-            del oldest[key]
-            if not oldest and oldest is not plans:
-                oldest.gone = True
-                del self._by_key[oldest.key]
-        plans[samples] = prepared
-        self._kept.append((plans, samples))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sfb
-from sfb.collectives import engine
+from sfb.collectives import engine, plans
 from sfb.collectives.cache import Receivers
 from sfb.collectives.options import Options
 
@@ -55,7 +55,7 @@ def test_calls_under_way_make_one_plan_for_all(comm, world, monkeypatch):
 
 @pytest.mark.mpi
 def test_keys_go_with_their_last_plan(comm, world, monkeypatch):
-    monkeypatch.setattr(engine, "MOST", 3)
+    monkeypatch.setattr(plans, "MOST", 3)
     arrays = [np.empty((4, 3 + i)) for i in range(5)]
     for _ in range(3):
         for i, g in enumerate(arrays):

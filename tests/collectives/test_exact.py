@@ -218,7 +218,7 @@ def test_last_exchange_describes_the_last_call(comm, world):
 
 
 def test_more_plans_than_the_cache_holds(comm, world, monkeypatch):
-    from sfb.collectives import engine as module
+    from sfb.collectives import plans as module
 
     monkeypatch.setattr(module, "MOST", 3)
     arrays = [np.empty((4, 3 + i)) for i in range(6)]
