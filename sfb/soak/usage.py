@@ -16,8 +16,9 @@ from mpi4py import MPI
 __all__ = ["Usage", "usage"]
 
 _SHM = "/dev/shm"
-# Handles that are made to find the first that was never used; more than a run ever has at a time and gives back.
-_COMMS, _WINDOWS, _REQUESTS = 256, 48, 256
+# Handles that are made to find the first that was never used; more than a run ever has at a time and gives back, since
+# MPI reuses handles in the order in which they came back.
+_COMMS, _WINDOWS, _REQUESTS = 256, 48, 4096
 
 
 class Usage(NamedTuple):
@@ -30,7 +31,8 @@ class Usage(NamedTuple):
         files: Files in /dev/shm, those of other jobs included.
         communicators: Communicators in use, plus a constant of the MPI library.
         windows: Windows in use, plus a constant.
-        requests: Requests in use, plus a constant; always the same under Open MPI, which numbers none by itself.
+        requests: Requests in use, now or when this was measured before, plus a constant; always the same under Open
+            MPI, which numbers none by itself.
     """
 
     memory: int

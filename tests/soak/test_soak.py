@@ -119,6 +119,21 @@ def test_what_is_left_over_is_counted():
     assert not usage().grown(before)
 
 
+def test_requests_are_counted_after_many_were_in_use():
+    buffer = np.empty(1)
+    usage()
+    before = usage()
+    many = [MPI.COMM_SELF.Irecv(buffer, 0, tag) for tag in range(700)]
+    for number in np.random.default_rng(0).permutation(len(many)):
+        many[number].Cancel()
+        many[number].Wait()
+    assert not usage().grown(before)
+    held = [MPI.COMM_SELF.Recv_init(buffer, 0, tag) for tag in range(3)]
+    assert usage().grown(before).get("requests", 0) == (0 if "Open MPI" in MPI.Get_library_version() else 3)
+    for request in held:
+        request.Free()
+
+
 def test_memory_that_grows_shows():
     before = usage().memory
     kept = np.ones(1 << 20)
