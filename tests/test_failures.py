@@ -229,6 +229,42 @@ def test_a_rank_that_waits_in_mpi_is_ended():
 
 
 @needs_mpirun
+@pytest.mark.parametrize("aborts", [True, False], ids=["abort ends", "abort does not end"])
+def test_a_rank_is_ended_though_calls_of_mpi_do_not(aborts, tmp_path):
+    """The other rank may have died in the midst of a message; calls of MPI then wait for its end."""
+    script = f"""
+        import ctypes, threading
+        from sfb.runtime import failures
+        comm = sfb.Comm(world)
+        comm.Allreduce(g, G)
+        pipe = {str(tmp_path / "pipe")!r}
+
+        def hear(self):
+            open(pipe, "w").close()
+            threading.Event().wait()  # with the lock that other threads wait for
+
+        if rank == 1:
+            open(pipe).read()
+            os.kill(os.getpid(), signal.SIGKILL)
+        failures.Failures._hear = hear
+        if not {aborts}:
+
+            class Stuck(MPI.Intracomm):
+                def Abort(self, code):
+                    ctypes.PyDLL(None).sleep(100)  # no other thread of Python runs meanwhile
+
+            MPI.COMM_WORLD = Stuck(world)
+        comm.Allreduce(g, G)
+    """
+    os.mkfifo(tmp_path / "pipe")
+    code, out = job(2, script, *STAY)
+    assert code != 0, out
+    assert "sfb: error: rank 1 (host " in out
+    assert "and does not hear of it; ending all ranks" in out
+    assert aborts or "in Abort" in out, out  # where it was as it ended
+
+
+@needs_mpirun
 def test_a_checkpoint_is_written_and_others_wait_for_it(tmp_path):
     """A rank dies before a step has changed anything; the first that is left writes what is to be saved."""
     pytest.importorskip("sklearn")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +36,8 @@ _ANSWER = 5.0
 _DEAF, _STUCK = 5.0, 60.0
 # Seconds for which a rank that ends waits for the others to end, too: one of them may write a checkpoint.
 _LEAVE = 60.0
-# Seconds that MPI has to end the job.
-_ABORT = 5.0
+# Seconds that MPI has to end the job; and after that, this process to end by itself.
+_ABORT, _LAST = 5.0, 2.0
 # Failed ranks that a message names.
 _NAMED = 8
 # Seconds that no wait takes.
@@ -54,8 +54,9 @@ class Failures:
     time-out asks all others what they wait for; those that do not answer, or that wait for nothing, have failed. Who
     finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
 
-    Where no call of this library waits, a thread looks instead, once a second. It answers, and ends the job if the main
-    thread does not hear of a failure, because it waits in MPI.
+    Where no call of this library waits, a thread listens and answers instead, once a second. Another thread, the
+    watchdog, ends the job if the main thread does not hear of a failure, because it waits in MPI. The watchdog calls
+    no MPI and waits for no lock: MPI may never return from any call after a process has died in the midst of a message.
 
     Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object does nothing.
 
@@ -112,7 +113,8 @@ class Failures:
             self._due = now + _PERIOD
             if self.failure is None and self.peers and not self._closed:
                 self._find_gone(self._near)
-                self._hear()
+                if self.failure is None:
+                    self._hear()
                 if waited > self.timeout and self._decide is None:
                     self._ask(now)
                 if self._decide is not None:
@@ -142,8 +144,25 @@ class Failures:
                 self._find_gone(self._near)
         self.check()
 
-    def tick(self, place: str, frames: Sequence[FrameType]) -> None:
-        """Look for failures in the thread of the watchdog.
+    def watch(self, place: str) -> None:
+        """End the job if a rank has failed and the main thread does not hear of it; in the thread of the watchdog.
+
+        Args:
+            place: Where the main thread is, for messages.
+        """
+        if self._closed or MPI.Is_finalized():
+            return
+        text = "" if self.failure is None else str(self.failure)
+        if not text and self._near and state_of(self.peers[self._near[0]]) == "gone":
+            text = f"rank {self._near[0]} ({self.peers[self._near[0]]}) is gone"
+        if text:
+            now = monotonic()
+            self._known = now if self._known is None else self._known
+            if _leaving is None and not _busy and now - self._known > _DEAF:
+                _end_job(f"{text}; rank {self._rank} is at {place} and does not hear of it")
+
+    def listen(self, place: str, frames: Sequence[FrameType]) -> None:
+        """Look for failures, and answer other ranks, in the thread that listens.
 
         Args:
             place: Where the main thread is, for messages.
@@ -168,10 +187,6 @@ class Failures:
                         if self._rank not in self._answers:
                             self._answer({"call": "MPI", "waited": waited} if waited else {"place": place})
                         self._conclude(now)
-            if self.failure is not None:
-                self._known = now if self._known is None else self._known
-                if _leaving is None and not _busy and now - self._known > _DEAF:
-                    _end_job(f"{self.failure}; rank {self._rank} is at {place} and does not hear of it")
         finally:
             self._lock.release()
 
@@ -195,12 +210,13 @@ class Failures:
         """Wait until all other ranks that are left are about to end, for at most so many seconds."""
         end = monotonic() + seconds
         while monotonic() < end and not self._closed and not MPI.Is_finalized():
+            _limit()
             with self._lock:
                 self._hear()
                 gone = {rank for rank in self._near if state_of(self.peers[rank]) == "gone"}
                 if not {*self._living()} - self._left - gone:
                     return
-            sleep(0.01)
+            sleep(0.1)
 
     def _living(self) -> list[int]:
         failed = () if self.failure is None else self.failure.ranks
@@ -326,12 +342,12 @@ def _whom(said: dict[str, Any]) -> str:
     return f" for rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}" if ranks else ""
 
 
-# The watchdog, and how a process ends after a failure.
+# The threads that listen and watch, and how a process ends after a failure.
 
 _all: WeakSet[Failures] = WeakSet()
 _all_lock = threading.Lock()
-_thread: threading.Thread | None = None
-_owner = 0  # the process that has the thread
+_threads: list[threading.Thread] = []
+_owner = 0  # the process that has the threads
 _end = threading.Event()
 _leaving: Failures | None = None  # whose failure the main thread knows of
 _busy = 0  # blocks of `at_work` under way
@@ -339,30 +355,43 @@ _last: tuple[Any, float] = (None, 0.0)  # where the main thread was, and since w
 
 
 def _watch(failures: Failures) -> None:
-    """Let the watchdog look at one more communicator."""
-    global _thread, _owner
+    """Let the threads look at one more communicator."""
+    global _owner
     with _all_lock:
         _all.add(failures)
     if _owner != os.getpid():
         _owner = os.getpid()
         _end.clear()
-        _thread = threading.Thread(target=_run, name="sfb watchdog", daemon=True)
-        _thread.start()
+        _threads[:] = [
+            threading.Thread(target=_run, args=(look,), name=f"sfb {name}", daemon=True)
+            for name, look in (("listener", _listen), ("watchdog", _watch_over))
+        ]
+        for thread in _threads:
+            thread.start()
         atexit.register(_at_exit)
 
 
-def _run() -> None:
+def _run(look: Callable[[str, Sequence[FrameType]], None]) -> None:
+    """Pass the place and the stack of the main thread to a function again and again."""
     while not _end.wait(_PERIOD):
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         frames: list[FrameType] = []
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
-        place = _place(frames)
-        _look_at_main(place, frames)
-        for failures in _every():
-            failures.tick(place, frames)
+        look(_place(frames), frames)
         frames.clear()
+
+
+def _listen(place: str, frames: Sequence[FrameType]) -> None:
+    for failures in _every():
+        failures.listen(place, frames)
+
+
+def _watch_over(place: str, frames: Sequence[FrameType]) -> None:
+    _look_at_main(place, frames)
+    for failures in _every():
+        failures.watch(place)
 
 
 def _every() -> list[Failures]:
@@ -412,8 +441,8 @@ def _at_exit() -> None:
     if os.getpid() != _owner:  # of a fork
         return
     _end.set()
-    if _thread is not None:
-        _thread.join(_ABORT)  # it may be in a call of MPI
+    for thread in _threads:
+        thread.join(_ABORT)  # it may be in a call of MPI
     if _leaving is not None:
         leave(FAILED)
 
@@ -427,10 +456,20 @@ def leave(code: int) -> None:
         code: The exit code of the job.
     """
     for failures in _every():
+        _limit()
         failures.say_farewell()
     if _leaving is not None:
         _leaving.wait_for_farewells(_LEAVE)
     _end_job("", code)
+
+
+def _limit() -> None:
+    """Let this process end soon, unless this is called again: no call of MPI has to return for that.
+
+    No thread of Python could do so: mpi4py's Abort keeps all of them from running.
+    """
+    with suppress(OSError, RuntimeError, ValueError):
+        faulthandler.dump_traceback_later(_ABORT + _LAST, exit=True, file=2)
 
 
 def _end_job(text: str, code: int = FAILED) -> None:
@@ -442,11 +481,9 @@ def _end_job(text: str, code: int = FAILED) -> None:
         sys.stderr.flush()
     last = threading.Timer(_ABORT, os._exit, [code])
     last.daemon = True
-    try:
+    with suppress(RuntimeError):  # the interpreter is about to end, and starts no thread any more
         last.start()
-    except RuntimeError:  # the interpreter is about to end, and starts no thread any more
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(_ABORT))
+    _limit()
     sleep(0.2)  # for the launcher to pass on what has been written
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)

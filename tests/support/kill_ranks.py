@@ -29,8 +29,8 @@ from forked import ended, preload, start
 
 __all__ = ["KINDS", "STAY", "Outcome", "trial"]
 
-# Starts a rank, and stays if it fails, so that the launcher does not notice.
-STAY = ("sh", "-c", '"$@" || exec sleep 100', "sh")
+# Starts a rank, and stays if it is killed, so that the launcher does not notice.
+STAY = ("sh", "-c", '"$@"; code=$?; [ $code -lt 128 ] && exit $code; exec sleep 100', "sh")
 # Variables that hold the number of a rank.
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
