@@ -14,7 +14,7 @@ from sfb.kernels._parts import FLOATS, arguments, array_type, fits, form, take
 from sfb.kernels._updates import update_dense
 from sfb.kernels._vectors import flat
 from sfb.kernels._views import VIEW, describe, matrix_at, words_at
-from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE
+from sfb.kernels.header import DIGEST, KIND, NBYTES, NOTE, SIZE, UNLIKE
 from sfb.kernels.rounds import ALIKE, WORK, WRONG, gather, reset, sum_values
 from sfb.kernels.status import APART, DONE, PENDING, UNFIT
 from sfb.kernels.sync import message_words, now
@@ -25,19 +25,19 @@ __all__ = ["FACTORS", "PRODUCTS", "SUM", "bind", "exchange"]
 SUM, PRODUCTS, FACTORS = range(3)
 
 # The words of ``bound``: the payload; words of the head of a message; S; the kind and the bytes of the payload, for the
-# head of a message; then arrays.
-_PAYLOAD, _HEAD, _SAMPLES, _KIND, _BYTES = range(5)
-_MPI, _PLAN, _WORDS, _MORE, _ONE, _TWO = range(5, 5 + 6 * VIEW, VIEW)
+# head of a message; the bounds of unlike S; then arrays.
+_PAYLOAD, _HEAD, _SAMPLES, _KIND, _BYTES, _BOUNDS = range(6)
+_MPI, _PLAN, _WORDS, _MORE, _ONE, _TWO = range(9, 9 + 6 * VIEW, VIEW)
 
 
-def bind(payload, head, samples, kind, nbytes, mpi, plan, words, more, one, two):
+def bind(payload, head, samples, nbytes, mpi, plan, words, more, one, two):
     """Return ``bound`` of `exchange`; the caller keeps the arrays alive.
 
     Args:
         payload: `SUM`, `PRODUCTS` or `FACTORS`.
         head: Words of a message before its payload.
-        samples: S, the same on all ranks.
-        kind: The kind of the payload, for the head of a message.
+        samples: S, the same on all ranks; or, for a product of ranks with unlike S, the least and the most samples of
+            all ranks together, and of the rank that has the most.
         nbytes: The bytes of the payload.
         mpi: MPI's functions and handles (`sfb.kernels.rounds`).
         plan: The rounds (`sfb.kernels.rounds`).
@@ -48,7 +48,9 @@ def bind(payload, head, samples, kind, nbytes, mpi, plan, words, more, one, two)
         two: The same array as ``one``; for `FACTORS` m×D, for v of all ranks.
     """
     arrays = [word for array in (mpi, plan, words, more, one, two) for word in describe(array)]
-    return np.array([payload, head, samples, kind, nbytes, *arrays], np.int64)
+    if np.ndim(samples) == 0:
+        return np.array([payload, head, samples, 1 + payload, nbytes, 0, 0, 0, 0, *arrays], np.int64)
+    return np.array([payload, head, -1, 1 + payload | UNLIKE, nbytes, *samples, *arrays], np.int64)
 
 
 @inner
@@ -71,6 +73,22 @@ def _write(bound, words, one, u, v, scratch):
     mine[: u.size] = flat(u)
     mine[u.size : u.size + v.size] = flat(v)
     return True
+
+
+@inner
+def _served(bound, words, starts, ranks):
+    """Return whether this exchange is for S of the ranks: unlike ones, within its bounds, if it is for unlike S."""
+    if bound[_SAMPLES] >= 0:
+        return True
+    total, most, equal = 0, 0, True
+    for rank in range(ranks):
+        start = rank * bound[_HEAD] if bound[_PAYLOAD] == SUM else starts[rank]
+        size = words[start + SIZE]
+        total += size
+        most = max(most, size)
+        equal = equal and size == words[SIZE]
+    low, high, first, last = bound[_BOUNDS : _BOUNDS + 4]
+    return not equal and low <= total <= high and first <= most <= last
 
 
 @inner
@@ -97,7 +115,7 @@ def _signature(t):
 
 @kernel([_signature(t) for t in FLOATS])
 def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta, p, arrays, scratch):
-    """Exchange headers and payloads; if all headers are equal, take the sum: w ← rule(w, Σ uᵀv).
+    """Exchange headers and payloads; if all headers go together, take the sum: w ← rule(w, Σ uᵀv).
 
     The arguments from u to the scratch are those of `sfb.kernels.fused.node`.
 
@@ -121,8 +139,8 @@ def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta,
 
     Returns:
         `DONE`; `PENDING`, to be called again with the same arguments; `APART`, with headers exchanged and no sum taken,
-        if headers differ; `DAMAGED`, with no sum taken, if a message has arrived damaged; `UNFIT`, with nothing sent,
-        if the arrays or the scratch do not fit; or, above 0, an error code of MPI.
+        if headers differ or S are not within the bounds; `DAMAGED`, with no sum taken, if a message has arrived
+        damaged; `UNFIT`, with nothing sent, if the arrays or the scratch do not fit; or, above 0, an error code of MPI.
     """
     mpi, plan, words = words_at(bound, _MPI), matrix_at(bound, _PLAN, bound), words_at(bound, _WORDS)
     more, one, two = words_at(bound, _MORE), matrix_at(bound, _ONE, w), matrix_at(bound, _TWO, w)
@@ -131,11 +149,12 @@ def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta,
         began = now()
         state[WRONG] = 0
         rows = one.shape[1] if bound[_PAYLOAD] == FACTORS else one.shape[0]
-        if not fits(u, v, w, s, t, bound[_SAMPLES], rows, two.shape[1]):
+        samples = u.shape[0] if bound[_SAMPLES] < 0 else bound[_SAMPLES]
+        if not fits(u, v, w, s, t, samples, rows, two.shape[1]):
             return UNFIT
         if not _write(bound, words, one, u, v, scratch):
             return UNFIT
-        words[DIGEST], words[SIZE], words[NOTE] = digest, bound[_SAMPLES], 0
+        words[DIGEST], words[SIZE], words[NOTE] = digest, samples, 0
         words[head + KIND], words[head + NBYTES] = bound[_KIND], bound[_BYTES]
         if bound[_PAYLOAD] != SUM:
             more[0], more[1] = 0, message_words(head, bound[_BYTES])
@@ -149,7 +168,7 @@ def exchange(bound, state, spins, tag, digest, u, v, w, s, t, kind, alpha, beta,
     reset(state)
     if code != DONE:
         return code
-    if state[ALIKE] == 0:
+    if state[ALIKE] == 0 or not _served(bound, words, more, plan[-1, 0]):
         return APART
     began = now()
     if bound[_PAYLOAD] != SUM:

@@ -33,6 +33,7 @@ __all__ = [
     "STATE",
     "SUM",
     "TAIL",
+    "UNLIKE",
     "WORDS",
     "head_words",
     "message_words",
@@ -51,6 +52,9 @@ RING = 64
 # of the payload (0: none), and its bytes; the checksum of all other words.
 STAMP, CALL, KIND, NBYTES, SUM = -5, -4, -3, -2, -1
 TAIL = 5
+
+# Set in the kind of a payload that ranks with unlike S send.
+UNLIKE = 16
 
 # The format of all messages between nodes. Any change of a layout changes it.
 FORMAT = 1

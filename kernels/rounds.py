@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from sfb.kernels._compile import inner, kernel
 from sfb.kernels._vectors import flat
 from sfb.kernels.checksum import checksum
-from sfb.kernels.header import CALL, DIGEST, FAULT, KIND, NBYTES, NOTE, ROUND, SIZE, STAMP, SUM, stamp
+from sfb.kernels.header import CALL, DIGEST, FAULT, KIND, NBYTES, NOTE, ROUND, SIZE, STAMP, SUM, UNLIKE, stamp
 from sfb.kernels.status import DAMAGED, DONE, PENDING
 from sfb.kernels.sync import message_words, yield_core
 
@@ -109,8 +109,12 @@ def reset(state):
 
 @inner
 def _alike(words, start, head):
-    """Return whether a message of one rank equals the first in digest, size, and kind and bytes of the payload."""
-    same = words[start + DIGEST] == words[DIGEST] and words[start + SIZE] == words[SIZE]
+    """Return whether a message of one rank equals the first in digest, kind and bytes of the payload, and size.
+
+    Sizes may differ if the kind says so.
+    """
+    same = words[start + SIZE] == words[SIZE] or words[head + KIND] & UNLIKE != 0
+    same = same and words[start + DIGEST] == words[DIGEST]
     start += head
     return same and words[start + KIND] == words[head + KIND] and words[start + NBYTES] == words[head + NBYTES]
 

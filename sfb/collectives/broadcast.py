@@ -31,7 +31,7 @@ def cost(problem: Problem) -> list[Use]:
     samples = problem.depth / problem.ranks
     if problem.ranks == 1:
         gathers = []
-    elif problem.eager(problem.deepest * problem.sample_bytes):
+    elif payload(problem) is not None:
         gathers = problem.eager_cost(samples * problem.sample_bytes)
     elif problem.packed:
         gathers = [Use("allgather", samples * sum(problem.shape) * problem.sent_itemsize)]
@@ -60,11 +60,11 @@ def prepare(problem: Problem, team: Team) -> None:
 
 
 def payload(problem: Problem) -> tuple[int, int] | None:
-    """Return the payload of an eager exchange, factors, and its bytes; None if it exceeds the eager limit."""
+    """Return the payload of an eager exchange, factors, and its bytes; None for unlike S or beyond the eager limit."""
     from sfb.kernels.eager import FACTORS
 
     nbytes = problem.deepest * problem.sample_bytes
-    return (FACTORS, nbytes) if problem.eager(nbytes) else None
+    return (FACTORS, nbytes) if problem.uniform and problem.eager(nbytes) else None
 
 
 def run(problem: Problem, call: Call, factors: Factors, receiver: Receiver) -> Iterator[Any]:

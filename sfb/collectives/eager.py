@@ -46,7 +46,8 @@ class EagerBuffers(NamedTuple):
 class EagerExchange(KernelExchange):
     """An exchange by ``broadcast`` or ``dense`` with one rank per node, in the messages of the agreement.
 
-    A rank sends its factors, or its product, beside its header. The bits are those of the algorithm in steps.
+    A rank sends its factors, or its product, beside its header. The bits are those of the algorithm in steps. With
+    unlike S, a product goes beside the header that says S; ranks take the sum if the plan serves the S of all.
 
     Args:
         algorithm: The algorithm's name.
@@ -74,7 +75,9 @@ class EagerExchange(KernelExchange):
     @staticmethod
     def serves(algorithm: str, problem: Problem, team: Team) -> bool:
         """Return whether an exchange can be eager."""
-        if not (problem.one_rank_per_node and problem.uniform and is_brief(problem, team.threads)):
+        if not (problem.one_rank_per_node and is_brief(problem, team.threads)):
+            return False
+        if _samples(problem) is None:
             return False
         return _payload(algorithm, problem) is not None
 
@@ -139,9 +142,9 @@ class EagerExchange(KernelExchange):
             more = buffers.received
             first = second = buffers.values[: problem.dense_bytes].view(problem.dtype).reshape(problem.shape)
         mpi, plan = agree.rounds.mpi, agree.rounds.plan
-        kind = 1 + self._payload
+        samples = _samples(problem)
         self._bound = eager.bind(
-            self._payload, agree.head, problem.deepest, kind, self._nbytes, mpi, plan, words, more, first, second
+            self._payload, agree.head, samples, self._nbytes, mpi, plan, words, more, first, second
         )
         self._buffers = buffers
 
@@ -172,6 +175,13 @@ class EagerExchange(KernelExchange):
     def _go(self, spins: int) -> int:
         self._advance(spins)
         return self.code
+
+
+def _samples(problem: Problem) -> int | tuple[int, int, int, int] | None:
+    """Return S, or the bounds of unlike S; None for unlike S that no other call has."""
+    if problem.uniform:
+        return problem.deepest
+    return None if problem.spread is None else problem.spread.bounds
 
 
 def _payload(algorithm: str, problem: Problem) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from sfb.collectives.fused import FusedExchange
 from sfb.collectives.options import Options
 from sfb.collectives.persistent import PendingCall, PersistentExchange, Prepared
 from sfb.collectives.plans import Plans, PlansOfKey
-from sfb.collectives.problem import Problem, most_counts
+from sfb.collectives.problem import Problem, Spread
 from sfb.collectives.sparse import joined_size, room_for, split_sizes
 from sfb.collectives.stepwise import StepwiseExchange
 from sfb.factors import Factors
@@ -260,7 +260,8 @@ class Engine:
                 return False
         except Exception:  # `_propose` meets the same error, and tells the other ranks
             return False
-        prepared = self._plans.of(signature).get(pending.size)
+        plans = self._plans.of(signature)
+        prepared = plans.unlike or plans.get(pending.size)
         if prepared is None:
             return False
         pending.cached, pending.signature = cached, signature
@@ -303,7 +304,7 @@ class Engine:
         if pending.sparse:
             counts, pending.nonzeros = split_sizes(counts)
         plans = self._plans.of(signature)
-        size, most = self._size(pending, cached, counts, plans)
+        size, most, spread = self._size(pending, cached, counts, plans)
         prepared = plans.get(size)
         if prepared is None:
             yield ALONE
@@ -311,31 +312,40 @@ class Engine:
             prepared = plans.get(size)
         if prepared is None:
             with span("plan", "compile"):
-                prepared = self._new_plan(pending, self._problem(pending, cached, most))
+                prepared = self._new_plan(pending, self._problem(pending, cached, most, spread))
             self._plans.add(plans, size, prepared)
         if not cached.complete:
             yield ALONE
             with on_all_ranks(self._team.world, pending.call):
                 pending.receiver.prepare(np.zeros if cached.block is None else self._team.share)
-        if pending.sparse or most is not counts:
+        plans.unlike = prepared if spread is not None and self._is_eager(prepared) else None
+        if pending.sparse or spread is not None:
             pending.problem = prepared.plan.problem.of_call(counts, pending.nonzeros)
         return prepared
 
     def _size(
         self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: PlansOfKey
-    ) -> tuple[object, np.ndarray]:
-        """Return by what the plan of a call is kept among ``plans``, and the S of each rank for which it is made."""
+    ) -> tuple[object, np.ndarray, Spread | None]:
+        """Return by what the plan of a call is kept among ``plans``, the S of each rank for which it is made, and all
+        that it serves if it serves others, too."""
         room = None if pending.nonzeros is None else room_for(int(pending.nonzeros.sum()))
         first = int(counts[0])
         if (counts == first).all():
-            return (first if room is None else (first, room)), counts
-        most = most_counts(counts)
-        size = int(most.sum()), int(most.max()), room
+            return (first if room is None else (first, room)), counts, None
+        spread = Spread.of(counts)
+        most, size = spread.counts(len(counts)), (spread, room)
         if size not in plans and not self._problem(pending, cached, most).fits:
-            return (counts.tobytes(), room), counts  # in blocks, of as much memory as there may be
-        return size, most
+            return (counts.tobytes(), room), counts, None  # in blocks, of as much memory as there may be
+        return size, most, spread
 
-    def _problem(self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray) -> Problem:
+    def _is_eager(self, prepared: Prepared) -> bool:
+        """Return whether the calls that a plan serves may send their payloads beside their headers."""
+        plan = prepared.plan
+        return plan.trial is None and EagerExchange.serves(plan.algorithm, plan.problem, self._team)
+
+    def _problem(
+        self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, spread: Spread | None = None
+    ) -> Problem:
         """Return the exchange of a call with S of each rank; equal on all ranks."""
         team, receiver, nonzeros = self._team, pending.receiver, pending.nonzeros
         return Problem(
@@ -353,6 +363,7 @@ class Engine:
             nonzeros=nonzeros,
             room=0 if nonzeros is None else room_for(int(nonzeros.sum())),
             skips_zeros=pending.sparse and receiver.skips_zeros,
+            spread=spread,
         )
 
     def _new_plan(self, pending: PendingCall, problem: Problem) -> Prepared:

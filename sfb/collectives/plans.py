@@ -14,21 +14,23 @@ class PlansOfKey(dict[object, Prepared]):
     """The plans for the key of a signature.
 
     Attributes:
+        unlike: The plan of the last call, if ranks with unlike S try it first: its exchange is eager.
         gone: Whether the last has been dropped, on all ranks; a signature then looks for the key again.
     """
 
-    __slots__ = ("gone", "key")
+    __slots__ = ("gone", "key", "unlike")
 
     def __init__(self, key: tuple[object, ...]) -> None:
         super().__init__()
         self.key, self.gone = key, False
+        self.unlike: Prepared | None = None
 
 
 class Plans:
     """The plans that are kept, the same on all ranks.
 
-    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by the samples of all and the most
-    of one (`most_counts`).
+    Plans of one key lie in one dictionary, by S if it is the same on all ranks, else by their
+    `sfb.collectives.problem.Spread`.
     """
 
     def __init__(self) -> None:
@@ -54,7 +56,8 @@ class Plans:
         """Keep a plan among ``plans``, in place of the oldest of all if there are too many."""
         if len(self._kept) >= MOST:
             oldest, key = self._kept.popleft()
-            del oldest[key]
+            if oldest.pop(key) is oldest.unlike:
+                oldest.unlike = None
             if not oldest and oldest is not plans:
                 oldest.gone = True
                 del self._by_key[oldest.key]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sfb.kernels import sparse
 from sfb.runtime.limits import EAGER_LIMIT, MAX_BYTES
 from sfb.tuning.profile import Place, Use
 
-__all__ = ["Problem", "fill_nodes", "most_counts"]
+__all__ = ["Problem", "Spread", "fill_nodes"]
 
 # Bytes of a rank's factors up to which u and v travel as one message.
 _PACKED = 1 << 15
@@ -33,23 +33,47 @@ def fill_nodes(ranks: int, nodes: int) -> list[int]:
     return [rank * nodes // ranks for rank in range(ranks)]
 
 
-def most_counts(counts: np.ndarray) -> np.ndarray:
-    """Return the S of each rank for which a plan is made that serves ``counts`` and others like them.
+class Spread(NamedTuple):
+    """The unlike S of ranks that one plan serves.
 
-    The ranks have a quarter more samples at most, all together and the rank that has the most, and not all the same S.
-    Hence a few plans serve the batches of a training run whose ranks have other numbers of samples in each step.
+    The ends of a spread are a quarter apart at most. Hence a few plans serve the batches of a training run whose ranks
+    have other numbers of samples in each step.
+
+    Attributes:
+        depth: The most samples of all ranks together.
+        deepest: The most samples of the rank that has the most.
 
     >>> import numpy as np
-    >>> from sfb.collectives.problem import most_counts
-    >>> most_counts(np.array([130, 121, 140])), most_counts(np.array([125, 141, 140]))
-    (array([144, 144, 160]), array([144, 144, 160]))
+    >>> from sfb.collectives.problem import Spread
+    >>> Spread.of(np.array([130, 121, 140])), Spread.of(np.array([125, 141, 140]))
+    (Spread(depth=448, deepest=160), Spread(depth=448, deepest=160))
     """
-    depth, deepest = _rounded_up(int(counts.sum())), _rounded_up(int(counts.max()))
-    most = np.full(len(counts), -(-max(0, depth - deepest) // (len(counts) - 1)), np.int64)
-    most[-1] = deepest
-    if (most == deepest).all():
-        most[-1] += 1
-    return most
+
+    depth: int
+    deepest: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> Spread:
+        """Return the spread in which S of each rank lie."""
+        return cls(_rounded_up(int(counts.sum())), _rounded_up(int(counts.max())))
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """The least and the most samples of all ranks together, and of the rank that has the most."""
+        return 1 + _rounded_down(self.depth - 1), self.depth, 1 + _rounded_down(self.deepest - 1), self.deepest
+
+    def counts(self, ranks: int) -> np.ndarray:
+        """Return the S of each rank for which the plan is made: as many as in any call, and not all the same.
+
+        >>> from sfb.collectives.problem import Spread
+        >>> Spread(depth=448, deepest=160).counts(3)
+        array([144, 144, 160])
+        """
+        most = np.full(ranks, -(-max(0, self.depth - self.deepest) // (ranks - 1)), np.int64)
+        most[-1] = self.deepest
+        if (most == self.deepest).all():
+            most[-1] += 1
+        return most
 
 
 def _rounded_up(number: int) -> int:
@@ -58,12 +82,18 @@ def _rounded_up(number: int) -> int:
     return -(-number // step) * step
 
 
+def _rounded_down(number: int) -> int:
+    """Return the last number before, or this one, whose binary digits after the third are 0."""
+    step = 1 << max(0, number.bit_length() - 3)
+    return number // step * step
+
+
 @dataclass(frozen=True)
 class Problem:
     """The shapes of one exchange of factors and the layout of its ranks; equal on all ranks.
 
-    The problem of a plan that serves calls with unlike S has the most samples (`most_counts`); `of_call` returns that
-    of a call.
+    The problem of a plan that serves calls with unlike S has the most samples (`Spread`); `of_call` returns that of a
+    call.
 
     Attributes:
         shape: (K, D).
@@ -80,6 +110,7 @@ class Problem:
         nonzeros: The non-zeros of each rank's v, int64, where v is CSR; else None.
         room: The non-zeros of all ranks for which there are buffers.
         skips_zeros: Whether the receiver leaves elements as they are whose sum is 0.
+        spread: The unlike S that the plan serves; None if it serves ``counts`` alone.
         memo: Values that algorithms compute once and reuse in later calls.
     """
 
@@ -97,6 +128,7 @@ class Problem:
     nonzeros: np.ndarray | None = field(default=None, repr=False)
     room: int = 0
     skips_zeros: bool = False
+    spread: Spread | None = None
     memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def of_call(self, counts: np.ndarray, nonzeros: np.ndarray | None = None) -> Problem:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from problems import even
 
 from sfb.collectives import Problem, fill_nodes
-from sfb.collectives.problem import most_counts
+from sfb.collectives.problem import Spread
 from sfb.tuning.profile import Place
 
 
@@ -44,8 +44,20 @@ def test_blocks_stay_below_the_ceiling():
 
 @given(st.lists(st.integers(0, 3000), min_size=2, max_size=9).filter(lambda counts: len(set(counts)) > 1))
 def test_plans_have_the_most_samples(counts):
-    most = most_counts(np.array(counts))
+    most = Spread.of(np.array(counts)).counts(len(counts))
     assert most.min() >= 0
     assert max(counts) <= most.max() <= 1.25 * max(counts) + 2
     assert sum(counts) <= most.sum() <= 1.25 * sum(counts) + len(counts) + 2
     assert len(set(most.tolist())) > 1
+
+
+@given(st.integers(1, 9000), st.integers(1, 3000))
+def test_the_bounds_of_a_spread_are_all_that_lies_in_it(depth, deepest):
+    spread = Spread.of(np.array([deepest, max(0, depth - deepest)]))
+    least, most, first, last = spread.bounds
+    of = lambda samples: Spread.of(np.array([samples, 0])).deepest  # noqa: E731
+    assert (most, last) == spread
+    for low, high in ((least, most), (first, last)):
+        assert {of(n) for n in (low, (low + high) // 2, high)} == {high}
+        assert of(high + 1) > high
+        assert low == 0 or of(low - 1) < high

@@ -3,11 +3,14 @@
 import numpy as np
 import oracle
 import pytest
+from nodes import comm_of_nodes
 from scipy.sparse import csr_array
 
 import sfb
 from sfb.collectives import ALGORITHMS, engine
 from sfb.collectives.algorithms import SPARSE_ALGORITHMS
+from sfb.collectives.call import Call
+from sfb.runtime.rounds import Rounds
 
 pytestmark = pytest.mark.mpi
 
@@ -108,6 +111,53 @@ def test_all_samples_at_one_rank(any_comm, world, rng):
         parts = oracle.draw(rng, samples, SHAPE, np.float64)
         any_comm.Allreduce(sfb.Factors(*parts[world.rank]), g)
         assert (abs(g - oracle.total(parts, SHAPE)) <= oracle.bound(parts, SHAPE, np.float64)).all()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_small_product_travels_beside_the_header(lone_comm, world, rng, monkeypatch, blocking):
+    """Calls after the first need no other messages than those by which the ranks agree."""
+    if world.size == 1:
+        pytest.skip("a rank alone")
+    shape = (9, 7)
+    optimizer = sfb.optim.SGD(np.zeros(shape), lr=1.0)
+    total = np.zeros(shape)
+
+    def reduce(samples):
+        parts = oracle.draw(rng, samples, shape, np.float64)
+        call = lone_comm.Allreduce if blocking else lone_comm.Iallreduce
+        done = call(sfb.Factors(*parts[world.rank]), optimizer, algorithm="dense")
+        if not blocking:
+            done.Wait()
+        np.add(total, oracle.total(parts, shape), out=total)
+        np.testing.assert_allclose(optimizer.array, -total, atol=1e-12)
+
+    counts = [8 + (rank == 0) for rank in range(world.size)]
+    for _ in range(2):
+        reduce(counts)  # the first finds no plan
+    with monkeypatch.context() as patch:
+        for collective in ("allgather_packed", "allgather_in_place", "allreduce", "gather"):
+            patch.delattr(Call, collective)
+        patch.delattr(Rounds, "sum")
+        for turn in range(6):
+            reduce(counts[turn % world.size :] + counts[: turn % world.size])
+    # Other plans serve what follows: S all the same, and far more or fewer; and then again the first one.
+    for samples in ([8] * world.size, counts, [2 * n for n in counts], [0] * (world.size - 1) + [1], counts, counts):
+        reduce(samples)
+        reduce(samples)
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "auto"])
+def test_bits_do_not_depend_on_earlier_calls(world, rng, algorithm):
+    """An exchange that ranks try first gives way where its plan is not that of the call."""
+    options = {"profile": sfb.Profile(), "reproducible": True}
+    g, fresh = np.empty((9, 7), np.float32), np.empty((9, 7), np.float32)
+    with comm_of_nodes(world, 1, **options) as comm:
+        for samples in batches(rng, world.size, 12):
+            factors = sfb.Factors(*oracle.draw(rng, samples, g.shape, np.float32)[world.rank])
+            comm.Allreduce(factors, g, algorithm=algorithm)
+            with comm_of_nodes(world, 1, **options) as other:
+                other.Allreduce(factors, fresh, algorithm=algorithm)
+            np.testing.assert_array_equal(g, fresh)
 
 
 def test_what_exceeds_max_bytes_has_plans_of_its_own(world, rng, plans):

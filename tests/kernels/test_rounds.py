@@ -63,10 +63,14 @@ def test_values_are_summed_to_the_same_bits(nodes, size, dtype, rng):
 
 
 class Exchange:
-    """Nodes of one rank that exchange factors eagerly into an array each; integers keep sums exact."""
+    """Nodes of one rank that exchange factors eagerly into an array each; integers keep sums exact.
 
-    def __init__(self, payload, nodes, rng, shape=(4, 3), samples=2):
+    ``bounds`` are those of unlike S; ``counts`` then has S of each node, of ``samples`` at most.
+    """
+
+    def __init__(self, payload, nodes, rng, shape=(4, 3), samples=2, bounds=None):
         (rows, columns), dtype = shape, np.float32
+        self.counts = [samples] * nodes
         self.mpi, self.bound, self.arrays, self.state = FakeMPI(), [], [], []
         self.u = rng.integers(-3, 4, (nodes, samples, rows)).astype(dtype)
         self.v = rng.integers(-3, 4, (nodes, samples, columns)).astype(dtype)
@@ -81,19 +85,20 @@ class Exchange:
             functions = self.mpi.functions(node)
             kept = functions, plan, words, more, one, two
             self.arrays.append(kept)
-            self.bound.append(eager.bind(payload, HEAD, samples, 1 + payload, nbytes, *kept))
+            self.bound.append(eager.bind(payload, HEAD, samples if bounds is None else bounds, nbytes, *kept))
             self.state.append(np.zeros(rounds.STATE, np.int64))
 
     def call(self, node, tag=TAG, digest=DIGEST, rule=None, u=None):
         rule, w = rule or rules.assign(), self.w[node]
-        arrays = self.u[node] if u is None else u, self.v[node], w, w, w
+        samples = self.counts[node]
+        arrays = self.u[node, :samples] if u is None else u, self.v[node, :samples], w, w, w
         numbers = rule.kind, *rule.linear, rule.numbers(w.dtype), 1 + rule.states
         memory = scratch_for(100, w)
         return lambda: eager.exchange(self.bound[node], self.state[node], 0, tag, digest, *arrays, *numbers, memory)
 
     @property
     def total(self):
-        return np.einsum("rsk,rsd->kd", self.u, self.v)
+        return sum(u[:n].T @ v[:n] for u, v, n in zip(self.u, self.v, self.counts, strict=True))
 
 
 PAYLOADS = [
@@ -114,6 +119,34 @@ def test_eager_exchanges_take_the_sum_in_the_messages_of_the_agreement(payload, 
         for w in exchange.w:
             np.testing.assert_array_equal(w, exchange.total)
         exchange.u += 1
+
+
+@pytest.mark.parametrize(("payload", "nodes"), [each for each in PAYLOADS if each[0] != eager.FACTORS])
+def test_products_of_nodes_with_unlike_samples(payload, nodes, rng):
+    exchange = Exchange(payload, nodes, rng, samples=9, bounds=(2 * nodes, 3 * nodes, 4, 7))
+    served = {
+        2: [([5, 0], True), ([4, 2], True), ([3, 3], False), ([7, 0], False), ([3, 2], False), ([3, 0], False)],
+        3: [([5, 2, 0], True), ([7, 1, 1], True), ([3, 3, 3], False), ([8, 0, 0], False), ([4, 4, 2], False)],
+        4: [
+            ([0, 6, 2, 4], True),
+            ([4, 3, 1, 0], True),
+            ([3, 3, 3, 3], False),
+            ([3, 3, 3, 2], False),
+            ([8, 0, 0, 0], False),
+        ],
+    }[nodes]
+    for tag, (counts, fits) in enumerate(served):
+        exchange.counts = counts
+        for w in exchange.w:
+            w[:] = 77
+        code = status.DONE if fits else status.APART
+        assert run([exchange.call(node, tag) for node in range(nodes)]) == [code] * nodes, counts
+        for w in exchange.w:
+            np.testing.assert_array_equal(w, exchange.total if fits else np.full_like(w, 77))
+        for (_, _, words, starts, *_), node in zip(exchange.arrays, range(nodes), strict=True):
+            begin = [HEAD * position if payload == eager.SUM else starts[position] for position in range(nodes)]
+            assert sorted(words[np.array(begin) + header.SIZE]) == sorted(counts)
+            assert words[header.SIZE] == counts[node]
 
 
 def test_an_eager_exchange_lets_a_rule_take_the_sum(rng):

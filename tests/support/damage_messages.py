@@ -147,7 +147,7 @@ class _Exchange:
                 one = two = np.empty((rows, columns), np.float32)
             kept = mpi.functions(node), schedule([[n] for n in range(nodes)], node), words, more, one, two
             self._kept.append(kept)
-            self._bound.append(eager.bind(payload, head, samples, 1 + payload, nbytes, *kept))
+            self._bound.append(eager.bind(payload, head, samples, nbytes, *kept))
             self.state.append(np.zeros(rounds.STATE, np.int64))
 
     def draw(self, rng):

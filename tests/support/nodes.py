@@ -14,15 +14,15 @@ def split_hosts(world, part):
 
 
 @contextmanager
-def comm_of_nodes(world, ranks):
+def comm_of_nodes(world, ranks, **options):
     """Yield a Comm whose nodes have ``ranks`` ranks of a host each, or all of them if None."""
     import sfb
 
     if ranks is None:
-        comm = sfb.Comm(world)
+        comm = sfb.Comm(world, **options)
     else:
         part = split_hosts(world, lambda rank: rank // ranks)
-        comm = sfb.Comm(world, node=part)
+        comm = sfb.Comm(world, node=part, **options)
         part.Free()
     yield comm
     comm.free()
