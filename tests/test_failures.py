@@ -290,6 +290,22 @@ def test_a_checkpoint_is_written_and_others_wait_for_it(tmp_path):
     assert (tmp_path / "run" / "checkpoint-0000000007.sfb").exists()
 
 
+@needs_mpirun
+def test_a_rank_that_dies_while_it_writes_a_checkpoint_is_named(tmp_path):
+    """The others wait for its word that the checkpoint has been written."""
+    pytest.importorskip("sklearn")
+    script = """
+        from sfb import cli
+        from sfb.training.checkpoint import Folder
+        Folder.save = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        sys.argv = ["sfb", "train", "mlr", "--data", "digits", "--checkpoint", "FOLDER", "--epochs", "3"]
+        sys.exit(cli.run())
+    """.replace("FOLDER", str(tmp_path / "run"))
+    code, out = job(3, script, *STAY)
+    assert code != 0, out
+    assert "sfb: error: rank 0 (host " in out
+
+
 @pytest.mark.mpi
 def test_errors_of_ranks_that_have_failed_are_raised_as_they_are(world):
     """No collective would end, so none is entered."""

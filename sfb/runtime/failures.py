@@ -364,7 +364,7 @@ def _watch(failures: Failures) -> None:
         _end.clear()
         _threads[:] = [
             threading.Thread(target=_run, args=(look,), name=f"sfb {name}", daemon=True)
-            for name, look in (("listener", _listen), ("watchdog", _watch_over))
+            for name, look in (("listener", _listen), ("failures", _watch_over))
         ]
         for thread in _threads:
             thread.start()
@@ -428,7 +428,10 @@ def _raised(failures: Failures) -> None:
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Let the watchdog be patient inside a ``with`` statement, as while a rank writes what is to be saved."""
+    """Let the watchdog be patient inside a ``with`` statement, as while a rank writes what is to be saved.
+
+    A rank that waits for another one inside would wait for ever for one that is gone.
+    """
     global _busy
     _busy += 1
     try:

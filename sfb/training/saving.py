@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from sfb.runtime.failures import at_work
 from sfb.training.checkpoint import CheckpointError, Folder
 from sfb.training.config import Config, TrainingError
 from sfb.training.stopping import requeued
@@ -124,7 +125,8 @@ class Saver:
         if self._folder is None or self.written == taken or not finite:
             return
         try:
-            self._folder.save(taken, self._identity | progress, arrays)
+            with at_work():
+                self._folder.save(taken, self._identity | progress, arrays)
         except CheckpointError as error:
             _log.warning("%s%s", error, self._stays())
         else:
@@ -178,7 +180,8 @@ class Saver:
         result: Any = None
         if self._world.rank == 0:
             try:
-                result = act(self._folder)
+                with at_work():
+                    result = act(self._folder)
             except CheckpointError as error:
                 problem = str(error)
         arrays: Any = None

@@ -17,7 +17,6 @@ from sfb.elastic.keeper import Keeper
 from sfb.models.model import Model
 from sfb.runtime.agreement import on_all_ranks
 from sfb.runtime.compile import warmup
-from sfb.runtime.failures import at_work
 from sfb.trace.spans import span
 from sfb.training.batches import Epochs, Samples
 from sfb.training.bulk import Bulk
@@ -202,15 +201,14 @@ class Trainer:
 
     def save(self, saver: Saver, watch: Watch, *, last: bool) -> None:
         """Let a checkpoint be written of now; collective; see `Saver.save`."""
-        with at_work(), span("checkpoint", "phase"):
+        with span("checkpoint", "phase"):
             watch.writing = max(watch.writing, saver.save(self.position.taken, *self._state(), last=last))
 
     def _rescue(self, saver: Saver, error: sfb.RankFailedError) -> None:
         """Let the first rank that is left write a checkpoint, if the step under way has changed nothing on its node."""
         left = {*range(self._world.size)} - {*error.ranks}
         if self._world.rank == min(left, default=0) and self.sync.partial is not None and not error.changed:
-            with at_work():
-                saver.rescue(self.position.taken, *self._state())
+            saver.rescue(self.position.taken, *self._state())
 
     def _state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return what a run needs to go on from here: the arrays in use, after the rest."""
