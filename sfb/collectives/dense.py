@@ -195,7 +195,8 @@ def _message(problem: Problem, team: Team) -> int:
 def _summed(problem: Problem) -> bool:
     """Return whether the rounds of the agreement sum the products, as they are small."""
     power = problem.ranks & (problem.ranks - 1) == 0
-    small = problem.dense_bytes <= min(problem.eager_limit, problem.max_bytes // 3)
+    limit = problem.eager_limit * (1 + _halved(problem))  # then no message has more than half of the product
+    small = problem.dense_bytes <= min(limit, problem.max_bytes // 3)
     return problem.one_rank_per_node and power and small
 
 

@@ -40,7 +40,7 @@ class EagerBuffers(NamedTuple):
     def allocate(cls, team: Team) -> EagerBuffers:
         """Return new memory, with room for any payloads that other ranks may send."""
         size = team.size * team.agree.head + EAGER_LIMIT // 8
-        return cls(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(EAGER_LIMIT // team.size, np.uint8))
+        return cls(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(2 * EAGER_LIMIT // team.size, np.uint8))
 
 
 class EagerExchange(KernelExchange):
