@@ -16,9 +16,10 @@ from mpi4py import MPI
 __all__ = ["Usage", "usage"]
 
 _SHM = "/dev/shm"
-# Handles that are made to find the first that was never used; more than a run ever has at a time and gives back, since
-# MPI reuses handles in the order in which they came back.
-_COMMS, _WINDOWS, _REQUESTS = 256, 48, 4096
+# Handles that are made to find the first that was never used; more than a run ever has at a time and gives back.
+_COMMS, _WINDOWS = 256, 48
+# Requests that come one by one are new ones; and the most that are made to find them.
+_NEW, _REQUESTS = 16, 1 << 16
 
 
 class Usage(NamedTuple):
@@ -31,8 +32,7 @@ class Usage(NamedTuple):
         files: Files in /dev/shm, those of other jobs included.
         communicators: Communicators in use, plus a constant of the MPI library.
         windows: Windows in use, plus a constant.
-        requests: Requests in use, now or when this was measured before, plus a constant; always the same under Open
-            MPI, which numbers none by itself.
+        requests: Requests in use, plus a constant; always the same under Open MPI, which numbers none by itself.
     """
 
     memory: int
@@ -57,13 +57,9 @@ def usage() -> Usage:
         ctypes.CDLL(None).malloc_trim(0)
     self = MPI.COMM_SELF
     comms = [self.Dup() for _ in range(_COMMS)]
-    buffer = np.empty(1)
-    requests = [comms[0].Irecv(buffer, 0, tag) for tag in range(_REQUESTS)]
+    requests = _requests(comms[0])
     windows = [MPI.Win.Create(None, comm=self) for _ in range(_WINDOWS)]
-    counts = [_last(comms), _last(windows), _last(requests)]
-    for request in requests:
-        request.Cancel()
-        request.Wait()
+    counts = [_last(comms), _last(windows), requests]
     _free(windows, MPI.Win.Free)
     _free(comms, MPI.Comm.Free)
     lines = _read("/proc/self/maps").splitlines()
@@ -79,6 +75,27 @@ def usage() -> Usage:
 def _last(handles: list[Any]) -> int:
     """Return the number of the last of many new handles: MPI numbers them from the first that is free."""
     return max(_number(handle.py2f()) for handle in handles)
+
+
+def _requests(comm: MPI.Intracomm) -> int:
+    """Return the requests in use, plus a constant.
+
+    MPI takes new ones where none is left that came back. A job may have had thousands at a time, as each message that
+    nobody waits for is one. They come back here from the first to the last, and so leave in the other order later.
+    """
+    buffer, made, most, new = np.empty(1), [], -1, 0
+    while new < _NEW and len(made) < _REQUESTS:
+        request = comm.Irecv(buffer, 0, 0)
+        number = _number(request.py2f())
+        new = new + 1 if number == most + 1 else 0
+        most = max(most, number)
+        made.append((number, request))
+        if len(made) == _NEW and len({number for number, _ in made}) == 1:
+            break  # no numbers
+    for _, request in sorted(made, key=lambda each: each[0]):
+        request.Cancel()
+        request.Wait()
+    return most + 1 - len(made)
 
 
 def _number(handle: int) -> int:

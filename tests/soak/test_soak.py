@@ -154,7 +154,7 @@ def hoard(monkeypatch):
 @pytest.mark.parametrize("bound", [4 << 20, 1 << 30])
 def test_memory_that_grows_beyond_its_bound_is_an_error(world, hoard, bound):
     result = soak(world, Config(seed=1, rounds=12, growth=bound), print)
-    assert result["leaks"] == {}
+    assert result["leaks"] == {}, [result["start"], result["end"]]
     assert 4 << 20 < result["memory_growth_bytes"] < 1 << 30
     assert result["memory_grew"] == (bound < 1 << 30)
     assert result["config"]["growth"] == bound

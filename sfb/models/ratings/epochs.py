@@ -22,7 +22,8 @@ class Progress:
         held_out: Ratings of this rank that are not fitted; None where no rank holds out any.
         problem: What is minimised.
         tol: The relative decrease of the objective, or of the error of ratings held out, that counts.
-        patience: Epochs without it after which to end, with ratings held out.
+        patience: Epochs without it after which to end, with ratings held out or if not ``steady``.
+        steady: Whether the objective of fitted ratings changes steadily, so that an epoch without it is the last.
 
     Attributes:
         epochs: Epochs made.
@@ -32,12 +33,21 @@ class Progress:
         ended: Whether nothing is left to gain.
     """
 
-    def __init__(self, ranks: Ranks, held_out: Ratings | None, problem: Problem, tol: float, patience: int) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        held_out: Ratings | None,
+        problem: Problem,
+        tol: float,
+        patience: int,
+        *,
+        steady: bool = True,
+    ) -> None:
         self.epochs, self.ended = 0, False
         self.objective: float | None = None
         self.scores: list[float] = []
         self.best: tuple[np.ndarray, np.ndarray] | None = None
-        self._tol, self._patience = tol, patience
+        self._tol, self._patience, self._steady = tol, patience, steady
         self._ranks, self._held_out, self._problem = ranks, held_out, problem
         self._lowest, self._since = np.inf, 0
 
@@ -54,16 +64,24 @@ class Progress:
             found = items()
             error = self._error(self._held_out, users, found)
             self.scores.append(error)
-            self._since += 1
-            if error < self._lowest * (1 - self._tol):
-                self._since = 0
             if error < self._lowest:
-                self._lowest, self.best = error, (users.copy(), found.copy())
-            self.ended = self._since >= self._patience
+                self.best = users.copy(), found.copy()
+            self.ended = self._stays(error)
         elif objective is not None:
             before, self.objective = self.objective, objective
-            self.ended = before is not None and abs(before - objective) <= self._tol * before
+            if self._steady:
+                self.ended = before is not None and abs(before - objective) <= self._tol * before
+            else:
+                self.ended = self._stays(objective)
         return self.ended
+
+    def _stays(self, value: float) -> bool:
+        """Return whether the lowest value has not decreased by enough for too many epochs."""
+        self._since += 1
+        if value < self._lowest * (1 - self._tol):
+            self._since = 0
+        self._lowest = min(value, self._lowest)
+        return self._since >= self._patience
 
     def _error(self, ratings: Ratings, users: np.ndarray, items: np.ndarray) -> float:
         """Return the RMSE of ratings of all ranks; collective."""

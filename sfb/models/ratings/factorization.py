@@ -61,7 +61,8 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
             not compute the objective.
         early_stopping: Whether to hold out ratings, and to end when their error no longer falls; explicit ratings only.
         validation_fraction: Part of each rank's ratings to hold out, between 0 and 1.
-        n_iter_no_change: Epochs without a lower error of the ratings held out after which to end, ≥ 1.
+        n_iter_no_change: Epochs without a lower error of the ratings held out after which to end, ≥ 1; with
+            ``extra_passes`` and none held out, without a lower objective.
         rating_range: Least and largest rating, for checks and predictions; None for any.
         duplicates: What becomes of several ratings of a user for an item: "error", "mean", "sum" or "last".
         blocks_per_rank: Blocks of items for each rank with "sgd"; with two or more they travel while ranks work.
@@ -426,7 +427,9 @@ class MatrixFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Est
             passes=self.extra_passes,
             check=self.debug,
         ) as descent:
-            progress = Progress(ranks, held_out, problem, self.tol, self.n_iter_no_change)
+            # Further passes, of whatever number, let the objective fluctuate.
+            steady = self.extra_passes == 0
+            progress = Progress(ranks, held_out, problem, self.tol, self.n_iter_no_change, steady=steady)
             for _ in range(self.max_iter):
                 fell = descent.epoch()
                 objective = descent.objective(descent.items()) if self.tol > 0 and held_out is None and fell else None
