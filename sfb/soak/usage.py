@@ -83,7 +83,8 @@ def _requests(comm: MPI.Intracomm) -> int:
     MPI takes new ones where none is left that came back. A job may have had thousands at a time, as each message that
     nobody waits for is one. They come back here from the first to the last, and so leave in the other order later.
     """
-    buffer, made, most, new = np.empty(1), [], -1, 0
+    buffer, most, new = np.empty(1), -1, 0
+    made: list[tuple[int, MPI.Request]] = []
     while new < _NEW and len(made) < _REQUESTS:
         request = comm.Irecv(buffer, 0, 0)
         number = _number(request.py2f())
