@@ -259,7 +259,7 @@ def _choose(
     dropped = [name or "the unnamed one" for name in others if name not in names]
     if not names:
         raise DataError(f"has no column of numbers beside the labels; it has {found}")
-    notes = (f"columns that hold no numbers, or row numbers, are no features: {_shown(dropped)}",) if dropped else ()
+    notes = (f"not used as features (no numbers, or row numbers): {_shown(dropped)}",) if dropped else ()
     return names, labels if labelled else None, notes
 
 

@@ -41,7 +41,7 @@ def test_columns(table, caplog):
     np.testing.assert_array_equal(x, np.float32([[1, 0.5, 1], [2, -1.5, 0], [3, 2.5, 1]]))
     assert y.tolist() == [1, 2, 1]
     assert y.dtype.kind == "i"
-    assert "columns that hold no numbers, or row numbers, are no features: name" in caplog.text
+    assert "not used as features (no numbers, or row numbers): name" in caplog.text
     assert describe(path).names == ("a", "b", "c")
     x, y = read(path, features=("b", "y"), labels="name")
     np.testing.assert_array_equal(x, [[0.5, 1], [-1.5, 2], [2.5, 1]])
@@ -146,7 +146,7 @@ def test_a_header_that_begins_like_an_archive(csv):
 
 def test_row_numbers_of_pandas_are_no_features(csv, caplog):
     assert read(csv(",a,y\n0,1,p\n1,2,q\n"))[0].tolist() == [[1], [2]]
-    assert "no features: the unnamed one" in caplog.text
+    assert "row numbers): the unnamed one" in caplog.text
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -2,7 +2,7 @@
 
     python tests/support/kill_ranks.py --times 100 --ranks 3
 
-Jobs do collectives of factors and of arrays, use a store, train, or train with PyTorch. SIGKILL reaches one rank, drawn
+Jobs do collectives of factors and of arrays, use a store or average models, train, or train with PyTorch. SIGKILL reaches one rank, drawn
 at random, after a random time. mpirun may end the others first, and names the rank. With --stay it does not notice, as
 under srun: the library has to name the rank, and to end each of the others. Exits with 1 if a job hangs, ends with 0
 after its rank was killed, or does not name the rank.
@@ -78,6 +78,18 @@ while time.monotonic() < end:
     store.clock()
 """
 
+_AVERAGING = """
+rng = np.random.default_rng(rank)
+store = sfb.AveragingStore(world, {"w": np.zeros((100, 80), np.float32)}, sfb.optim.SGD(lr=1e-3))
+store.consensus_error()
+ready()
+while time.monotonic() < end:
+    for _ in range(50):
+        store.push("w", sfb.Factors(rng.random((2, 100), np.float32), rng.random((2, 80), np.float32)))
+        store.clock()
+    store.consensus_error()
+"""
+
 _TORCH = """
 import torch
 import sfb.torch
@@ -114,6 +126,7 @@ sys.exit(cli.run())
 KINDS = {
     "collectives": _COLLECTIVES,
     "store": _STORE,
+    "averaging": _AVERAGING,
     "training": _TRAIN.replace("*MORE", '"--checkpoint", folder, "--checkpoint-every", "50"'),
     "stale training": _TRAIN.replace("*MORE", '"--sync", "ssp:2"'),
     "torch": _TORCH,
