@@ -2,10 +2,10 @@
 
     python tests/support/kill_ranks.py --times 100 --ranks 3
 
-Jobs do collectives of factors and of arrays, use a store or average models, train, or train with PyTorch. SIGKILL reaches one rank, drawn
-at random, after a random time. mpirun may end the others first, and names the rank. With --stay it does not notice, as
-under srun: the library has to name the rank, and to end each of the others. Exits with 1 if a job hangs, ends with 0
-after its rank was killed, or does not name the rank.
+Jobs do collectives of factors and of arrays, use a store or average models, train, or train with PyTorch. SIGKILL
+reaches one rank, drawn at random, after a random time. mpirun may end the others first, and names the rank. With --stay
+it does not notice, as under srun: the library has to name the rank, and to end each of the others. Exits with 1 if a
+job hangs, ends with 0 after its rank was killed, or does not name the rank.
 """
 
 from __future__ import annotations
