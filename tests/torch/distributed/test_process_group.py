@@ -402,6 +402,7 @@ def test_a_rank_that_does_not_come_is_reported(default_group):
             dist.barrier(group=ours)
     dist.barrier()
     if rank == late:  # what the others gave up is still under way
+        ours.set_timeout(timedelta(minutes=1))
         dist.all_reduce(torch.ones(5), group=ours)
     dist.destroy_process_group(ours)
 
@@ -418,6 +419,7 @@ def test_an_error_in_the_thread_reaches_futures(default_group):
         assert not work.is_success()
     dist.barrier()
     if rank == late:
+        ours.set_timeout(timedelta(minutes=1))
         dist.all_reduce(torch.ones(5), group=ours)
     dist.destroy_process_group(ours)
 
