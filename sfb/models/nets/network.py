@@ -181,7 +181,7 @@ class Network(Model):
 
     def outputs(self, x: Any, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the outputs of the last layer for samples, S×K."""
-        return self._forward(self._dense(x, rows))[-1]
+        return self._forward(self._csr(x, rows) if hasattr(x, "toarray") else self._dense(x, rows))[-1]
 
     def save(self) -> dict[str, Any]:
         """Return the contents of the model file: of one layer those of a linear model."""
@@ -206,7 +206,7 @@ class Network(Model):
             chosen.toarray() if hasattr(chosen, "toarray") else chosen, self.layers[0].weights.array.dtype
         )
 
-    def _csr(self, x: Any, rows: np.ndarray) -> Any:
+    def _csr(self, x: Any, rows: np.ndarray | slice) -> Any:
         """Return samples as CSR of the parameters' type."""
         from scipy.sparse import csr_array
 
