@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,29 @@ def test_memory_that_grows_beyond_its_bound_is_an_error(world, hoard, bound):
     assert 4 << 20 < result["memory_growth_bytes"] < 1 << 30
     assert result["memory_grew"] == (bound < 1 << 30)
     assert result["config"]["growth"] == bound
+
+
+@pytest.mark.mpi
+def test_messages_of_ranks_that_have_looked_before_are_not_counted(world, hoard, monkeypatch, tmp_path):
+    """MPI holds a request for each message that has come and that nobody waits for."""
+    folder, looks = Path(world.bcast(str(tmp_path))), []
+
+    def late():
+        looks.append(1)
+        number = len(looks)
+        if world.rank > 0:
+            found = usage()
+            (folder / f"{number}.{world.rank}").touch()
+            return found
+        if number > 1:
+            while len([*folder.glob(f"{number}.*")]) < world.size - 1:
+                pass
+            for _ in range(50_000):
+                world.Iprobe()
+        return usage()
+
+    monkeypatch.setattr(run, "usage", late)
+    assert soak(world, Config(seed=1, rounds=4), print)["leaks"] == {}
 
 
 def test_the_command_ends_with_an_error_where_memory_has_grown(hoard):
