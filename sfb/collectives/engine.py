@@ -326,8 +326,7 @@ class Engine:
     def _size(
         self, pending: PendingCall, cached: CachedReceiver, counts: np.ndarray, plans: PlansOfKey
     ) -> tuple[object, np.ndarray, Spread | None]:
-        """Return by what the plan of a call is kept among ``plans``, the S of each rank for which it is made, and all
-        that it serves if it serves others, too."""
+        """Return by what the plan of a call is kept among ``plans``, the S for which it is made, and its spread."""
         room = None if pending.nonzeros is None else room_for(int(pending.nonzeros.sum()))
         first = int(counts[0])
         if (counts == first).all():
