@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -41,6 +42,8 @@ def soak(
     has grown by more than --growth. What ranks hold at the end is compared with what they held after a third of the
     run, when caches have filled; nothing is compared if 100 rounds take more than half of it.
     """
+    # UCX keeps a record of each buffer that is gone, until all of them were so large: 512 MiB if it is not told.
+    os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1M")
     world = start()
     from sfb.runtime.threads import limit_process
     from sfb.soak.run import Config, SoakError

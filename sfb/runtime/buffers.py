@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import prod
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from mpi4py import MPI
 
 from sfb.runtime.windows import Block
 
-__all__ = ["Pool", "Staging"]
+__all__ = ["Pool", "Staging", "drop_free_buffers"]
+
+_pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
@@ -18,6 +21,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
+        _pools.add(self)
 
     def acquire(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return an uninitialised array, and the buffer that it lies in, which the caller has to release.
@@ -49,6 +53,12 @@ class Pool:
     def clear(self) -> None:
         """Drop all free buffers."""
         self._free.clear()
+
+
+def drop_free_buffers() -> None:
+    """Drop what the pools of this process keep for later exchanges."""
+    for pool in _pools:
+        pool.clear()
 
 
 class Staging:

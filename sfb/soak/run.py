@@ -19,10 +19,11 @@ from scipy.sparse import csr_array
 
 import sfb
 from sfb.collectives import ALGORITHMS
+from sfb.runtime.buffers import drop_free_buffers
 from sfb.soak import arrays, factors, lives, stores
 from sfb.soak.patience import Patience
 from sfb.soak.round import Round, Wrong
-from sfb.soak.usage import Usage, usage
+from sfb.soak.usage import Usage, keep_large_blocks_apart, usage
 
 __all__ = ["Config", "SoakError", "soak"]
 
@@ -126,6 +127,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """Do all rounds."""
+        keep_large_blocks_apart()
         control = MPI.Intracomm(self._world.Dup())
         began = reported = monotonic()
         start: np.ndarray | None = None
@@ -137,14 +139,14 @@ class _Run:
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
                 if order[1]:
-                    measured = self._gather(control, lanes)
+                    measured = self._gather(control, lanes, handles=bool(order[2]))
                     reported = monotonic()
                     start = measured if order[2] else start
                     self._progress((reported - began) / 60, measured)
                 self._do(lanes)
                 self._number += 1
             patience.renew()
-            end = self._gather(control, lanes)
+            end = self._gather(control, lanes, handles=True)
             for lane in lanes:
                 lane.comm.free()
             control.Free()
@@ -208,9 +210,10 @@ class _Run:
         if base is not self._world:
             base.Free()
 
-    def _gather(self, control: MPI.Intracomm, lanes: list[_Lane]) -> np.ndarray:
-        """Return what each rank holds, a row a rank; collective."""
+    def _gather(self, control: MPI.Intracomm, lanes: list[_Lane], *, handles: bool) -> np.ndarray:
+        """Return what each rank holds, a row a rank, with or without handles of MPI; collective."""
         gc.collect()
+        drop_free_buffers()  # they are as large as the largest exchange so far
         # Shared arrays that no rank uses any more are freed when a communicator of the same node makes another.
         for colours, per_node in product(_COLOURS, _NODES):
             base = MPI.Intracomm(self._world.Split(self._world.rank % colours, self._world.rank))
@@ -226,7 +229,7 @@ class _Run:
         control.Barrier()
         for _ in range(_LOOKS):
             control.Iprobe()  # lets MPI end what it has sent
-        found[control.rank] = usage()
+        found[control.rank] = usage(handles=handles)
         requests += [control.Isend(found[control.rank], rank) for rank in others]
         MPI.Request.Waitall(requests)
         return found

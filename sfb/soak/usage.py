@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-__all__ = ["Usage", "usage"]
+__all__ = ["Usage", "keep_large_blocks_apart", "usage"]
 
 _SHM = "/dev/shm"
 # Handles that are made to find the first that was never used; more than a run ever has at a time and gives back.
 _COMMS, _WINDOWS = 256, 48
 # Requests that come one by one are new ones; and the most that are made to find them.
 _NEW, _REQUESTS = 16, 1 << 16
+_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 17  # glibc's mallopt; and its threshold as a process starts
 
 
 class Usage(NamedTuple):
@@ -30,9 +31,10 @@ class Usage(NamedTuple):
         descriptors: Open file descriptors.
         mapped: Files of /dev/shm that it maps, or deleted ones that were there.
         files: Files in /dev/shm, those of other jobs included.
-        communicators: Communicators in use, plus a constant of the MPI library.
-        windows: Windows in use, plus a constant.
-        requests: Requests in use, plus a constant; always the same under Open MPI, which numbers none by itself.
+        communicators: Communicators in use, plus a constant of the MPI library; 0 if they are not counted.
+        windows: Windows in use, plus a constant; 0 if they are not counted.
+        requests: Requests in use, plus a constant; 0 if they are not counted, and always the same under Open MPI,
+            which numbers none by itself.
     """
 
     memory: int
@@ -50,11 +52,39 @@ class Usage(NamedTuple):
         return {name: more for name, more in growth.items() if more > 0}
 
 
-def usage() -> Usage:
-    """Return what this process holds now; makes and frees handles over itself alone."""
+def keep_large_blocks_apart() -> None:
+    """Let glibc map each large block for itself, so that what is freed goes back to the system.
+
+    By default it takes them from the heap once one was freed, and small blocks between them keep their pages.
+    """
+    with suppress(AttributeError, OSError):  # of glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def usage(*, handles: bool = True) -> Usage:
+    """Return what this process holds now.
+
+    Args:
+        handles: Whether to count handles of MPI: it makes and frees some over this process alone, and MPI keeps the
+            memory of a block of requests more each time.
+    """
     gc.collect()
     with suppress(AttributeError, OSError):  # of glibc
         ctypes.CDLL(None).malloc_trim(0)
+    memory = _memory()
+    counts = _handles() if handles else [0, 0, 0]
+    lines = _read("/proc/self/maps").splitlines()
+    return Usage(
+        memory,
+        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+        sum(_SHM in line for line in lines),
+        len(os.listdir(_SHM)) if os.path.isdir(_SHM) else 0,
+        *counts,
+    )
+
+
+def _handles() -> list[int]:
+    """Return the communicators, windows and requests in use, each plus a constant."""
     self = MPI.COMM_SELF
     comms = [self.Dup() for _ in range(_COMMS)]
     requests = _requests(comms[0])
@@ -62,14 +92,7 @@ def usage() -> Usage:
     counts = [_last(comms), _last(windows), requests]
     _free(windows, MPI.Win.Free)
     _free(comms, MPI.Comm.Free)
-    lines = _read("/proc/self/maps").splitlines()
-    return Usage(
-        _memory(),
-        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
-        sum(_SHM in line for line in lines),
-        len(os.listdir(_SHM)) if os.path.isdir(_SHM) else 0,
-        *counts,
-    )
+    return counts
 
 
 def _last(handles: list[Any]) -> int:
