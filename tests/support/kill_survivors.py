@@ -38,8 +38,10 @@ __all__ = ["Failure", "Job", "kill_training", "kill_work"]
 _SECONDS, _START = 180.0, 600.0  # hard limits of waits: of each, and of the first, while kernels may be compiled
 _OPTIONS = ("--with-ft", "ulfm", "--mca", "async_mpi_finalize", "1")
 _THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
+_EVERY = 5  # steps between checkpoints
 _TRAIN = (
-    "mlr", "--data", "digits", "--epochs", "12", "--lr", "0.005", "--optimizer", "momentum", "--checkpoint-every", "5",
+    "mlr", "--data", "digits", "--epochs", "60", "--lr", "0.001", "--optimizer", "momentum",
+    "--checkpoint-every", str(_EVERY),
 )  # fmt: skip
 _SYNC = {"train": (), "train-mpi": ("--comm", "mpi"), "train-ssp": ("--sync", "ssp:2")}
 
@@ -198,18 +200,19 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False)
     newest = lambda: max(Folder(checkpoints, 1).steps(), default=0)  # noqa: E731
     try:
         job.wait(lambda: newest() > 0, "the first checkpoint", seconds=_START)
-        processes, done = job.ranks(), 0
+        processes, done, late = job.ranks(), 0, 0
         if len(processes) != ranks:
             raise Failure(f"{len(processes)} processes are not {ranks} ranks")
         while done < kills:
             time.sleep(rng.uniform(0, 0.25))
+            round_began, at = done, newest()
             for blow in range(2 if kills - done > 1 and rng.random() < 0.25 else 1):
                 if blow:
                     time.sleep(rng.uniform(0, 0.2))
                 with suppress(ProcessLookupError):  # the run has ended meanwhile
                     os.kill(processes.pop(rng.randrange(len(processes))), signal.SIGKILL)
                     done += 1
-            before = newest()
+            before, late = newest(), done - round_began
             job.wait(lambda: newest() > before or job.process.poll() is not None, "another checkpoint", alive=False)  # noqa: B023
             if job.process.poll() is not None:
                 break
@@ -219,7 +222,9 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False)
         result = json.loads((folder / "run.json").read_text())
         if not result["replicas_identical"]:
             raise Failure("WRONG: the replicas differ")
-        if sum(len(loss["ranks"]) for loss in result["losses"]) != done:
+        # Nobody misses a rank that is killed when its last step is done.
+        noted, last = sum(len(loss["ranks"]) for loss in result["losses"]), newest()
+        if noted != done and not (done - late <= noted < done and last - at <= _EVERY):
             raise Failure(f"{done} ranks were killed, noted are {result['losses']}")
         found = _final(checkpoints)
         for name, array in alone.items():
