@@ -24,7 +24,7 @@ __all__ = ["soak"]
 @click.option("--rounds", type=click.IntRange(1), help="Most rounds.  [no limit]")
 @click.option("--patience", type=Finite(1), default=300.0, metavar="SECONDS",
               help="Time that a round may take before it counts as hanging.")  # fmt: skip
-@click.option("--growth", type=Bytes(), default="64MiB", show_default=True, metavar="SIZE",
+@click.option("--growth", type=Bytes(), default="32MiB", show_default=True, metavar="SIZE",
               help="Memory by which a rank may grow between the first third of the run and its end.")  # fmt: skip
 @json_option
 def soak(

@@ -76,7 +76,7 @@ class Config:
     first: int = 0
     rounds: int | None = None
     patience: float = 300.0
-    growth: int = 64 << 20
+    growth: int = 32 << 20
 
 
 @dataclass(frozen=True)
