@@ -125,6 +125,8 @@ def main(arguments: list[str]) -> int:
         if any(fnmatch.fnmatch(test.id(), f"{pattern}*") for pattern in options.only)
         and not any(fnmatch.fnmatch(test.id(), f"{pattern}*") for pattern in options.excluded)
     )
+    if options.log:
+        options.log.mkdir(parents=True, exist_ok=True)
     log = open(options.log / f"rank{world.rank}", "w") if options.log else None  # noqa: SIM115
     result = Result(log)
     chosen.run(result)
