@@ -56,10 +56,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks(
+CHECKS = parametrize_with_checks(
     ESTIMATORS, expected_failed_checks=lambda estimator: EXPECTED.get(type(estimator).__name__, {})
 )
+
+
+# scikit-learn 1.7, the last for Python 3.10, makes an iterator of them, which pytest 10 will not take.
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(CHECKS.args[0], list(CHECKS.args[1]), **CHECKS.kwargs)
 def test_conventions(estimator, check):
     check(estimator)
 
