@@ -54,11 +54,12 @@ def read_bag_of_words(path: Path | str, *, rank: int = 0, size: int = 1) -> csr_
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of no lines
+            warnings.simplefilter("error", DeprecationWarning)  # of "0.5", of which NumPy 2.2 makes 0
             with open_text(path) as file:
                 head = np.loadtxt(file, dtype=np.int64, max_rows=_HEAD, ndmin=1)
             with open_text(path) as file:
                 entries = np.loadtxt(file, dtype=np.int64, skiprows=_HEAD, ndmin=2)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, DeprecationWarning) as error:
         raise DataError(f"{path}: expected whole numbers, DOCUMENT WORD COUNT: {brief(error)}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

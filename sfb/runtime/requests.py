@@ -222,8 +222,11 @@ class _Raising:
     def arm(self, error: Exception) -> None:
         """Let `query` raise an exception."""
 
-        class Deferred(Exception):
-            def __new__(cls) -> Exception:  # type: ignore[misc]  # what the interpreter raises
+        kind: Any = type(error)
+
+        # The interpreter makes one, and raises that. Python 3.10 passes None, and matches the class in "except".
+        class Deferred(kind):
+            def __new__(cls, *arguments: object) -> Any:
                 return error
 
         self._kind.value, self._armed.value = Deferred, 1

@@ -38,7 +38,11 @@ def objective(model, x, y, weights=None, *, C=1.0, l1_ratio=0.0):
 def reference(classes, C, l1_ratio):
     """Return what scikit-learn fits to all samples."""
     solver = "saga" if l1_ratio else "lbfgs"
-    model = linear_model.LogisticRegression(C=C, l1_ratio=l1_ratio, solver=solver, tol=1e-5, max_iter=5000)
+    model = linear_model.LogisticRegression(C=C, solver=solver, tol=1e-5, max_iter=5000)
+    if l1_ratio:
+        model.set_params(l1_ratio=l1_ratio)
+        if model.penalty == "l2":  # scikit-learn 1.7, the last for Python 3.10
+            model.set_params(penalty="elasticnet")
     return model.fit(*digits(classes))
 
 
