@@ -30,11 +30,11 @@ def hinge(model, x, y, C, weights=1.0):
     return ((coef**2).sum() + (intercept**2).sum()) / 2 + C * (weights * margins.max(axis=1)).sum()
 
 
-# Liblinear of scikit-learn 1.7, the last for Python 3.10, may say so of what it has fitted to a tolerance of 1e-6.
-SAYS = pytest.mark.filterwarnings("ignore:Liblinear failed to converge")
+# Liblinear of scikit-learn 1.7, the last for Python 3.10, may warn that it has not reached a tolerance of 1e-6.
+STOPS_EARLY = pytest.mark.filterwarnings("ignore:Liblinear failed to converge")
 
 
-@SAYS
+@STOPS_EARLY
 @pytest.mark.parametrize(
     ("form", "dtype", "classes", "C"),
     [
@@ -78,7 +78,7 @@ def test_too_few_passes(world):
         model.fit(*mine)
 
 
-@SAYS
+@STOPS_EARLY
 def test_warm_start(world):
     """The dual variables of a fit before serve with another C, too; those of other samples do not."""
     x, y = digits(4)
