@@ -15,6 +15,7 @@ from sfb.kernels import half
 from sfb.kernels.header import ROWS
 from sfb.receiver import Assign
 from sfb.runtime import limits, seals
+from sfb.runtime.board import let_progress
 from sfb.runtime.seals import DamagedMessageError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Call:
 
     def progress(self) -> None:
         """Let MPI progress."""
-        self.team.world.Iprobe()
+        let_progress(self.team.world)
 
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
         """Claim the node's staging memory; return it, and requests to wait for before writing to it."""

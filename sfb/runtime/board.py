@@ -14,11 +14,12 @@ from mpi4py import MPI
 
 from sfb.kernels import header
 from sfb.runtime.failures import Failures
+from sfb.runtime.limits import NO_TAG
 from sfb.runtime.windows import Block
 from sfb.trace.now import NOW
 from sfb.trace.watchdog import STATE_BYTES
 
-__all__ = ["SPINS", "Board", "Event", "Watch"]
+__all__ = ["SPINS", "Board", "Event", "Watch", "let_progress"]
 
 # Looks at a word before a waiting rank lets MPI progress. A look takes some nanoseconds.
 SPINS = 5000
@@ -163,7 +164,7 @@ class Board:
 
     def progress(self) -> None:
         """Let MPI progress, as other ranks may wait for a message of this one, and let other processes run."""
-        self._world.Iprobe()
+        let_progress(self._world)
         os.sched_yield()
 
     def wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
@@ -200,6 +201,14 @@ class Board:
         self.states = None
         self._block.release()
         return [self._block]
+
+
+def let_progress(comm: MPI.Intracomm) -> None:
+    """Let MPI progress, and raise its errors of a communicator, as when one of its ranks has died (ULFM).
+
+    A probe that finds a message may return without progress, so this one looks for a tag that no message has.
+    """
+    comm.Iprobe(MPI.ANY_SOURCE, NO_TAG)
 
 
 class Watch:

@@ -10,6 +10,7 @@ __all__ = [
     "HALVING_LIMIT",
     "MAX_BYTES",
     "MAX_COUNT",
+    "NO_TAG",
     "PENDING_ARRAYS",
     "PENDING_CALLS",
     "SPINS",
@@ -49,9 +50,10 @@ TIMEOUT = 1800.0
 SPINS = 1024
 
 # Half the number of tags that MPI guarantees: one half for the rounds of the agreement, one for plain arrays. Messages
-# about failures have the last tag.
+# about failures have the last tag, and no message has the one before.
 TAGS = 32768 // 2
 FAILURE_TAG = 2 * TAGS - 1
+NO_TAG = 2 * TAGS - 2
 
 
 def tag(number: int) -> int:
@@ -60,7 +62,7 @@ def tag(number: int) -> int:
 
 
 def array_tag(number: int, lane: int, lanes: int) -> int:
-    """Return the tag of the messages of a plain array in a call, in one of its ``lanes`` streams of messages."""
+    """Return the tag of the messages of a plain array in a call, in one of its ``lanes`` ≥ 2 streams of messages."""
     return TAGS + (number * lanes + lane) % (TAGS - lanes)
 
 

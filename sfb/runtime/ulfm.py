@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from mpi4py import MPI
 
+from sfb.runtime.limits import NO_TAG
+
 __all__ = [
     "ObjectReductions",
     "abandon",
@@ -176,7 +178,7 @@ def came_of_death(comm: MPI.Intracomm, error: Exception) -> bool:
     while not (blames_death(error) or has_died(comm)):
         if monotonic() > end:
             return False
-        MPI.COMM_SELF.Iprobe()  # lets MPI progress
+        MPI.COMM_SELF.Iprobe(MPI.ANY_SOURCE, NO_TAG)  # lets MPI progress
         sleep(1e-3)
     return True
 

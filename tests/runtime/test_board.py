@@ -9,6 +9,8 @@ import pytest
 
 import sfb
 from sfb.runtime.board import Board, Event, Watch
+from sfb.runtime.failures import Failures
+from sfb.runtime.limits import tag
 
 STALL = 10.0
 
@@ -153,3 +155,29 @@ def test_messages_of_the_user_arrive_while_ranks_wait(world, algorithm):
         if request is not None:
             request.Wait()
     np.testing.assert_array_equal(g, 2 * world.size)
+
+
+@pytest.mark.mpi
+def test_mpi_progresses_beside_a_message_that_waits_to_be_received(world, comm, monkeypatch):
+    """A rank may be ahead, and have sent a message of a later step."""
+    if world.size == 1:
+        pytest.skip("needs another rank")
+    monkeypatch.setattr(Failures, "listen", lambda *arguments: None)  # its thread lets MPI progress once a second
+    team, found = comm._team, np.zeros(1)
+    if world.rank == 0:
+        expected = world.Irecv(found, 1)
+        while not team.world.Iprobe(1, tag(0)):
+            pass
+        world.send(None, 1)
+        for _ in range(1_000_000):
+            team.board.progress()
+            if found[0]:
+                break
+        assert found[0] == 1.0
+        expected.Wait()
+        team.world.Recv(found, 1, tag(0))
+    elif world.rank == 1:
+        early = team.world.Isend(np.ones(1), 0, tag(0))
+        world.recv(source=0)
+        world.Send(np.ones(1), 0)
+        early.Wait()
