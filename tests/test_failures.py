@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,65 @@ def test_an_error_of_mpi_is_explained_by_a_rank_that_is_gone(child, monkeypatch)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(RankFailedError, match=r"rank 1 \(host .* is gone"):
         failures.find()
+    failures.free()
+
+
+def test_a_job_ends_if_mpi_does_not_tell_a_rank_that_waits_of_a_death(child, monkeypatch):
+    from mpi4py import MPI
+
+    from sfb.runtime import failures as module
+
+    said = []
+    monkeypatch.setattr(module, "enabled", lambda: True)  # ULFM
+    monkeypatch.setattr(module, "_end_job", said.append)
+    process, known = child
+    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
+    failures.peers, failures._near = [this_process(), known], [1]
+
+    def look(waited):
+        monkeypatch.setattr(failures, "_due", 0.0)
+        failures.look(list, "Allreduce", waited)
+        failures.find()
+
+    look(61.0)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    look(59.0)
+    assert not said  # MPI may tell yet
+    look(61.0)
+    (text,) = said
+    assert text.startswith(f"rank 1 ({known}) is gone, of which MPI has not told rank 0, after 61 s in Allreduce")
+    failures.free()
+
+
+def test_a_job_ends_if_mpi_does_not_tell_a_rank_in_one_of_its_calls_of_a_death(child, monkeypatch):
+    from mpi4py import MPI
+
+    from sfb.arrays import collectives
+    from sfb.runtime import failures as module
+
+    said, at = [], SimpleNamespace(second=0, call=0)
+    monkeypatch.setattr(module, "enabled", lambda: True)
+    monkeypatch.setattr(module, "_end_job", said.append)
+    monkeypatch.setattr(module, "monotonic", lambda: at.second)
+    process, known = child
+    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
+    failures.peers, failures._near = [this_process(), known], [1]
+    failures.number = lambda: at.call
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setitem(collectives._MPI, "Allreduce", lambda *arguments: sys._getframe(1))
+    inside = [collectives.by_mpi("Allreduce", MPI.COMM_SELF, None, None)]  # the stack of a rank in MPI's call
+
+    outside = [sys._getframe()]
+    for second, call, frames in [(0, 3, inside), (50, 4, inside), (109, 4, inside), (200, 4, outside),
+                                 (201, 4, inside), (261, 4, inside)]:  # fmt: skip
+        at.second, at.call = second, call
+        failures.watch("train.py:7 (step)", frames)
+        assert not said
+    at.second = 262
+    failures.watch("train.py:7 (step)", inside)
+    assert "after 61 s in train.py:7 (step)" in said[0]
     failures.free()
 
 

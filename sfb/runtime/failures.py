@@ -43,8 +43,10 @@ _NAMED = 8
 # Seconds that no wait takes.
 _EVER = 1e9
 
-# Frames of these files on a stack mean that the rank is in an exchange with a number.
-_EXCHANGES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "collectives", "")
+# Frames of these files on a stack mean that the rank is in an exchange with a number, and in that or in one of arrays.
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_EXCHANGES = os.path.join(_PACKAGE, "collectives", "")
+_CALLS = _EXCHANGES, os.path.join(_PACKAGE, "arrays", "")
 
 
 class Failures:
@@ -58,7 +60,8 @@ class Failures:
     watchdog, ends the job if the main thread does not hear of a failure, because it waits in MPI. The watchdog calls
     no MPI and waits for no lock: MPI may never return from any call after a process has died in the midst of a message.
 
-    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object does nothing.
+    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object only ends the job if MPI
+    has let a rank wait for long although a process of the same node is gone.
 
     Args:
         world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.
@@ -87,7 +90,8 @@ class Failures:
         self._known: float | None = None
         self.peers: list[Process] = []
         self._near: list[int] = []
-        if world.size > 1 and not enabled():
+        self._ulfm = enabled()
+        if world.size > 1:
             own = this_process()
             self.peers = [Process(*peer) for peer in world.allgather(tuple(own))]
             # From the next rank on, so that every rank looks first at another one.
@@ -108,6 +112,10 @@ class Failures:
         """
         now = monotonic()
         if self.failure is None and now < self._due:
+            return
+        if self._ulfm:
+            self._due = now + _PERIOD
+            self._end_if_unheard(what, waited)
             return
         with self._lock:
             self._due = now + _PERIOD
@@ -140,17 +148,21 @@ class Failures:
             RankFailedError: A rank has failed.
         """
         with self._lock:
-            if self.peers and not self._closed:
+            if self.peers and not self._closed and not self._ulfm:
                 self._find_gone(self._near)
         self.check()
 
-    def watch(self, place: str) -> None:
+    def watch(self, place: str, frames: Sequence[FrameType]) -> None:
         """End the job if a rank has failed and the main thread does not hear of it; in the thread of the watchdog.
 
         Args:
             place: Where the main thread is, for messages.
+            frames: Its stack.
         """
         if self._closed or MPI.Is_finalized():
+            return
+        if self._ulfm:
+            self._end_if_unheard(place, self._seconds_inside(monotonic(), frames, _CALLS))
             return
         text = "" if self.failure is None else str(self.failure)
         if not text and self._near and state_of(self.peers[self._near[0]]) == "gone":
@@ -171,7 +183,7 @@ class Failures:
         if not self._lock.acquire(blocking=False):
             return  # the main thread is looking
         try:
-            if self._closed or MPI.Is_finalized():
+            if self._closed or self._ulfm or MPI.Is_finalized():
                 return
             now = monotonic()
             if self.failure is None:
@@ -179,7 +191,7 @@ class Failures:
                     self._find_gone(self._near)
                 if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
                     self._hear()
-                    waited = self._seconds_inside(now, frames)
+                    waited = self._seconds_inside(now, frames, (_EXCHANGES,))
                     if waited > self.timeout and self._decide is None:
                         self._ask(now)
                     # A main thread that waits in a loop answers by itself, and says for whom.
@@ -203,7 +215,7 @@ class Failures:
     def say_farewell(self) -> None:
         """Tell the other ranks that this one is about to end."""
         with self._lock:
-            if not self._closed and not MPI.Is_finalized():
+            if not (self._closed or self._ulfm or MPI.Is_finalized()):
                 self._tell(self._living(), {"left": True})
 
     def wait_for_farewells(self, seconds: float) -> None:
@@ -222,9 +234,17 @@ class Failures:
         failed = () if self.failure is None else self.failure.ranks
         return [rank for rank in range(self._world.size) if rank != self._rank and rank not in failed]
 
-    def _seconds_inside(self, now: float, frames: Sequence[FrameType]) -> float:
+    def _end_if_unheard(self, place: str, waited: float) -> None:
+        """End the job if this rank has waited for long, and a process of its node is gone: MPI has not told of that."""
+        if waited > _STUCK:
+            gone = [rank for rank in self._near if state_of(self.peers[rank]) == "gone"]
+            for rank in gone[:1]:
+                text = f"rank {rank} ({self.peers[rank]}) is gone, of which MPI has not told rank {self._rank}"
+                _end_job(f"{text}, after {waited:.0f} s in {place}")
+
+    def _seconds_inside(self, now: float, frames: Sequence[FrameType], files: tuple[str, ...]) -> float:
         """Return for how long the main thread has been seen at the same place of an exchange, as in a call of MPI."""
-        if self.number is None or not any(frame.f_code.co_filename.startswith(_EXCHANGES) for frame in frames):
+        if self.number is None or not any(frame.f_code.co_filename.startswith(files) for frame in frames):
             self._inside = None
             return 0.0
         place = self.number(), id(frames[0]), frames[0].f_lasti
@@ -391,7 +411,7 @@ def _listen(place: str, frames: Sequence[FrameType]) -> None:
 def _watch_over(place: str, frames: Sequence[FrameType]) -> None:
     _look_at_main(place, frames)
     for failures in _every():
-        failures.watch(place)
+        failures.watch(place, frames)
 
 
 def _every() -> list[Failures]:
@@ -401,8 +421,7 @@ def _every() -> list[Failures]:
 
 def _place(frames: Sequence[FrameType]) -> str:
     """Return where a stack is, in the program rather than in this library."""
-    own = os.path.dirname(os.path.dirname(__file__))
-    outside = [frame for frame in frames if not frame.f_code.co_filename.startswith(own)]
+    outside = [frame for frame in frames if not frame.f_code.co_filename.startswith(_PACKAGE)]
     for frame in [*outside, *frames]:
         return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
     return "its end"

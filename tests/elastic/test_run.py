@@ -96,7 +96,7 @@ def test_ranks_that_are_left_go_on(work, tmp_path):
     folder.mkdir()
     if work == "train":
         pytest.importorskip("sklearn")
-        kills, _ = kill_training(MPIRUN, work, 3, 1, Random(0), folder, train_alone(tmp_path / "alone"))
+        kills, *_ = kill_training(MPIRUN, work, 3, 1, Random(0), folder, train_alone(tmp_path / "alone"))
     else:
-        kills, _ = kill_work(MPIRUN, work, 3, 2, Random(0), folder)
+        kills, *_ = kill_work(MPIRUN, work, 3, 2, Random(0), folder)
     assert kills

@@ -6,7 +6,8 @@ It needs Open MPI with ULFM. A job loses all its ranks but one or two, one by on
 outside. Works: collectives within a node, between nodes of two ranks and of one; stores; `sfb train --elastic` with
 ``--comm auto``, ``--comm mpi`` and ``--sync ssp:2``; and, where PyTorch is installed, `sfb.torch.attach`. The results
 of all ranks that are left must be equal, bit for bit, and those that one process finds for the same ranks in the same
-steps. Exits with 1 if a job hangs or a result is wrong.
+steps. A rank that crashes in Open MPI is one more that has died; it is counted, and where it was is printed. Exits with
+1 if a job hangs or a result is wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -39,6 +42,7 @@ _SECONDS, _START = 180.0, 600.0  # hard limits of waits: of each, and of the fir
 _OPTIONS = ("--with-ft", "ulfm", "--mca", "async_mpi_finalize", "1")
 _THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "NUMBA", "MKL")}
 _EVERY = 5  # steps between checkpoints
+_CRASH = "*** End of error message ***"  # of Open MPI
 _TRAIN = (
     "mlr", "--data", "digits", "--epochs", "60", "--lr", "0.001", "--optimizer", "momentum",
     "--checkpoint-every", str(_EVERY),
@@ -109,6 +113,16 @@ class Job:
         """Return what the job has printed."""
         return self._log.read_text(errors="replace")
 
+    def crashes(self):
+        """Return the function of MPI in which each rank was that has crashed; a crash elsewhere is a failure."""
+        functions = []
+        for text in self.output().split(_CRASH)[:-1]:
+            called = re.findall(r"\(P?(MPIX?_\w+)", text[text.rfind("Signal:") :])
+            if not called:
+                raise Failure("a rank has crashed outside MPI")
+            functions.append(called[0])
+        return functions
+
     def stop(self):
         """Kill what is left; show where ranks wait."""
         pids = self.ranks()
@@ -126,35 +140,50 @@ class Job:
 
 
 def kill_work(mpirun, work, ranks, kills, rng, folder, *, fork=False):
-    """Kill ranks of a job of `survivors`; return the kills and the losses that the ranks have noted."""
+    """Kill ranks of a job of `survivors`; return the kills, the losses that the ranks have noted, and the crashes."""
     shape = (ranks, COLUMNS)
     np.zeros(shape, np.int64).tofile(folder / "steps")
     seen = np.memmap(folder / "steps", np.int64, "r", shape=shape)
     program = Path(__file__).with_name("survivors.py")
     job = Job(mpirun, ranks, program, [work, folder, 10**6], folder, fork=fork)
     left = list(range(ranks))
+
+    def after(column, before):
+        """Return whether a count of every rank that is left has grown."""
+        left[:] = [rank for rank in left if _lives(seen[rank, PROCESS])]  # MPI may have crashed
+        return len(left) > 0 and (seen[left, column] > before[left, column]).all()
+
     try:
         job.wait(lambda: (seen[:, TAKEN] > 2).all(), "the first steps", seconds=_START)
         done = 0
-        while done < kills:
+        while done < kills and len(left) > 1:
             time.sleep(rng.uniform(0, 0.2))
             before = seen.copy()
-            for blow in range(2 if kills - done > 1 and rng.random() < 0.25 else 1):
+            for blow in range(2 if min(kills - done, len(left) - 1) > 1 and rng.random() < 0.25 else 1):
                 if blow:  # the others may be about to go on
                     time.sleep(rng.uniform(0, 0.1))
                 victim = left.pop(rng.randrange(len(left)))
                 os.kill(int(seen[victim, PROCESS]), signal.SIGKILL)
                 done += 1
-            job.wait(lambda: (seen[left, BEGUN] > before[left, BEGUN]).all(), "a communicator of those left")  # noqa: B023
-            again = seen.copy()
-            job.wait(lambda: (seen[left, TAKEN] > again[left, TAKEN]).all(), "another step")  # noqa: B023
+            job.wait(partial(after, BEGUN, before), "a communicator of those left")
+            job.wait(partial(after, TAKEN, seen.copy()), "another step")
         (folder / "stop").touch()
         job.end()
+        crashes = job.crashes()
+        if len(left) != ranks - done - len(crashes):
+            raise Failure(f"{ranks - len(left)} ranks are gone, of which {done} were killed and {len(crashes)} crashed")
         losses = _check_work(work, ranks, left, folder)
     except Exception as error:
         job.stop()
         raise Failure(f"{error}\n{job.output()[-6000:]}") from error
-    return done, losses
+    return done, losses, crashes
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _check_work(work, ranks, left, folder):
@@ -191,7 +220,7 @@ def train_alone(folder):
 
 
 def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False):
-    """Kill ranks of `sfb train --elastic`; return the kills and the losses that it has noted."""
+    """Kill ranks of `sfb train --elastic`; return the kills, the losses that it has noted, and the crashes."""
     checkpoints = folder / "checkpoints"
     arguments = [
         "train", *_TRAIN, *_SYNC[work], "--elastic", "--checkpoint", checkpoints, "-J", folder / "run.json",
@@ -223,7 +252,8 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False)
         if not result["replicas_identical"]:
             raise Failure("WRONG: the replicas differ")
         # Nobody misses a rank that is killed when its last step is done.
-        noted, last = sum(len(loss["ranks"]) for loss in result["losses"]), newest()
+        crashes, last = job.crashes(), newest()
+        noted = sum(len(loss["ranks"]) for loss in result["losses"]) - len(crashes)
         if noted != done and not (done - late <= noted < done and last - at <= _EVERY):
             raise Failure(f"{done} ranks were killed, noted are {result['losses']}")
         found = _final(checkpoints)
@@ -236,7 +266,7 @@ def kill_training(mpirun, work, ranks, kills, rng, folder, alone, *, fork=False)
     except Exception as error:
         job.stop()
         raise Failure(f"{error}\n{job.output()[-6000:]}") from error
-    return done, result["losses"]
+    return done, result["losses"], crashes
 
 
 def _final(folder):
@@ -262,6 +292,7 @@ def main():
         preload(torch="torch" in options.works)
     rng, end = Random(options.seed), time.monotonic() + 60 * options.minutes
     kills, seconds, wrong, jobs = dict.fromkeys(options.works, 0), {work: [] for work in options.works}, 0, 0
+    crashed = []
     with ExitStack() as stack:
         top = tempfile.mkdtemp()  # a TemporaryDirectory would be removed by the first forked rank that ends
         stack.callback(shutil.rmtree, top)
@@ -276,19 +307,21 @@ def main():
             folder.mkdir()
             try:
                 if work in _SYNC:
-                    done, losses = kill_training(
+                    done, losses, crashes = kill_training(
                         options.mpirun, work, ranks, aim, rng, folder, alone, fork=options.fork
                     )
                 else:
-                    done, losses = kill_work(options.mpirun, work, ranks, aim, rng, folder, fork=options.fork)
+                    done, losses, crashes = kill_work(options.mpirun, work, ranks, aim, rng, folder, fork=options.fork)
             except Failure as error:
                 wrong += 1
                 print(f"{work}, {ranks} ranks: FAILED: {error}", flush=True)
                 continue
             kills[work] += done
+            crashed += crashes
             seconds[work] += [loss["seconds"] for loss in losses]
             steps = ", ".join(f"{loss['step']} on {loss['left']}" for loss in losses)
-            print(f"{work}, {ranks} ranks, {done} kills: right; went on from step {steps}", flush=True)
+            more = f", and crashes in {', '.join(crashes)}" if crashes else ""
+            print(f"{work}, {ranks} ranks, {done} kills{more}: right; went on from step {steps}", flush=True)
             shutil.rmtree(folder)
     for work in options.works:
         if seconds[work]:
@@ -297,6 +330,8 @@ def main():
     everything = [second for each in seconds.values() for second in each]
     middle = f"{median(everything):.3f}" if everything else "-"
     print(f"{sum(kills.values())} kills in {jobs} jobs, {wrong} jobs hung or wrong, median {middle} s to go on")
+    if crashed:
+        print(f"{len(crashed)} ranks crashed in Open MPI: {', '.join(sorted(crashed))}")
     return int(wrong > 0)
 
 
