@@ -201,7 +201,7 @@ class Comm(ObjectReductions, MPI.Intracomm):
         if small and not isinstance(sendbuf, Factors) and algorithm is AUTO and not (Block.named or NOW.on):
             if self._queue.busy:
                 self._progress.under_way()
-            NOW.call = "Allreduce", self._plain, recvbuf
+            NOW.call = ["Allreduce", self._plain, recvbuf, None]
             try:
                 _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             except MPI.Exception:
@@ -218,7 +218,7 @@ class Comm(ObjectReductions, MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 self._plain.refuse(self, self._get_team, error)
-        NOW.call = "Allreduce", self._plain, recvbuf
+        NOW.call = ["Allreduce", self._plain, recvbuf, None]
         if NOW.on:
             with PlainCall("Allreduce", self._plain, recvbuf):
                 self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
@@ -228,7 +228,7 @@ class Comm(ObjectReductions, MPI.Intracomm):
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
-        NOW.call = "Reduce_scatter_block", self._plain, recvbuf
+        NOW.call = ["Reduce_scatter_block", self._plain, recvbuf, None]
         if NOW.on:
             with PlainCall("Reduce_scatter_block", self._plain, recvbuf):
                 self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
@@ -238,7 +238,7 @@ class Comm(ObjectReductions, MPI.Intracomm):
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
-        NOW.call = "Allgather", self._plain, recvbuf
+        NOW.call = ["Allgather", self._plain, recvbuf, None]
         if NOW.on:
             with PlainCall("Allgather", self._plain, recvbuf):
                 self._plain.allgather(self, self._get_team, sendbuf, recvbuf)

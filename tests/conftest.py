@@ -1,4 +1,5 @@
 import os
+import sys
 from threading import Event, Thread
 
 import numpy as np
@@ -52,6 +53,12 @@ def lone_comm(world):
     """A Comm with one rank per node."""
     with comm_of_nodes(world, 1) as comm:
         yield comm
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Let no thread of the library look at the stack of another, and so hold its variables for that moment."""
+    monkeypatch.setattr(sys, "_current_frames", dict)
 
 
 @pytest.fixture

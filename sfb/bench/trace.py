@@ -98,7 +98,7 @@ def _marks(world: MPI.Intracomm, config: Config) -> Row:
 
     def marked() -> None:
         for _ in range(_CALLS):
-            NOW.call = "Allreduce", own, own
+            NOW.call = ["Allreduce", own, own, None]
             if NOW.on:
                 raise RuntimeError("nobody is to listen")
             NOW.call = None

@@ -100,7 +100,7 @@ class Engine:
             MismatchError, TypeError, ValueError: As `sfb.Comm.Allreduce` does.
         """
         pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
-        NOW.call = call, self, pending
+        NOW.call = [call, self, pending, None]
         if NOW.on:
             exchange_began(self, pending)
         if not self._start_cached(pending, op, True):

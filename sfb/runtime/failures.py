@@ -60,8 +60,8 @@ class Failures:
     watchdog, ends the job if the main thread does not hear of a failure, because it waits in MPI. The watchdog calls
     no MPI and waits for no lock: MPI may never return from any call after a process has died in the midst of a message.
 
-    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object only ends the job if MPI
-    has let a rank wait for long although a process of the same node is gone.
+    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object only ends the job if
+    MPI has let a rank wait for long although a process of the same node is gone.
 
     Args:
         world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.

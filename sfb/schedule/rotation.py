@@ -458,7 +458,7 @@ class _Run:
     def wait(self, requests: list[Any], name: str) -> None:
         """Wait for requests."""
         began = perf_counter()
-        NOW.call = f"a sweep, for {name}", self, None
+        NOW.call = [f"a sweep, for {name}", self, None, None]
         while not _completed(requests):
             sleep(0 if perf_counter() - began < _SOON else _PAUSE)
         NOW.call = None

@@ -22,9 +22,9 @@ class Now:
 
     Attributes:
         on: Whether calls are recorded or logged.
-        call: The call that waits for other ranks or is about to: its name, an object whose ``position`` is the label of
-            the communicator and the number of its last call, and what it was given; None between calls. A thread of the
-            watchdog may wrap it.
+        call: The call that waits for other ranks or is about to, a list: its name; an object whose ``position`` is the
+            label of the communicator and the number of its last call; what it was given; and when the watchdog has
+            first seen it, None before. None between calls.
         wait: A weak reference to the last wait of this library (`sfb.runtime.board.Watch`), which lives as long as it.
         algorithm: How the call of plain arrays under way is done, while `on`.
         recorder: What records events; None without a trace.

@@ -55,13 +55,6 @@ class State(NamedTuple):
     text: str
 
 
-class _Seen(NamedTuple):
-    """A mark of a call that the watchdog has seen: who finds it again knows that the call has not ended meanwhile."""
-
-    mark: Any
-    since: float
-
-
 class Watchdog:
     """Looks from time to time at what this rank does (`sfb.trace.now.Now`), and speaks if it waits for long.
 
@@ -113,14 +106,16 @@ class Watchdog:
         if watch is not None and watch.last is not None and now - watch.last[3] <= _FRESH:
             what, missing, since, _ = watch.last
             whom = _missing(missing)
-        mark = None if files.isdisjoint(_paths(_MARKERS)) else self._mark(now)
+        mark = None if files.isdisjoint(_paths(_MARKERS)) else NOW.call
         if mark is not None:
-            name, where, given = mark.mark
+            name, where, given, seen = mark
+            if seen is None:
+                mark[3] = seen = now
             label, number = where.position
             what = f"{name} #{number} of {label}" if number >= 0 else name
             shapes = describe(given)
             what += f" ({shapes})" if shapes else ""
-            since = since or mark.since
+            since = since or seen
         at = _place(frames)
         if not since:
             text = f"{who} is in no call of sfb that waits"
@@ -129,15 +124,6 @@ class Watchdog:
         waited = f"has {verb} {now - since:.0f} s" if now - since >= 1 else "is"
         text = f"{who} {waited} in {what}{whom}"
         return State(since, f"{text}; called at {at}" if at else text)
-
-    @staticmethod
-    def _mark(now: float) -> _Seen | None:
-        """Return the mark of the call under way, with the time at which the watchdog has seen it first."""
-        mark = NOW.call
-        if mark is None or isinstance(mark, _Seen):
-            return mark
-        NOW.call = seen = _Seen(mark, now)
-        return seen
 
 
 def _paths(modules: Sequence[str]) -> set[str]:

@@ -5,7 +5,7 @@ import pytest
 
 import sfb
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("unwatched")]
 
 
 def growth(run, subject):

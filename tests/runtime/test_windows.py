@@ -77,7 +77,7 @@ def test_memory_is_freed(world):
 
 
 @pytest.mark.parametrize("kept", [1, 3])
-def test_windows_are_freed_while_arrays_come_and_go(world, kept):
+def test_windows_are_freed_while_arrays_come_and_go(world, kept, unwatched):
     """MPI has few windows: the next call that needs one frees those that nobody uses."""
     before = len(windows._blocks)
     arrays = []

@@ -51,7 +51,7 @@ def test_it_speaks_after_a_time_then_after_twice_that(monkeypatch):
 
 
 def test_a_mark_that_an_exception_has_left_is_none():
-    NOW.call = "Allreduce", None, None
+    NOW.call = ["Allreduce", None, None, None]
     try:
         assert Watchdog(AT_ONCE).look() is None
     finally:

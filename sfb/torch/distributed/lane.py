@@ -263,7 +263,7 @@ class Lane:
         try:
             if self._broken:
                 self._refuse()
-            NOW.call = operation.what, self, operation
+            NOW.call = [operation.what, self, operation, None]
             with span(operation.what, "exchange", label=self._whose, number=self._begun, flags=BLOCKING * fresh):
                 ended = self._advance(operation, patience)
             NOW.call = None
