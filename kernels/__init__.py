@@ -8,7 +8,7 @@ Numba is imported, and the kernels are compiled or loaded from its cache, on the
 """
 
 from sfb.kernels._arguments import states_of
-from sfb.kernels._scratch import room_for, scratch, scratch_for
+from sfb.kernels._scratch import drop_scratch, room_for, scratch, scratch_for
 from sfb.kernels._threads import partition
 from sfb.kernels.codes import sparse_codes, update_atoms
 from sfb.kernels.matrices import (
@@ -36,6 +36,7 @@ __all__ = [
     "adagrad",
     "adam",
     "assign",
+    "drop_scratch",
     "load",
     "norm",
     "norm_dense",

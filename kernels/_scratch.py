@@ -10,7 +10,7 @@ import numpy as np
 
 from sfb.kernels.stages import compiled
 
-__all__ = ["local", "room_for", "scratch", "scratch_for"]
+__all__ = ["drop_scratch", "local", "room_for", "scratch", "scratch_for"]
 
 _ALIGN = 64
 
@@ -23,7 +23,11 @@ class _Local(threading.local):
     """
 
     def __init__(self) -> None:
-        self.memory = {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
+        self.memory = _none()
+
+
+def _none() -> dict[int, np.ndarray]:
+    return {4: np.empty(0, np.float32), 8: np.empty(0, np.float64)}
 
 
 local = _Local()
@@ -63,6 +67,19 @@ def scratch_for(depth: int, w: np.ndarray) -> np.ndarray:
     dtype('float64')
     """
     return scratch(room_for(depth, w.shape[1], w.itemsize), w.dtype)
+
+
+def drop_scratch() -> None:
+    """Drop this thread's scratch, which is as large as any call has needed so far; the next call makes room anew.
+
+    >>> import numpy as np
+    >>> from sfb.kernels import drop_scratch, scratch
+    >>> memory = scratch(100, np.dtype(np.float32))
+    >>> drop_scratch()
+    >>> scratch(1, np.dtype(np.float32)) is memory
+    False
+    """
+    local.memory = _none()
 
 
 @functools.lru_cache(1024)

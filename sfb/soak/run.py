@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 
 import sfb
 from sfb.collectives import ALGORITHMS
+from sfb.kernels import drop_scratch
 from sfb.runtime.buffers import drop_free_buffers
 from sfb.soak import arrays, factors, lives, stores
 from sfb.soak.patience import Patience
@@ -214,6 +215,7 @@ class _Run:
         """Return what each rank holds, a row a rank, with or without handles of MPI; collective."""
         gc.collect()
         drop_free_buffers()  # they are as large as the largest exchange so far
+        drop_scratch()
         # Shared arrays that no rank uses any more are freed when a communicator of the same node makes another.
         for colours, per_node in product(_COLOURS, _NODES):
             base = MPI.Intracomm(self._world.Split(self._world.rank % colours, self._world.rank))
