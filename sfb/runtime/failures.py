@@ -31,7 +31,7 @@ FAILED = 76
 _PERIOD = 1.0
 # Seconds that ranks have to say what they wait for, after one has waited for too long.
 _ANSWER = 5.0
-# Seconds after which the watchdog ends the job, if the main thread has not heard of a failure, or has but stays where
+# Seconds after which the guard ends the job, if the main thread has not heard of a failure, or has but stays where
 # it is, as in a call of MPI.
 _DEAF, _STUCK = 5.0, 60.0
 # Seconds for which a rank that ends waits for the others to end, too: one of them may write a checkpoint.
@@ -57,7 +57,7 @@ class Failures:
     finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
 
     Where no call of this library waits, a thread listens and answers instead, once a second. Another thread, the
-    watchdog, ends the job if the main thread does not hear of a failure, because it waits in MPI. The watchdog calls
+    guard, ends the job if the main thread does not hear of a failure, because it waits in MPI. The guard calls
     no MPI and waits for no lock: MPI may never return from any call after a process has died in the midst of a message.
 
     Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object only ends the job if
@@ -153,7 +153,7 @@ class Failures:
         self.check()
 
     def watch(self, place: str, frames: Sequence[FrameType]) -> None:
-        """End the job if a rank has failed and the main thread does not hear of it; in the thread of the watchdog.
+        """End the job if a rank has failed and the main thread does not hear of it; in the thread of the guard.
 
         Args:
             place: Where the main thread is, for messages.
@@ -447,7 +447,7 @@ def _raised(failures: Failures) -> None:
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Let the watchdog be patient inside a ``with`` statement, as while a rank writes what is to be saved.
+    """Let the guard be patient inside a ``with`` statement, as while a rank writes what is to be saved.
 
     A rank that waits for another one inside would wait for ever for one that is gone.
     """
