@@ -5,11 +5,9 @@
 makes and frees so many of each, and prints what the ranks held after a tenth of them, and at the end.
 """
 
-import gc
 import os
 import sys
 import threading
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -17,6 +15,7 @@ from mpi4py import MPI
 
 import sfb
 from sfb.runtime import windows
+from sfb.soak.usage import usage
 
 FACTORS = sfb.Factors(np.ones((2, 4)), np.ones((2, 3)))
 
@@ -52,16 +51,19 @@ def arrays(comm, count):
 
 
 def held():
-    """Return what this process holds, by name."""
-    gc.collect()
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    memory = Path("/proc/self/statm").read_text().split()
+    """Return what this process holds, by name; communicators and windows plus a constant.
+
+    Requests are no matter of one process: MPI makes one for each message that arrives before anybody waits for it.
+    """
+    found = usage()
     return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "mappings of shared memory": sum("/dev/shm" in line or "(deleted)" in line for line in maps),
+        "descriptors": found.descriptors,
+        "mappings of shared memory": found.mapped,
+        "communicators": found.communicators,
+        "windows": found.windows,
         "threads": threading.active_count(),
         "blocks": len(windows._blocks) + len(windows._orphans),
-        "MiB": int(memory[1]) * os.sysconf("SC_PAGESIZE") / 2**20,
+        "MiB": found.memory / 2**20,
     }
 
 
