@@ -34,6 +34,7 @@ world = COMM_WORLD
 
 # What a Comm does otherwise, as docs/compatibility.md says.
 DIFFERENT = {
+    "test_ctypes.TestCTYPES.testHandleAdress": "Comm() is an error, not a null communicator",
     "test_comm.TestCommSelf.testPickle": "a pickled Comm comes back as another object",
     "test_comm.TestCommWorld.testPickle": "a pickled Comm comes back as another object",
     "test_objmodel.TestObjModel.testCAPI": "a handle gives an MPI.Intracomm",
@@ -70,14 +71,14 @@ class Result(unittest.TestResult):
     def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
         super().addSubTest(test, subtest, err)
         if err is not None:
-            self._add(test, err)
+            self._add(test, err, str(subtest).removeprefix(str(test)).strip())
 
     def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
         super().addUnexpectedSuccess(test)
         self.failed.setdefault(test.id(), "unexpected success")
 
-    def _add(self, test: unittest.TestCase, err: Any) -> None:
-        self.failed.setdefault(test.id(), f"{err[0].__name__}: {err[1]}".splitlines()[0])
+    def _add(self, test: unittest.TestCase, err: Any, which: str = "") -> None:
+        self.failed.setdefault(test.id(), f"{which} {err[0].__name__}: {err[1]}".splitlines()[0].strip())
         if self._log is not None:
             print(f"    failed: {self.failed[test.id()]}", file=self._log, flush=True)
 

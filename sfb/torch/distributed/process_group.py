@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from sfb.torch.distributed.lane import wait_until
 from sfb.torch.distributed.tensors import flat, raw, restore
 from sfb.torch.distributed.work import Message, Together
 
-__all__ = ["ProcessGroup"]
+__all__ = ["ProcessGroup", "all_come"]
 
 _log = logging.getLogger("sfb")
 
@@ -31,6 +31,8 @@ _log = logging.getLogger("sfb")
 _LONG = 1 << 16
 # Seconds to wait for the other ranks when a group is destroyed.
 _FAREWELL = 10.0
+# What rank 0 says of whether all have come. MPI may read them late, so they live as long as this module.
+_VERDICTS = b"\0", b"\1"
 
 
 class ProcessGroup(Collectives):
@@ -222,7 +224,8 @@ class ProcessGroup(Collectives):
         self._lane.stop()
         if not usable or self._lane.failed:
             return
-        if _all_come(comm, min(_FAREWELL, self._timeout.total_seconds())):
+        seconds = self._timeout.total_seconds()
+        if all_come(comm, min(_FAREWELL, seconds), seconds):
             self._comm.free()
             comm.Free()
         else:
@@ -248,25 +251,56 @@ class ProcessGroup(Collectives):
         return tag
 
 
-def _all_come(comm: MPI.Intracomm, seconds: float) -> bool:
-    """Return whether all ranks call this within ``seconds``.
+def all_come(comm: MPI.Intracomm, seconds: float, limit: float) -> bool:
+    """Return whether all ranks call this within some ``seconds``, the same on all ranks that do.
 
-    They tell by messages: a barrier could not be taken back, and would end that of a rank that waits in one.
+    They tell by messages: a barrier could not be taken back, and would end that of a rank that waits in one. When all
+    have come, rank 0 asks whether they are still there, and says what holds. A rank gives up only before it is asked.
+
+    Args:
+        comm: The ranks, which do not use the last tag otherwise.
+        seconds: The time for which a rank waits for the next message.
+        limit: The time after which a rank that has been asked takes rank 0 for dead.
     """
-    tag = _tag_of_farewell()
-    arrivals = [comm.Irecv(bytearray(), rank, tag) for rank in range(1, comm.size)] if comm.rank == 0 else []
-    if comm.rank > 0:
-        arrivals = [comm.Irecv(bytearray(), 0, tag)]
-        comm.Isend(b"", 0, tag).Free()
-    if wait_until(lambda: MPI.Request.Testall(arrivals), seconds):
-        for rank in range(1, comm.size if comm.rank == 0 else 0):
-            comm.Isend(b"", rank, tag).Free()
+    tag, others = _tag_of_farewell(), range(1, comm.size)
+    if comm.rank == 0:
+        come = _arrive(comm, others, tag, seconds)
+        if come:
+            _tell(comm, others, tag, b"")
+            come = _arrive(comm, others, tag, seconds)
+            _tell(comm, others, tag, _VERDICTS[come])
+        return come
+    _tell(comm, [0], tag, b"")
+    if not _arrive(comm, [0], tag, seconds):
+        return False
+    verdict = bytearray(1)
+    request = comm.Irecv(verdict, 0, tag)
+    _tell(comm, [0], tag, b"")
+    if not wait_until(request.Test, limit):
+        _give_up(request)
+    return bool(verdict[0])
+
+
+def _arrive(comm: MPI.Intracomm, ranks: Sequence[int], tag: int, seconds: float) -> bool:
+    """Return whether an empty message of each rank arrives in time; give up the others."""
+    requests = [comm.Irecv(bytearray(), rank, tag) for rank in ranks]
+    if wait_until(lambda: MPI.Request.Testall(requests), seconds):
         return True
-    for request in arrivals:
-        if request != MPI.REQUEST_NULL:
-            request.Cancel()
-            request.Wait()
-    return False
+    came = [_give_up(request) for request in requests]
+    return all(came)
+
+
+def _give_up(request: MPI.Request) -> bool:
+    """Take back a receive; return whether its message has arrived all the same."""
+    status = MPI.Status()
+    request.Cancel()
+    request.Wait(status)
+    return not status.Is_cancelled()
+
+
+def _tell(comm: MPI.Intracomm, ranks: Sequence[int], tag: int, message: bytes) -> None:
+    for rank in ranks:
+        comm.Isend(message, rank, tag).Free()
 
 
 def _tag_of_farewell() -> int:

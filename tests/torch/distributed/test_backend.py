@@ -64,3 +64,31 @@ def test_a_group_needs_different_ranks_of_mpi(world):
     store.set("mpi/1", f"{world.rank} here")
     with pytest.raises(LaunchError, match="by mpirun or srun, not torchrun"):
         ProcessGroup.create(store, 0, 2, timeout=timedelta(seconds=5), name="two")
+
+
+@pytest.mark.mpi
+def test_ranks_come_to_the_end_of_a_group_together(world):
+    from sfb.torch.distributed.process_group import all_come
+
+    comm = world.Dup()
+    assert all_come(comm, 600.0, 600.0)
+    assert all_come(comm, 600.0, 600.0)
+    comm.Free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("impatient", [0, 1])
+def test_ranks_agree_whether_all_have_come_to_the_end_of_a_group(world, impatient):
+    """One gives up before the others come."""
+    from mpi4py import MPI
+
+    from sfb.torch.distributed.process_group import all_come
+
+    if world.size == 1:
+        pytest.skip("needs another rank")
+    comm = MPI.Intracomm(world.Dup())
+    come = all_come(comm, 0.0, 600.0) if world.rank == impatient else None
+    world.Barrier()
+    if world.rank != impatient:
+        come = all_come(comm, 0.1, 600.0)
+    assert world.allgather(come) == [False] * world.size
