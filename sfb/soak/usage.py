@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
     Attributes:
         memory: Bytes of memory that it shares with no other process.
-        descriptors: Open file descriptors.
+        descriptors: Open file descriptors, but for those of /proc, where threads look at other processes for moments.
         mapped: Files of /dev/shm that it maps, or deleted ones that were there.
         files: Files in /dev/shm, those of other jobs included.
         communicators: Communicators in use, plus a constant of the MPI library; 0 if they are not counted.
@@ -76,11 +76,20 @@ def usage(*, handles: bool = True) -> Usage:
     lines = _read("/proc/self/maps").splitlines()
     return Usage(
         memory,
-        len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+        _descriptors(),
         sum(_SHM in line for line in lines),
         len(os.listdir(_SHM)) if os.path.isdir(_SHM) else 0,
         *counts,
     )
+
+
+def _descriptors() -> int:
+    count = 0
+    with suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                count += not os.readlink(f"/proc/self/fd/{name}").startswith("/proc/")
+    return count
 
 
 def _handles() -> list[int]:

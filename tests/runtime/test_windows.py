@@ -66,7 +66,7 @@ def test_too_little_shared_memory_is_an_error_on_every_rank(comm, world, monkeyp
     assert not arrays[-1].any()
 
 
-def test_memory_is_freed(world):
+def test_memory_is_freed(world, unwatched):
     before = len(windows._blocks)
     for _ in range(20):
         with sfb.Comm(world) as comm:

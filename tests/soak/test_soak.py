@@ -135,6 +135,15 @@ def test_requests_are_counted_after_many_were_in_use():
         request.Free()
 
 
+def test_a_file_of_proc_is_no_descriptor_that_stays(tmp_path):
+    """A thread of the library looks at other processes once a second."""
+    before = usage()
+    with open("/proc/self/stat", "rb"):
+        assert "descriptors" not in usage().grown(before)
+    with (tmp_path / "file").open("wb"):
+        assert usage().grown(before)["descriptors"] == 1
+
+
 def test_memory_that_grows_shows():
     before = usage().memory
     kept = np.ones(1 << 20)
