@@ -81,8 +81,10 @@ def test_every_rank_works_on_every_block(world, per_rank, sync, check):
             assert sorted(rotation.blocks) == sorted(blocks_of(world, count))
         for number, (visits, values) in rotation.blocks.items():
             assert (visits == sweeps).all()
-            power = 2.0 ** (sweeps * world.size)
-            np.testing.assert_array_equal(values, np.full((number, 2), power + number * (power - 1), np.float32))
+            expected = np.ones((number, 2), np.float32)
+            for _ in range(sweeps * world.size):
+                expected = 2 * expected + np.float32(number)
+            np.testing.assert_array_equal(values, expected)
     assert sorted(program.seen) == sorted(list(range(count)) * sweeps)
     total = np.sum(program.totals, axis=0) if program.totals else np.zeros(2)
     assert total.tolist() == [count * world.size * sweeps, world.size * sweeps * sum(range(count))]
