@@ -52,7 +52,10 @@ def shape_of(rng):
 
 
 def fold(tensors, op):
-    """Return the reduction of tensors, one by one."""
+    """Return the reduction of tensors, one by one; of 16 bits in float32, rounded at the end."""
+    dtype = tensors[0].dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        return fold([tensor.float() for tensor in tensors], op).to(dtype)
     rules = {
         ReduceOp.SUM: torch.add,
         ReduceOp.PRODUCT: torch.mul,
