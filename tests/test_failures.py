@@ -82,7 +82,7 @@ def test_a_job_ends_if_mpi_does_not_tell_a_rank_that_waits_of_a_death(child, mon
 
     said = []
     monkeypatch.setattr(module, "enabled", lambda: True)  # ULFM
-    monkeypatch.setattr(module, "_end_job", said.append)
+    monkeypatch.setattr(module, "end_job", said.append)
     process, known = child
     failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
     failures.peers, failures._near = [this_process(), known], [1]
@@ -111,7 +111,7 @@ def test_a_job_ends_if_mpi_does_not_tell_a_rank_in_one_of_its_calls_of_a_death(c
 
     said, at = [], SimpleNamespace(second=0, call=0)
     monkeypatch.setattr(module, "enabled", lambda: True)
-    monkeypatch.setattr(module, "_end_job", said.append)
+    monkeypatch.setattr(module, "end_job", said.append)
     monkeypatch.setattr(module, "monotonic", lambda: at.second)
     process, known = child
     failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)

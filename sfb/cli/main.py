@@ -67,7 +67,8 @@ def _end_after_failure(error: RankFailedError) -> int:
     """Say which ranks have failed, on the first that is left, and end the job once all are about to end."""
     from mpi4py import MPI
 
-    from sfb.runtime.failures import FAILED, leave
+    from sfb.runtime.ending import FAILED
+    from sfb.runtime.failures import leave
 
     if MPI.COMM_WORLD.rank == min({*range(MPI.COMM_WORLD.size)} - {*error.ranks}, default=0):
         Failure(str(error)).show()

@@ -22,7 +22,7 @@ __all__ = ["LAUNCHER", "failed", "run_again"]
 
 LAUNCHER = "mpirun -n {ranks}"
 
-# The exit code of a command one of whose ranks has failed (`sfb.runtime.failures.FAILED`).
+# The exit code of a command one of whose ranks has failed (`sfb.runtime.ending.FAILED`).
 _FAILED = 76
 # Signals by which a rank ends that was killed or has crashed. Launchers exit with their numbers, or with 128 more.
 _CRASHES = frozenset(

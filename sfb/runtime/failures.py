@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import json
 import os
 import sys
@@ -17,15 +16,13 @@ from weakref import WeakSet
 
 from mpi4py import MPI
 
+from sfb.runtime.ending import FAILED, end_job, end_soon
 from sfb.runtime.errors import RankFailedError
 from sfb.runtime.limits import FAILURE_TAG
 from sfb.runtime.processes import Process, state_of, this_process
 from sfb.runtime.ulfm import enabled
 
-__all__ = ["FAILED", "Failures", "at_work", "leave"]
-
-# The exit code of a process whose job has lost a rank.
-FAILED = 76
+__all__ = ["Failures", "at_work", "leave"]
 
 # Seconds between two looks at other processes and for messages about failures.
 _PERIOD = 1.0
@@ -36,8 +33,8 @@ _ANSWER = 5.0
 _DEAF, _STUCK = 5.0, 60.0
 # Seconds for which a rank that ends waits for the others to end, too: one of them may write a checkpoint.
 _LEAVE = 60.0
-# Seconds that MPI has to end the job; and after that, this process to end by itself.
-_ABORT, _LAST = 5.0, 2.0
+# Seconds that the threads have to end.
+_JOIN = 5.0
 # Failed ranks that a message names.
 _NAMED = 8
 # Seconds that no wait takes.
@@ -171,7 +168,7 @@ class Failures:
             now = monotonic()
             self._known = now if self._known is None else self._known
             if _leaving is None and not _busy and now - self._known > _DEAF:
-                _end_job(f"{text}; rank {self._rank} is at {place} and does not hear of it")
+                end_job(f"{text}; rank {self._rank} is at {place} and does not hear of it")
 
     def listen(self, place: str, frames: Sequence[FrameType]) -> None:
         """Look for failures, and answer other ranks, in the thread that listens.
@@ -222,7 +219,7 @@ class Failures:
         """Wait until all other ranks that are left are about to end, for at most so many seconds."""
         end = monotonic() + seconds
         while monotonic() < end and not self._closed and not MPI.Is_finalized():
-            _limit()
+            end_soon()
             with self._lock:
                 self._hear()
                 gone = {rank for rank in self._near if state_of(self.peers[rank]) == "gone"}
@@ -240,7 +237,7 @@ class Failures:
             gone = [rank for rank in self._near if state_of(self.peers[rank]) == "gone"]
             for rank in gone[:1]:
                 text = f"rank {rank} ({self.peers[rank]}) is gone, of which MPI has not told rank {self._rank}"
-                _end_job(f"{text}, after {waited:.0f} s in {place}")
+                end_job(f"{text}, after {waited:.0f} s in {place}")
 
     def _seconds_inside(self, now: float, frames: Sequence[FrameType], files: tuple[str, ...]) -> float:
         """Return for how long the main thread has been seen at the same place of an exchange, as in a call of MPI."""
@@ -362,7 +359,7 @@ def _whom(said: dict[str, Any]) -> str:
     return f" for rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}" if ranks else ""
 
 
-# The threads that listen and watch, and how a process ends after a failure.
+# The threads that listen and watch, and how a process leaves its job after a failure.
 
 _all: WeakSet[Failures] = WeakSet()
 _all_lock = threading.Lock()
@@ -435,7 +432,7 @@ def _look_at_main(place: str, frames: Sequence[FrameType]) -> None:
     if position != _last[0] or _leaving is None or _busy:
         _last = position, now
     elif now - _last[1] > _STUCK:
-        _end_job(f"{_leaving.failure}; rank {MPI.COMM_WORLD.rank} stays at {place} after that")
+        end_job(f"{_leaving.failure}; rank {MPI.COMM_WORLD.rank} stays at {place} after that")
 
 
 def _raised(failures: Failures) -> None:
@@ -464,7 +461,7 @@ def _at_exit() -> None:
         return
     _end.set()
     for thread in _threads:
-        thread.join(_ABORT)  # it may be in a call of MPI
+        thread.join(_JOIN)  # it may be in a call of MPI
     if _leaving is not None:
         leave(FAILED)
 
@@ -478,35 +475,8 @@ def leave(code: int) -> None:
         code: The exit code of the job.
     """
     for failures in _every():
-        _limit()
+        end_soon()
         failures.say_farewell()
     if _leaving is not None:
         _leaving.wait_for_farewells(_LEAVE)
-    _end_job("", code)
-
-
-def _limit() -> None:
-    """Let this process end soon, unless this is called again: no call of MPI has to return for that.
-
-    No thread of Python could do so: mpi4py's Abort keeps all of them from running.
-    """
-    with suppress(OSError, RuntimeError, ValueError):
-        faulthandler.dump_traceback_later(_ABORT + _LAST, exit=True, file=2)
-
-
-def _end_job(text: str, code: int = FAILED) -> None:
-    """End all ranks, and this process if MPI does not."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        if text:
-            print(f"sfb: error: {text}; ending all ranks", file=sys.stderr)
-        sys.stderr.flush()
-    last = threading.Timer(_ABORT, os._exit, [code])
-    last.daemon = True
-    with suppress(RuntimeError):  # the interpreter is about to end, and starts no thread any more
-        last.start()
-    _limit()
-    sleep(0.2)  # for the launcher to pass on what has been written
-    if MPI.Is_initialized() and not MPI.Is_finalized():
-        MPI.COMM_WORLD.Abort(code)
-    os._exit(code)
+    end_job("", code)
