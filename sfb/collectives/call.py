@@ -15,7 +15,6 @@ from sfb.kernels import half
 from sfb.kernels.header import ROWS
 from sfb.receiver import Assign
 from sfb.runtime import limits, seals
-from sfb.runtime.board import let_progress
 from sfb.runtime.seals import DamagedMessageError
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class Call:
 
     def progress(self) -> None:
         """Let MPI progress."""
-        let_progress(self.team.world)
+        self.team.board.let_progress()
 
     def staging(self, nbytes: int) -> tuple[Block, list[Any]]:
         """Claim the node's staging memory; return it, and requests to wait for before writing to it."""

@@ -19,7 +19,7 @@ from sfb.runtime.windows import Block
 from sfb.trace.now import NOW
 from sfb.trace.watchdog import STATE_BYTES
 
-__all__ = ["SPINS", "Board", "Event", "Watch", "let_progress"]
+__all__ = ["SPINS", "Board", "Event", "Watch"]
 
 # Looks at a word before a waiting rank lets MPI progress. A look takes some nanoseconds.
 SPINS = 5000
@@ -164,8 +164,15 @@ class Board:
 
     def progress(self) -> None:
         """Let MPI progress, as other ranks may wait for a message of this one, and let other processes run."""
-        let_progress(self._world)
+        self.let_progress()
         os.sched_yield()
+
+    def let_progress(self) -> None:
+        """Let MPI progress, and raise its errors of the world, as when one of its ranks has died (ULFM).
+
+        A probe that finds a message may return without progress, so this one looks for a tag that no message has.
+        """
+        self._world.Iprobe(MPI.ANY_SOURCE, NO_TAG)
 
     def wait(self, condition: Callable[[], bool], missing: Callable[[], list[int]], what: str) -> None:
         """Wait until a condition holds.
@@ -201,14 +208,6 @@ class Board:
         self.states = None
         self._block.release()
         return [self._block]
-
-
-def let_progress(comm: MPI.Intracomm) -> None:
-    """Let MPI progress, and raise its errors of a communicator, as when one of its ranks has died (ULFM).
-
-    A probe that finds a message may return without progress, so this one looks for a tag that no message has.
-    """
-    comm.Iprobe(MPI.ANY_SOURCE, NO_TAG)
 
 
 class Watch:
