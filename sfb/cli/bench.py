@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from sfb.cli.bench_models import COMMANDS
 from sfb.cli.common import (
     Bytes,
     Failure,
@@ -20,9 +20,10 @@ from sfb.cli.common import (
     Single,
     Sizes,
     examples,
-    json_option,
+    output_options,
     plot_option,
     start,
+    timing_options,
 )
 from sfb.units import parse_rate
 
@@ -38,46 +39,6 @@ __all__ = ["bench"]
 )
 def bench() -> None:
     """Microbenchmarks, by the conventions of OSU and nccl-tests."""
-
-
-def _output_options(*, plot: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds --csv, -J and --plot, and passes them on as one dictionary, ``output``."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(command)
-        def gathered(**options: Any) -> Any:
-            output = {name: options.pop(name, None) for name in ("json_file", "plot", "as_csv")}
-            return command(output=output, **options)
-
-        options = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(json_option(gathered))
-        return plot_option(options) if plot else options
-
-    return decorate
-
-
-def _timing_options(
-    iterations: int = 20, warmups: int = 2, seconds: float = 20.0, *, calls: str = "calls"
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options of `sfb.bench.engine.Timing`, with these defaults."""
-    options = [
-        click.option(
-            "-n", "--iterations", type=click.IntRange(1), default=iterations, help=f"Timed {calls} of each candidate."
-        ),
-        click.option(
-            "-w", "--warmups", type=click.IntRange(1), default=warmups, help=f"Further {calls}, before the timed ones."
-        ),
-        click.option("-t", "--seconds", type=Finite(0, min_open=True), default=seconds, help="Most time for one size."),
-        click.option(
-            "-p", "--pause", type=Finite(0), default=0.0, help="Seconds without messages before what is timed."
-        ),
-    ]
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 _rows_option = click.option("-K", "rows", type=Sizes(1), default="4096", help="Rows of the gradient.")
@@ -117,9 +78,9 @@ _columns_option = click.option("-D", "columns", type=Sizes(1), default="4096", h
 @click.option("-o", "--op", type=click.Choice(["sum", "prod", "max", "min"]), default="sum",
               help="Operation on plain arrays.")  # fmt: skip
 @click.option("--link", help="Rate of a node's link, such as 1Gbit/s, for the limit of plain arrays.  [measured]")
-@_timing_options()
+@timing_options()
 @click.option("-c", "--check", type=bool, default=True, help="Compare with an oracle.")
-@_output_options(plot=True)
+@output_options(plot=True)
 def bench_allreduce(
     output: dict[str, Any],
     rows: Sequence[int],
@@ -198,8 +159,8 @@ def _sizes(begin: int | None, end: int | None, factor: int) -> list[int]:
 @_rows_option
 @_columns_option
 @click.option("-S", "samples", type=Sizes(0), default="1,10,100", help="Samples of each rank.")
-@_timing_options()
-@_output_options(plot=False)
+@timing_options()
+@output_options(plot=False)
 def bench_overlap(output: dict[str, Any], rows: Sequence[int], columns: Sequence[int], **options: Any) -> None:
     """Measure the part of an Iallreduce that computation hides, as OMB does."""
     world = start()
@@ -224,8 +185,8 @@ def bench_overlap(output: dict[str, Any], rows: Sequence[int], columns: Sequence
 @click.option("-d", "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
               help="Type of the elements.")  # fmt: skip
 @click.option("-T", "--threads", type=click.IntRange(1), default=1, help="Threads of the kernels, BLAS and PyTorch.")
-@_timing_options(21, 1, 2.0)
-@_output_options(plot=True)
+@timing_options(21, 1, 2.0)
+@output_options(plot=True)
 def bench_kernels(output: dict[str, Any], **options: Any) -> None:
     """Time the kernels beside BLAS, NumPy and PyTorch, and beside the machine's limit; needs no mpirun."""
     world = start()
@@ -252,9 +213,9 @@ def bench_kernels(output: dict[str, Any], **options: Any) -> None:
 @click.option("-a", "--candidate", "candidates", multiple=True,
               type=click.Choice(["attach", "attach-unfused", "ddp-sfb", "ddp-gloo", "ddp-powersgd", "local"]),
               help="Time only this beside ddp-gloo; repeat it for several.  [default: all]")  # fmt: skip
-@_timing_options(30, 10, 60.0, calls="steps")
+@timing_options(30, 10, 60.0, calls="steps")
 @click.option("-c", "--check", type=bool, default=True, help="Compare weights with those of DDP over gloo.")
-@_output_options(plot=True)
+@output_options(plot=True)
 def bench_torch(output: dict[str, Any], **options: Any) -> int:
     """Time PyTorch's training steps: sfb.torch.attach beside DistributedDataParallel over gloo and over sfb.
 
@@ -301,8 +262,8 @@ def bench_choice(files: tuple[Path, ...], plot: Path | None) -> None:
 @click.option("-D", "columns", type=click.IntRange(1), default=4096, help="Columns of the table.")
 @click.option("-S", "samples", type=Sizes(0), default="1,10", help="Samples of each rank's update.")
 @click.option("--topology", "topologies", type=Names(), default="halton,ring,complete", help="Graphs of the ranks.")
-@_timing_options(calls="clocks")
-@_output_options(plot=False)
+@timing_options(calls="clocks")
+@output_options(plot=False)
 def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any) -> None:
     """Time clocks of the decentralised store beside an Allreduce of the same factors."""
     world = start()
@@ -332,7 +293,7 @@ def bench_store(output: dict[str, Any], rows: int, columns: int, **options: Any)
 @click.option("--target", type=Finite(0, min_open=True), default=0.5, help="Objective to be reached.")
 @click.option("-r", "--repeats", type=click.IntRange(1), default=3, help="Times that each case runs.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of stragglers and batches.")
-@_output_options(plot=True)
+@output_options(plot=True)
 def bench_consistency(output: dict[str, Any], **options: Any) -> None:
     """Train with stragglers under BSP, SSP and ASP."""
     world = start()
@@ -348,173 +309,11 @@ def bench_consistency(output: dict[str, Any], **options: Any) -> None:
         raise Failure(str(error)) from error
 
 
-@bench.command(
-    "models", epilog=examples("mpirun -n 4 sfb bench models", "mpirun -n 4 sfb bench models -m mlp --shapes 1024x784")
-)
-@click.option("-m", "--models", type=Names(), default="mlr,dml,dictionary,mlp",
-              help="Any of mlr, a wide logistic regression; dml, metric learning; dictionary; mlp.")  # fmt: skip
-@click.option("--shapes", type=Shapes(),
-              help="Rows and columns of the largest parameter of each.  "
-              "[default: 1000x20000,512x4096,512x8192,2048x784]")  # fmt: skip
-@click.option("-a", "--comm", "comms", multiple=True,
-              type=click.Choice(["auto", "dense", "broadcast", "node", "pipelined", "sharded"]),
-              help="Time only this beside mpi; repeat it for several.  [default: auto]")  # fmt: skip
-@click.option("--samples", type=click.IntRange(2), default=768, help="Made samples to learn from, of all ranks.")
-@click.option("--batch", type=click.IntRange(1), default=64, help="Examples of a step, of all ranks.")
-@click.option("--epochs", type=click.IntRange(1), default=3, help="Epochs of the run whose loss is the target.")
-@click.option("-r", "--repeats", type=click.IntRange(1), default=1, help="Times that each case runs.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of samples and parameters.")
-@_output_options(plot=True)
-def bench_models(
-    output: dict[str, Any], models: Sequence[str], shapes: Any, comms: Sequence[str], **options: Any
-) -> None:
-    """Time models to a fixed objective, their gradients as factors beside MPI's Allreduce of dense ones."""
-    world = start()
-    from sfb.bench import models as benchmark
-
-    unknown = [name for name in models if name not in benchmark.CASES]
-    if unknown:
-        raise Failure(f"expected models of {', '.join(benchmark.CASES)}, got {', '.join(unknown)}")
-    if shapes is not None and len(shapes) != len(models):
-        raise Failure(f"--shapes must give one shape for each of {len(models)} models, got {len(shapes)}")
-    config = benchmark.Config(models=models, shapes=shapes, comms=("mpi", *(comms or ("auto",))), **options)
-    benchmark.run(world, config, **output)
-
-
-@bench.command(
-    "estimators", epilog=examples("mpirun -n 4 sfb bench estimators --problems digits --estimators logistic,svc")
-)
-@click.option("--problems", type=Names(), default="digits,mnist,mnist-csr,sparse",
-              help="Any of digits; mnist, 5000 digits; mnist-csr, in CSR form; sparse, made like RCV1.")  # fmt: skip
-@click.option("--estimators", type=Names(), default="logistic,svc,mlp", help="Any of logistic, svc and mlp.")
-@click.option("-r", "--repeats", type=click.IntRange(1), default=3, help="Fits of each.")
-@click.option("-T", "--threads", type=click.IntRange(1), default=1, help="Threads of BLAS in each process.")
-@click.option("--tol", type=Finite(0, min_open=True), default=1e-6, help="Tolerance of logistic regression.")
-@click.option("--size", type=Finite(0, 1, min_open=True), default=1.0, help="Part of the samples, for a quick run.")
-@_output_options(plot=True)
-def bench_estimators(output: dict[str, Any], **options: Any) -> None:
-    """Time estimators to the objective that scikit-learn's reach; scikit-learn's run on rank 0, in turn with ours."""
-    world = start()
-    if find_spec("sklearn") is None:
-        raise Failure("scikit-learn is not installed; install it with pip install 'sfb-mpi[models]'")
-    from sfb.bench import estimators
-    from sfb.data import DataError
-
-    for key, known in (("problems", estimators.PROBLEMS), ("estimators", estimators.ESTIMATORS)):
-        unknown = [name for name in options[key] if name not in known]
-        if unknown:
-            raise Failure(f"expected {key} of {', '.join(known)}, got {', '.join(unknown)}")
-    try:
-        estimators.run(world, estimators.Config(**options), **output)
-    except DataError as error:
-        raise Failure(str(error)) from error
-
-
-@bench.command("lasso", epilog=examples("mpirun -n 4 sfb bench lasso -N 2000 -D 20000 -a scikit-learn"))
-@click.option("-N", "samples", type=click.IntRange(2), default=2000, help="Samples.")
-@click.option("-D", "features", type=click.IntRange(1), default=20_000, help="Features.")
-@click.option("--correlation", type=Finite(0, 1, max_open=True), default=0.5, help="Of neighbouring features.")
-@click.option("--support", type=click.IntRange(1), default=100, help="Features that the targets depend on.")
-@click.option("--ratio", "ratios", type=Finite(0, 1, min_open=True), multiple=True, default=[0.1, 0.03],
-              help="Alpha, relative to the least for which all coefficients are 0; repeat it for several.")  # fmt: skip
-@click.option("--gap", type=Finite(0, min_open=True), default=1e-6, help="Duality gap, relative to the objective.")
-@click.option("-a", "--candidate", "candidates", multiple=True,
-              type=click.Choice(["sfb", "scikit-learn", "celer", "skglm"]),
-              help="Time only this beside sfb; repeat it for several.  [default: all]")  # fmt: skip
-@_timing_options(10, 1, 120.0, calls="fits")
-@_output_options(plot=False)
-def bench_lasso(output: dict[str, Any], **options: Any) -> None:
-    """Time the lasso, until it reaches a duality gap, beside scikit-learn, celer and skglm."""
-    world = start()
-    if find_spec("sklearn") is None:
-        raise Failure("scikit-learn is not installed; install it with pip install 'sfb-mpi[models]'")
-    from sfb.bench import lasso
-
-    options["candidates"] = options["candidates"] or lasso.CANDIDATES
-    lasso.run(world, lasso.Config(**options), **output)
-
-
-@bench.command("lda", epilog=examples("mpirun -n 4 sfb bench lda -K 20 --documents 10000 -a sfb"))
-@click.option("-K", "--topics", type=Sizes(1), default="20,1000", help="Numbers of topics.")
-@click.option("--documents", type=click.IntRange(1), default=100_000, help="Documents of all ranks.")
-@click.option("--words", type=click.IntRange(1), default=50_000, help="Words.")
-@click.option("--length", type=click.IntRange(1), default=100, help="Mean tokens of a document.")
-@click.option("-a", "--candidate", "candidates", multiple=True, type=click.Choice(["sfb", "tomotopy", "gensim"]),
-              help="Time only this; repeat it for several.  [default: all]")  # fmt: skip
-@click.option("-n", "--sweeps", type=click.IntRange(1), default=5, help="Timed sweeps of each candidate.")
-@click.option("-w", "--warmups", type=click.IntRange(0), default=5, help="Sweeps before the timed ones.")
-@click.option("--blocks", type=click.IntRange(1), default=1, help="Blocks of words for each rank.")
-@click.option("--sync", type=click.Choice(["step", "sweep"]), default="step", help="When totals are summed.")
-@click.option("--passes", type=click.IntRange(0), default=0, help="Most further passes while others are not done.")
-@click.option("--slow", type=Finite(1), default=1.0, help="By which factor rank 0 is slower.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the corpus.")
-@_output_options(plot=False)
-def bench_lda(output: dict[str, Any], **options: Any) -> None:
-    """Time sweeps of Gibbs sampling beside tomotopy and gensim, on a made corpus."""
-    world = start()
-    from sfb.bench import lda
-
-    options["candidates"] = options["candidates"] or lda.CANDIDATES
-    missing = [name for name in options["candidates"] if name != "sfb" and find_spec(name) is None]
-    if missing:
-        raise Failure(f"{', '.join(missing)} is not installed; install it, or name candidates with -a")
-    lda.run(world, lda.Config(**options), **output)
-
-
-@bench.command("mf", epilog=examples("mpirun -n 4 sfb bench mf -K 32 --ratings 1000000 -a als-cg -a sgd"))
-@click.option("-K", "--factors", type=Sizes(1), default="32,64", help="Numbers of factors.")
-@click.option("--users", type=click.IntRange(1), default=200_000, help="Users of all ranks.")
-@click.option("--items", type=click.IntRange(1), default=20_000, help="Items.")
-@click.option("--ratings", type=click.IntRange(1), default=10_000_000, help="Ratings, about.")
-@click.option("-a", "--candidate", "candidates", multiple=True,
-              type=click.Choice(["als-cg", "als-cholesky", "sgd", "implicit-cg", "implicit-cholesky"]),
-              help="Time only this; repeat it for several.  [default: all]")  # fmt: skip
-@click.option("-n", "--epochs", type=click.IntRange(1), default=3, help="Timed epochs of each candidate.")
-@click.option("-w", "--warmups", type=click.IntRange(0), default=1, help="Epochs before the timed ones.")
-@click.option("--blocks", type=click.IntRange(1), default=1, help="Blocks of items for each rank, with sgd.")
-@click.option(
-    "--passes", type=click.IntRange(0), default=0, help="Most further passes of sgd while others are not done."
-)
-@click.option("--slow", type=Finite(1), default=1.0, help="By which factor rank 0 is slower with sgd.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the ratings.")
-@_output_options(plot=False)
-def bench_mf(output: dict[str, Any], **options: Any) -> None:
-    """Time epochs of matrix factorization beside the package implicit, on made ratings."""
-    world = start()
-    from sfb.bench import factorization
-
-    options["candidates"] = options["candidates"] or factorization.CANDIDATES
-    if find_spec("implicit") is None and any(name.startswith("implicit") for name in options["candidates"]):
-        raise Failure("implicit is not installed; install it, or name candidates with -a")
-    factorization.run(world, factorization.Config(**options), **output)
-
-
-@bench.command("slow", epilog=examples("mpirun -n 4 sfb bench slow -m mf --passes 0,10 --slow 4"))
-@click.option("-m", "--models", type=Names(), default="lda,mf", help="Any of lda and mf.")
-@click.option("--passes", type=Sizes(0), default="0,10", help="Most further passes over a block, one case each.")
-@click.option("--slow", type=Finite(1), default=4.0, help="By which factor rank 0 is slower.")
-@click.option("-t", "--seconds", type=Finite(0, min_open=True), default=10.0, help="Seconds of each case.")
-@click.option("--size", type=click.IntRange(1), default=4000, help="Documents, or thousands of ratings.")
-@click.option("--topics", type=click.IntRange(1), default=50, help="Topics of lda.")
-@click.option("--factors", type=click.IntRange(1), default=16, help="Factors of mf.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of data and models.")
-@_output_options(plot=True)
-def bench_slow(output: dict[str, Any], **options: Any) -> None:
-    """Let blocks rotate while rank 0 is slow, with and without further passes of the others."""
-    world = start()
-    from sfb.bench import slow
-
-    unknown = [name for name in options["models"] if name not in slow.MODELS]
-    if unknown:
-        raise Failure(f"expected models of {', '.join(slow.MODELS)}, got {', '.join(unknown)}")
-    slow.run(world, slow.Config(**options), **output)
-
-
 @bench.command("trace", epilog=examples("mpirun -n 4 sfb bench trace"))
 @click.option("--data", default="mnist", help='What to train on for the time of a step; "" for none.')
 @click.option("--epochs", type=click.IntRange(1), default=2, help="Passes over it.")
-@_timing_options(30, 2, 5.0, calls="loops")
-@_output_options(plot=False)
+@timing_options(30, 2, 5.0, calls="loops")
+@output_options(plot=False)
 def bench_trace(output: dict[str, Any], **options: Any) -> None:
     """Time calls, and steps of a training, with a trace and without (docs/trace.md)."""
     world = start()
@@ -523,3 +322,7 @@ def bench_trace(output: dict[str, Any], **options: Any) -> None:
     from sfb.bench import trace
 
     trace.run(world, trace.Config(**options), **output)
+
+
+for _command in COMMANDS:
+    bench.add_command(_command)

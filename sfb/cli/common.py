@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,10 @@ __all__ = [
     "examples",
     "json_option",
     "load_mpi",
+    "output_options",
     "plot_option",
     "start",
+    "timing_options",
 ]
 
 
@@ -215,3 +219,43 @@ class Finite(click.FloatRange):
 
 json_option = click.option("-J", "--json", "json_file", type=Output(), help="Write the results to FILE as JSON.")
 plot_option = click.option("--plot", type=Output(plot=True), help="Draw the results: .png, .pdf or .svg.")
+
+
+def output_options(*, plot: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds --csv, -J and --plot, and passes them on as one dictionary, ``output``."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def gathered(**options: Any) -> Any:
+            output = {name: options.pop(name, None) for name in ("json_file", "plot", "as_csv")}
+            return command(output=output, **options)
+
+        options = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(json_option(gathered))
+        return plot_option(options) if plot else options
+
+    return decorate
+
+
+def timing_options(
+    iterations: int = 20, warmups: int = 2, seconds: float = 20.0, *, calls: str = "calls"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options of `sfb.bench.engine.Timing`, with these defaults."""
+    options = [
+        click.option(
+            "-n", "--iterations", type=click.IntRange(1), default=iterations, help=f"Timed {calls} of each candidate."
+        ),
+        click.option(
+            "-w", "--warmups", type=click.IntRange(1), default=warmups, help=f"Further {calls}, before the timed ones."
+        ),
+        click.option("-t", "--seconds", type=Finite(0, min_open=True), default=seconds, help="Most time for one size."),
+        click.option(
+            "-p", "--pause", type=Finite(0), default=0.0, help="Seconds without messages before what is timed."
+        ),
+    ]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
