@@ -27,7 +27,8 @@ class Usage(NamedTuple):
     """What this process holds.
 
     Attributes:
-        memory: Bytes of memory that it shares with no other process.
+        memory: Bytes of memory of its own, that of files and of nodes aside: a communicator keeps as much of the latter
+            as its largest exchange has needed.
         descriptors: Open file descriptors, but for those of /proc, where threads look at other processes for moments.
         mapped: Files of /dev/shm that it maps, or deleted ones that were there.
         files: Files in /dev/shm, those of other jobs included.
@@ -148,11 +149,11 @@ def _free(handles: list[Any], free: Callable[[Any], None]) -> None:
 
 
 def _memory() -> int:
-    """Return the bytes that this process shares with no other; all resident ones where the kernel does not tell."""
-    lines = [line.split() for line in _read("/proc/self/smaps_rollup").splitlines()]
-    found = sum(int(words[1]) for words in lines if words and words[0] in ("Private_Clean:", "Private_Dirty:"))
-    if found:
-        return found << 10
+    """Return the bytes of this process that belong to no file; all resident ones where the kernel does not tell."""
+    for line in _read("/proc/self/smaps_rollup").splitlines():
+        name, _, size = line.partition(":")
+        if name == "Anonymous":
+            return int(size.split()[0]) << 10
     words = _read("/proc/self/statm").split()
     return int(words[1]) * os.sysconf("SC_PAGESIZE") if words else 0
 

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 import sfb
 from sfb.cli.main import cli
+from sfb.runtime.buffers import Staging
 from sfb.soak import arrays, factors, lives, run, stores
 from sfb.soak.dice import Dice
 from sfb.soak.round import Round
@@ -148,6 +149,21 @@ def test_memory_that_grows_shows():
     before = usage().memory
     kept = np.ones(1 << 20)
     assert usage().memory - before > kept.nbytes // 2
+
+
+@pytest.mark.mpi
+def test_memory_of_a_node_is_no_rank_s_own(world):
+    """Not even that of the rank that has given its pages memory, before others touch them."""
+    if world.size == 1:
+        pytest.skip("needs ranks of one node")
+    with sfb.Comm(world) as comm:
+        staging = Staging(comm.node)
+        staging.grow(1)
+        before = usage().memory
+        staging.grow(1 << 24)
+        grown = usage().memory - before
+        staging.drop()
+    assert max(world.allgather(grown)) < 1 << 23
 
 
 @pytest.fixture
