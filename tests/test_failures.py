@@ -62,8 +62,9 @@ def test_an_error_of_mpi_is_explained_by_a_rank_that_is_gone(child, monkeypatch)
     from mpi4py import MPI
 
     from sfb.runtime import failures as module
+    from sfb.runtime import guard
 
-    monkeypatch.setattr(module, "_leaving", None)  # this process is not to end by what it finds
+    monkeypatch.setattr(guard, "_leaving", None)  # this process is not to end by what it finds
     process, known = child
     failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 60.0)
     failures.peers, failures._near = [this_process(), known], [1]

@@ -68,7 +68,7 @@ def _end_after_failure(error: RankFailedError) -> int:
     from mpi4py import MPI
 
     from sfb.runtime.ending import FAILED
-    from sfb.runtime.failures import leave
+    from sfb.runtime.guard import leave
 
     if MPI.COMM_WORLD.rank == min({*range(MPI.COMM_WORLD.size)} - {*error.ranks}, default=0):
         Failure(str(error)).show()

@@ -1,49 +1,39 @@
-"""Ranks that have failed: how a rank finds out, tells the others, and ends with them."""
+"""Ranks that have failed: how a rank finds out, and tells the others."""
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic, sleep
 from types import FrameType
 from typing import Any
-from weakref import WeakSet
 
 from mpi4py import MPI
 
-from sfb.runtime.ending import FAILED, end_job, end_soon
+from sfb.runtime import guard
+from sfb.runtime.ending import end_job, end_soon
 from sfb.runtime.errors import RankFailedError
 from sfb.runtime.limits import FAILURE_TAG
 from sfb.runtime.processes import Process, state_of, this_process
 from sfb.runtime.ulfm import enabled
 
-__all__ = ["Failures", "at_work", "leave"]
+__all__ = ["Failures"]
 
-# Seconds between two looks at other processes and for messages about failures.
-_PERIOD = 1.0
 # Seconds that ranks have to say what they wait for, after one has waited for too long.
 _ANSWER = 5.0
-# Seconds after which the guard ends the job, if the main thread has not heard of a failure, or has but stays where
-# it is, as in a call of MPI.
-_DEAF, _STUCK = 5.0, 60.0
-# Seconds for which a rank that ends waits for the others to end, too: one of them may write a checkpoint.
-_LEAVE = 60.0
-# Seconds that the threads have to end.
-_JOIN = 5.0
+# Seconds after which the guard ends the job if the main thread has not heard of a failure.
+_DEAF = 5.0
 # Failed ranks that a message names.
 _NAMED = 8
 # Seconds that no wait takes.
 _EVER = 1e9
 
 # Frames of these files on a stack mean that the rank is in an exchange with a number, and in that or in one of arrays.
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_EXCHANGES = os.path.join(_PACKAGE, "collectives", "")
-_CALLS = _EXCHANGES, os.path.join(_PACKAGE, "arrays", "")
+_EXCHANGES = os.path.join(guard.PACKAGE, "collectives", "")
+_CALLS = _EXCHANGES, os.path.join(guard.PACKAGE, "arrays", "")
 
 
 class Failures:
@@ -94,7 +84,7 @@ class Failures:
             # From the next rank on, so that every rank looks first at another one.
             around = [*range(self._rank + 1, world.size), *range(self._rank)]
             self._near = [rank for rank in around if own.space and self.peers[rank].space == own.space]
-            _watch(self)
+            guard.attend(self)
 
     def look(self, missing: Callable[[], Sequence[int]], what: str, waited: float) -> None:
         """Raise if a rank has failed; what waits calls it again and again.
@@ -111,11 +101,11 @@ class Failures:
         if self.failure is None and now < self._due:
             return
         if self._ulfm:
-            self._due = now + _PERIOD
+            self._due = now + guard.PERIOD
             self._end_if_unheard(what, waited)
             return
         with self._lock:
-            self._due = now + _PERIOD
+            self._due = now + guard.PERIOD
             if self.failure is None and self.peers and not self._closed:
                 self._find_gone(self._near)
                 if self.failure is None:
@@ -135,7 +125,7 @@ class Failures:
             RankFailedError: A rank has failed.
         """
         if self.failure is not None:
-            _raised(self)
+            guard.raised(self)
             raise RankFailedError(str(self.failure), self.failure.ranks)
 
     def find(self) -> None:
@@ -167,7 +157,7 @@ class Failures:
         if text:
             now = monotonic()
             self._known = now if self._known is None else self._known
-            if _leaving is None and not _busy and now - self._known > _DEAF:
+            if not guard.is_patient() and now - self._known > _DEAF:
                 end_job(f"{text}; rank {self._rank} is at {place} and does not hear of it")
 
     def listen(self, place: str, frames: Sequence[FrameType]) -> None:
@@ -192,7 +182,7 @@ class Failures:
                     if waited > self.timeout and self._decide is None:
                         self._ask(now)
                     # A main thread that waits in a loop answers by itself, and says for whom.
-                    if self._decide is not None and now > self._decide - _ANSWER + 1.5 * _PERIOD:
+                    if self._decide is not None and now > self._decide - _ANSWER + 1.5 * guard.PERIOD:
                         if self._rank not in self._answers:
                             self._answer({"call": "MPI", "waited": waited} if waited else {"place": place})
                         self._conclude(now)
@@ -233,7 +223,7 @@ class Failures:
 
     def _end_if_unheard(self, place: str, waited: float) -> None:
         """End the job if this rank has waited for long, and a process of its node is gone: MPI has not told of that."""
-        if waited > _STUCK:
+        if waited > guard.STUCK:
             gone = [rank for rank in self._near if state_of(self.peers[rank]) == "gone"]
             for rank in gone[:1]:
                 text = f"rank {rank} ({self.peers[rank]}) is gone, of which MPI has not told rank {self._rank}"
@@ -357,126 +347,3 @@ def _read(data: bytearray, size: int) -> dict[str, Any] | None:
 def _whom(said: dict[str, Any]) -> str:
     ranks = said.get("missing") or []
     return f" for rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}" if ranks else ""
-
-
-# The threads that listen and watch, and how a process leaves its job after a failure.
-
-_all: WeakSet[Failures] = WeakSet()
-_all_lock = threading.Lock()
-_threads: list[threading.Thread] = []
-_owner = 0  # the process that has the threads
-_end = threading.Event()
-_leaving: Failures | None = None  # whose failure the main thread knows of
-_busy = 0  # blocks of `at_work` under way
-_last: tuple[Any, float] = (None, 0.0)  # where the main thread was, and since when
-
-
-def _watch(failures: Failures) -> None:
-    """Let the threads look at one more communicator."""
-    global _owner
-    with _all_lock:
-        _all.add(failures)
-    if _owner != os.getpid():
-        _owner = os.getpid()
-        _end.clear()
-        _threads[:] = [
-            threading.Thread(target=_run, args=(look,), name=f"sfb {name}", daemon=True)
-            for name, look in (("listener", _listen), ("failures", _watch_over))
-        ]
-        for thread in _threads:
-            thread.start()
-        atexit.register(_at_exit)
-
-
-def _run(look: Callable[[str, Sequence[FrameType]], None]) -> None:
-    """Pass the place and the stack of the main thread to a function again and again."""
-    while not _end.wait(_PERIOD):
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        frames: list[FrameType] = []
-        while frame is not None:
-            frames.append(frame)
-            frame = frame.f_back
-        look(_place(frames), frames)
-        frames.clear()
-
-
-def _listen(place: str, frames: Sequence[FrameType]) -> None:
-    for failures in _every():
-        failures.listen(place, frames)
-
-
-def _watch_over(place: str, frames: Sequence[FrameType]) -> None:
-    _look_at_main(place, frames)
-    for failures in _every():
-        failures.watch(place, frames)
-
-
-def _every() -> list[Failures]:
-    with _all_lock:
-        return list(_all)
-
-
-def _place(frames: Sequence[FrameType]) -> str:
-    """Return where a stack is, in the program rather than in this library."""
-    outside = [frame for frame in frames if not frame.f_code.co_filename.startswith(_PACKAGE)]
-    for frame in [*outside, *frames]:
-        return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} ({frame.f_code.co_name})"
-    return "its end"
-
-
-def _look_at_main(place: str, frames: Sequence[FrameType]) -> None:
-    """End the job if the main thread knows of a failure and has not moved for long."""
-    global _last
-    position = tuple((id(frame), frame.f_lasti) for frame in frames[:1])
-    now = monotonic()
-    if position != _last[0] or _leaving is None or _busy:
-        _last = position, now
-    elif now - _last[1] > _STUCK:
-        end_job(f"{_leaving.failure}; rank {MPI.COMM_WORLD.rank} stays at {place} after that")
-
-
-def _raised(failures: Failures) -> None:
-    """Note that the main thread knows of a failure."""
-    global _leaving
-    if _leaving is None:
-        _leaving = failures
-
-
-@contextmanager
-def at_work() -> Iterator[None]:
-    """Let the guard be patient inside a ``with`` statement, as while a rank writes what is to be saved.
-
-    A rank that waits for another one inside would wait for ever for one that is gone.
-    """
-    global _busy
-    _busy += 1
-    try:
-        yield
-    finally:
-        _busy -= 1
-
-
-def _at_exit() -> None:
-    if os.getpid() != _owner:  # of a fork
-        return
-    _end.set()
-    for thread in _threads:
-        thread.join(_JOIN)  # it may be in a call of MPI
-    if _leaving is not None:
-        leave(FAILED)
-
-
-def leave(code: int) -> None:
-    """End this process after a failure, as soon as all other ranks that are left are about to end, too.
-
-    MPI's Finalize would wait for the ranks that have failed.
-
-    Args:
-        code: The exit code of the job.
-    """
-    for failures in _every():
-        end_soon()
-        failures.say_farewell()
-    if _leaving is not None:
-        _leaving.wait_for_farewells(_LEAVE)
-    end_job("", code)

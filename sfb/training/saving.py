@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from sfb.runtime.failures import at_work
+from sfb.runtime.guard import at_work
 from sfb.training.checkpoint import CheckpointError, Folder
 from sfb.training.config import Config, TrainingError
 from sfb.training.stopping import requeued
