@@ -206,7 +206,8 @@ class Comm(ObjectReductions, MPI.Intracomm):
                 _ALLREDUCE(self, sendbuf, recvbuf, op if op is _SUM else op_for_mpi(op, recvbuf))
             except MPI.Exception:
                 again_in_place("Allreduce", self, sendbuf, recvbuf, op_for_mpi(op, recvbuf))
-            NOW.call = None
+            finally:
+                NOW.call = None
             return
         if isinstance(sendbuf, Factors) or (type(recvbuf) is not np.ndarray and isinstance(recvbuf, Receiver)):
             if self._queue.busy:
@@ -219,32 +220,38 @@ class Comm(ObjectReductions, MPI.Intracomm):
             if error is not None:
                 self._plain.refuse(self, self._get_team, error)
         NOW.call = ["Allreduce", self._plain, recvbuf, None]
-        if NOW.on:
-            with PlainCall("Allreduce", self._plain, recvbuf):
+        try:
+            if NOW.on:
+                with PlainCall("Allreduce", self._plain, recvbuf):
+                    self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+            else:
                 self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
-        else:
-            self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
-        NOW.call = None
+        finally:
+            NOW.call = None
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
         NOW.call = ["Reduce_scatter_block", self._plain, recvbuf, None]
-        if NOW.on:
-            with PlainCall("Reduce_scatter_block", self._plain, recvbuf):
+        try:
+            if NOW.on:
+                with PlainCall("Reduce_scatter_block", self._plain, recvbuf):
+                    self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
+            else:
                 self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
-        else:
-            self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
-        NOW.call = None
+        finally:
+            NOW.call = None
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
         NOW.call = ["Allgather", self._plain, recvbuf, None]
-        if NOW.on:
-            with PlainCall("Allgather", self._plain, recvbuf):
+        try:
+            if NOW.on:
+                with PlainCall("Allgather", self._plain, recvbuf):
+                    self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
+            else:
                 self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
-        else:
-            self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
-        NOW.call = None
+        finally:
+            NOW.call = None
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
         """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.

@@ -101,23 +101,22 @@ class Engine:
         """
         pending = PendingCall(call, factors, recvbuf, algorithm, blocking=True)
         NOW.call = [call, self, pending, None]
-        if NOW.on:
-            exchange_began(self, pending)
-        if not self._start_cached(pending, op, True):
-            self._propose(pending, op)
-        elif (exchange := pending.exchange) is not None:
-            try:
-                exchange.wait()
-            except BaseException as error:
-                self._note(error, exchange.agreed, exchange.changed)
-                raise
-            if exchange.code == status.DONE:
-                done = self._end(pending, exchange)
-                NOW.call = None
-                return done
-        done = run(self.complete(pending))
-        NOW.call = None
-        return done
+        try:
+            if NOW.on:
+                exchange_began(self, pending)
+            if not self._start_cached(pending, op, True):
+                self._propose(pending, op)
+            elif (exchange := pending.exchange) is not None:
+                try:
+                    exchange.wait()
+                except BaseException as error:
+                    self._note(error, exchange.agreed, exchange.changed)
+                    raise
+                if exchange.code == status.DONE:
+                    return self._end(pending, exchange)
+            return run(self.complete(pending))
+        finally:
+            NOW.call = None
 
     @property
     def position(self) -> tuple[str, int]:
@@ -420,7 +419,6 @@ class Engine:
             agreed: Whether the ranks have agreed on the call: all raise what comes before.
             changed: Whether the receiver may have changed.
         """
-        NOW.call = None
         if isinstance(error, RankFailedError):
             error.changed = changed
         if agreed or not isinstance(error, Exception) or isinstance(error, DamagedMessageError):

@@ -459,9 +459,11 @@ class _Run:
         """Wait for requests."""
         began = perf_counter()
         NOW.call = [f"a sweep, for {name}", self, None, None]
-        while not _completed(requests):
-            sleep(0 if perf_counter() - began < _SOON else _PAUSE)
-        NOW.call = None
+        try:
+            while not _completed(requests):
+                sleep(0 if perf_counter() - began < _SOON else _PAUSE)
+        finally:
+            NOW.call = None
         self.record("wait", name, began)
 
     @property

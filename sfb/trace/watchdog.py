@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -31,9 +31,6 @@ STATE_BYTES = 640
 _LOOKS, _BETWEEN = 4, (0.02, 15.0)
 # Seconds for which the signal handler may take to write the stacks.
 _DUMP = 0.05
-# Modules that mark calls (`Now.call`). A mark counts only while one of them is on the stack of a thread, as an
-# exception may have ended the call.
-_MARKERS = ("comm.py", "collectives/engine.py", "schedule/rotation.py", "torch/distributed/lane.py")
 # Parts of the library that no user looks for when asked where a program is.
 _INNER = ("arrays", "collectives", "comm.py", "kernels", "runtime", "store", "trace", "tuning")
 _HERE = Path(__file__).parents[1]
@@ -100,13 +97,12 @@ class Watchdog:
         """Return what this rank does."""
         who = f"rank {max(NOW.rank, 0)} of {NOW.size} on {NOW.host}"
         frames = sys._current_frames()
-        files = {name for frame in frames.values() for name in _files(frame)}
         since, what, whom = 0.0, "", ""
         watch = None if NOW.wait is None else NOW.wait()
         if watch is not None and watch.last is not None and now - watch.last[3] <= _FRESH:
             what, missing, since, _ = watch.last
             whom = _missing(missing)
-        mark = None if files.isdisjoint(_paths(_MARKERS)) else NOW.call
+        mark = NOW.call
         if mark is not None:
             name, where, given, seen = mark
             if seen is None:
@@ -124,16 +120,6 @@ class Watchdog:
         waited = f"has {verb} {now - since:.0f} s" if now - since >= 1 else "is"
         text = f"{who} {waited} in {what}{whom}"
         return State(since, f"{text}; called at {at}" if at else text)
-
-
-def _paths(modules: Sequence[str]) -> set[str]:
-    return {str(_HERE / module) for module in modules}
-
-
-def _files(frame: FrameType | None) -> Iterator[str]:
-    while frame is not None:
-        yield frame.f_code.co_filename
-        frame = frame.f_back
 
 
 def _place(frames: dict[int, FrameType]) -> str:

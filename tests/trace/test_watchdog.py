@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import sfb
 from sfb.trace.now import NOW
@@ -50,12 +52,16 @@ def test_it_speaks_after_a_time_then_after_twice_that(monkeypatch):
     assert spoken == [10, 20, 40, 80]
 
 
-def test_a_mark_that_an_exception_has_left_is_none():
-    NOW.call = ["Allreduce", None, None, None]
-    try:
-        assert Watchdog(AT_ONCE).look() is None
-    finally:
-        NOW.call = None
+@pytest.mark.parametrize("size", [3, 1 << 20], ids=["small", "large"])
+@pytest.mark.parametrize("name", ["Allreduce", "Reduce_scatter_block", "Allgather", "factors"])
+def test_a_call_that_raises_leaves_no_mark(name, size):
+    x, wrong = np.ones(size), np.zeros(size, "datetime64[s]")
+    with sfb.Comm(MPI.COMM_SELF) as comm:
+        factors = sfb.Factors(np.ones((2, 4)), np.ones((2, 3)))
+        call = partial(comm.Allreduce, factors) if name == "factors" else partial(getattr(comm, name), wrong)
+        with pytest.raises((BufferError, ValueError)):
+            call(x)
+        assert NOW.call is None
 
 
 def calls(comm):

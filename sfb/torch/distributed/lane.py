@@ -266,11 +266,12 @@ class Lane:
             NOW.call = [operation.what, self, operation, None]
             with span(operation.what, "exchange", label=self._whose, number=self._begun, flags=BLOCKING * fresh):
                 ended = self._advance(operation, patience)
-            NOW.call = None
         except BaseException as caught:
             error = caught
             if isinstance(caught, dist.DistBackendError) or not isinstance(caught, Exception):
                 self.abort(str(caught) or repr(caught))
+        finally:
+            NOW.call = None
         self._lock.acquire()
         self._running = False
         if not ended:
