@@ -7,9 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["Dice"]
+__all__ = ["LARGEST", "SAMPLES", "Dice"]
 
 T = TypeVar("T")
+
+# Most rows and columns of a matrix, and most samples S of a rank where others have some.
+LARGEST, SAMPLES = 1600, 40
 
 
 class Dice:
@@ -50,10 +53,10 @@ class Dice:
 
     def shape(self) -> tuple[int, int]:
         """Return K and D of a matrix; either is 0 now and then."""
-        most = self.pick((0, 1, 9, 60, 400, 1600), (0.3, 1, 4, 8, 6, 0.3))
+        most = self.pick((0, 1, 9, 60, 400, LARGEST), (0.3, 1, 4, 8, 6, 0.3))
         return self.whole(1 if most else 0, max(most, 1)), self.whole(1, max(most, 20))
 
-    def counts(self, ranks: int, most: int = 40) -> list[int]:
+    def counts(self, ranks: int, most: int = SAMPLES) -> list[int]:
         """Return the samples S of each rank: all equal, none, on one rank only, or of any number."""
         kind = self.pick(("equal", "any", "none", "one"), (4, 4, 1, 1))
         if kind == "any":

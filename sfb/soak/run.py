@@ -22,6 +22,7 @@ from sfb.collectives import ALGORITHMS
 from sfb.kernels import drop_scratch
 from sfb.runtime.buffers import drop_free_buffers
 from sfb.soak import arrays, factors, lives, stores
+from sfb.soak.dice import LARGEST, SAMPLES
 from sfb.soak.patience import Patience
 from sfb.soak.round import Round, Wrong
 from sfb.soak.usage import Usage, keep_large_blocks_apart, usage
@@ -298,6 +299,13 @@ def _prepare(lane: _Lane) -> None:
             comm.plan(sfb.Factors(u, v), receiver, algorithm=algorithm)
         if lane.wire is None:
             comm.plan(sfb.Factors(u, csr_array(v)), receiver, algorithm="node")
+    # A communicator keeps as much memory of the node as its largest exchange takes: two sets of slabs, used in turn, or
+    # a whole gradient that is shared and gathered by columns, of which there are more than rows.
+    dtype, shape = np.float64 if lane.wire is None else np.float32, (LARGEST - 1, LARGEST)
+    largest = sfb.Factors(*(np.ones((SAMPLES, side), dtype) for side in shape))
+    for gradient in (np.empty(shape, dtype), comm.shared(shape, dtype)):
+        for algorithm in [*ALGORITHMS] * 2:
+            comm.Allreduce(largest, gradient, algorithm=algorithm)
 
 
 def _made(base: MPI.Intracomm, per_node: int | None, options: dict[str, Any], *, fresh: bool) -> _Lane:
