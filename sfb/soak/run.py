@@ -299,13 +299,13 @@ def _prepare(lane: _Lane) -> None:
             comm.plan(sfb.Factors(u, v), receiver, algorithm=algorithm)
         if lane.wire is None:
             comm.plan(sfb.Factors(u, csr_array(v)), receiver, algorithm="node")
-    # A communicator keeps as much memory of the node as its largest exchange takes: two sets of slabs, used in turn, or
-    # a whole gradient that is shared and gathered by columns, of which there are more than rows.
+    # A communicator keeps as much memory of the node as its largest exchange takes: all factors, two sets of slabs used
+    # in turn, or a whole gradient that is shared and gathered by columns, of which there are more than rows.
     dtype, shape = np.float64 if lane.wire is None else np.float32, (LARGEST - 1, LARGEST)
-    largest = sfb.Factors(*(np.ones((SAMPLES, side), dtype) for side in shape))
     for gradient in (np.empty(shape, dtype), comm.shared(shape, dtype)):
-        for algorithm in [*ALGORITHMS] * 2:
-            comm.Allreduce(largest, gradient, algorithm=algorithm)
+        for algorithm, samples in (("dense", 1), ("dense", 1), ("node", SAMPLES), ("node", SAMPLES), ("sharded", 1)):
+            factors = sfb.Factors(*(np.ones((samples, side), dtype) for side in shape))
+            comm.Allreduce(factors, gradient, algorithm=algorithm)
 
 
 def _made(base: MPI.Intracomm, per_node: int | None, options: dict[str, Any], *, fresh: bool) -> _Lane:

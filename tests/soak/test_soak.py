@@ -21,8 +21,9 @@ from sfb.soak.usage import usage
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Two communicators that last, of stated rates."""
+    """Two communicators that last, of stated rates, which take memory for exchanges that are not large."""
     monkeypatch.setattr(run, "_LASTING", ((None, {"profile": sfb.Profile()}), (1, {"profile": sfb.Profile()})))
+    monkeypatch.setattr(run, "LARGEST", 60)
 
 
 def everywhere(world, error):
