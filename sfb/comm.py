@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
@@ -219,39 +219,27 @@ class Comm(ObjectReductions, MPI.Intracomm):
             error = _plain_error(recvbuf, algorithm)
             if error is not None:
                 self._plain.refuse(self, self._get_team, error)
-        NOW.call = ["Allreduce", self._plain, recvbuf, None]
+        self._do_plain("Allreduce", self._plain.allreduce, sendbuf, recvbuf, op)
+
+    def _do_plain(self, name: str, method: Callable[..., None], sendbuf: Any, recvbuf: Any, *op: MPI.Op) -> None:
+        """Do a call of plain arrays by a method of `PlainCollectives`."""
+        NOW.call = [name, self._plain, recvbuf, None]
         try:
             if NOW.on:
-                with PlainCall("Allreduce", self._plain, recvbuf):
-                    self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+                with PlainCall(name, self._plain, recvbuf):
+                    method(self, self._get_team, sendbuf, recvbuf, *op)
             else:
-                self._plain.allreduce(self, self._get_team, sendbuf, recvbuf, op)
+                method(self, self._get_team, sendbuf, recvbuf, *op)
         finally:
             NOW.call = None
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
-        NOW.call = ["Reduce_scatter_block", self._plain, recvbuf, None]
-        try:
-            if NOW.on:
-                with PlainCall("Reduce_scatter_block", self._plain, recvbuf):
-                    self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
-            else:
-                self._plain.reduce_scatter(self, self._get_team, sendbuf, recvbuf, op)
-        finally:
-            NOW.call = None
+        self._do_plain("Reduce_scatter_block", self._plain.reduce_scatter, sendbuf, recvbuf, op)
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Gather to all ranks, as `MPI.Intracomm.Allgather` does; within a node faster."""
-        NOW.call = ["Allgather", self._plain, recvbuf, None]
-        try:
-            if NOW.on:
-                with PlainCall("Allgather", self._plain, recvbuf):
-                    self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
-            else:
-                self._plain.allgather(self, self._get_team, sendbuf, recvbuf)
-        finally:
-            NOW.call = None
+        self._do_plain("Allgather", self._plain.allgather, sendbuf, recvbuf)
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM, *, algorithm: str = AUTO) -> Any:
         """Begin to reduce to all ranks, as `Allreduce` does; the request's Wait ends it.

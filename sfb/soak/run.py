@@ -136,8 +136,7 @@ class _Run:
         with Patience(self._config.patience, self._where) as patience:
             lanes = [_lasting(self._world, *each) for each in _LASTING]
             for lane in lanes:
-                patience.renew()
-                _prepare(lane)
+                _prepare(lane, patience.renew)
             while (order := self._next(control, began, reported, start is None))[0]:
                 patience.renew()
                 if order[1]:
@@ -284,9 +283,10 @@ def _lasting(world: MPI.Intracomm, per_node: int | None, options: dict[str, Any]
     return _made(world, per_node, options, fresh=False)
 
 
-def _prepare(lane: _Lane) -> None:
+def _prepare(lane: _Lane, renew: Callable[[], None]) -> None:
     """Let a communicator make what it keeps: kernels, communicators, and memory of nodes; collective."""
     comm = lane.comm
+    renew()
     for elements in (1, 1 << 14, 1 << 19):
         x, total = np.zeros(elements), np.empty(elements)
         comm.Allreduce(x, total)
@@ -304,6 +304,7 @@ def _prepare(lane: _Lane) -> None:
     dtype, shape = np.float64 if lane.wire is None else np.float32, (LARGEST - 1, LARGEST)
     for gradient in (np.empty(shape, dtype), comm.shared(shape, dtype)):
         for algorithm, samples in (("dense", 1), ("dense", 1), ("node", SAMPLES), ("node", SAMPLES), ("sharded", 1)):
+            renew()
             factors = sfb.Factors(*(np.ones((samples, side), dtype) for side in shape))
             comm.Allreduce(factors, gradient, algorithm=algorithm)
 

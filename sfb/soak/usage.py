@@ -27,8 +27,8 @@ class Usage(NamedTuple):
     """What this process holds.
 
     Attributes:
-        memory: Bytes of memory of its own, that of files and of nodes aside: a communicator keeps as much of the latter
-            as its largest exchange has needed.
+        memory: Bytes of memory of its own, without that of files and that which the ranks of a node share, of which a
+            communicator keeps as much as its largest exchange has needed.
         descriptors: Open file descriptors, but for those of /proc, where threads look at other processes for moments.
         mapped: Files of /dev/shm that it maps, or deleted ones that were there.
         files: Files in /dev/shm, those of other jobs included.
