@@ -221,18 +221,6 @@ class Comm(ObjectReductions, MPI.Intracomm):
                 self._plain.refuse(self, self._get_team, error)
         self._do_plain("Allreduce", self._plain.allreduce, sendbuf, recvbuf, op)
 
-    def _do_plain(self, name: str, method: Callable[..., None], sendbuf: Any, recvbuf: Any, *op: MPI.Op) -> None:
-        """Do a call of plain arrays by a method of `PlainCollectives`."""
-        NOW.call = [name, self._plain, recvbuf, None]
-        try:
-            if NOW.on:
-                with PlainCall(name, self._plain, recvbuf):
-                    method(self, self._get_team, sendbuf, recvbuf, *op)
-            else:
-                method(self, self._get_team, sendbuf, recvbuf, *op)
-        finally:
-            NOW.call = None
-
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         """Reduce, and scatter the parts, as `MPI.Intracomm.Reduce_scatter_block` does; within a node faster."""
         self._do_plain("Reduce_scatter_block", self._plain.reduce_scatter, sendbuf, recvbuf, op)
@@ -486,6 +474,18 @@ class Comm(ObjectReductions, MPI.Intracomm):
             self.free()
         elif enabled() and (blames_death(error) or has_died(self)):
             self.abandon()
+
+    def _do_plain(self, name: str, method: Callable[..., None], sendbuf: Any, recvbuf: Any, *op: MPI.Op) -> None:
+        """Do a call of plain arrays by a method of `PlainCollectives`."""
+        NOW.call = [name, self._plain, recvbuf, None]
+        try:
+            if NOW.on:
+                with PlainCall(name, self._plain, recvbuf):
+                    method(self, self._get_team, sendbuf, recvbuf, *op)
+            else:
+                method(self, self._get_team, sendbuf, recvbuf, *op)
+        finally:
+            NOW.call = None
 
     def _get_team(self) -> Team:
         return self._team

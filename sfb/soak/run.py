@@ -299,6 +299,8 @@ def _prepare(lane: _Lane, renew: Callable[[], None]) -> None:
             comm.plan(sfb.Factors(u, v), receiver, algorithm=algorithm)
         if lane.wire is None:
             comm.plan(sfb.Factors(u, csr_array(v)), receiver, algorithm="node")
+    if comm.node.size > 1:
+        return  # what its ranks share is not counted
     # A communicator keeps as much memory of the node as its largest exchange takes: all factors, two sets of slabs used
     # in turn, or a whole gradient that is shared and gathered by columns, of which there are more than rows.
     dtype, shape = np.float64 if lane.wire is None else np.float32, (LARGEST - 1, LARGEST)
