@@ -19,6 +19,7 @@ from sfb.cli.common import (
     Shapes,
     Single,
     Sizes,
+    check_names,
     examples,
     output_options,
     plot_option,
@@ -228,9 +229,7 @@ def bench_torch(output: dict[str, Any], **options: Any) -> int:
         raise Failure("PyTorch is not installed; install it with pip install 'sfb-mpi[torch]'")
     from sfb.bench import gloo, torch, training
 
-    unknown = [name for name in options["models"] if name not in training.MODELS]
-    if unknown:
-        raise Failure(f"expected models of {', '.join(training.MODELS)}, got {', '.join(unknown)}")
+    check_names("models", options["models"], training.MODELS)
     if len(options["layers"]) < 2:
         raise Failure(f"-l takes at least two widths, inputs and classes, got {options['layers'][0]}")
     options["candidates"] = options["candidates"] or training.CANDIDATES

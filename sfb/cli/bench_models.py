@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from sfb.cli.common import Failure, Finite, Names, Shapes, Sizes, examples, output_options, start, timing_options
+from sfb.cli.common import (
+    Failure,
+    Finite,
+    Names,
+    Shapes,
+    Sizes,
+    check_names,
+    examples,
+    output_options,
+    start,
+    timing_options,
+)
 
 __all__ = ["COMMANDS"]
 
@@ -37,9 +48,7 @@ def bench_models(
     world = start()
     from sfb.bench import models as benchmark
 
-    unknown = [name for name in models if name not in benchmark.CASES]
-    if unknown:
-        raise Failure(f"expected models of {', '.join(benchmark.CASES)}, got {', '.join(unknown)}")
+    check_names("models", models, benchmark.CASES)
     if shapes is not None and len(shapes) != len(models):
         raise Failure(f"--shapes must give one shape for each of {len(models)} models, got {len(shapes)}")
     config = benchmark.Config(models=models, shapes=shapes, comms=("mpi", *(comms or ("auto",))), **options)
@@ -66,9 +75,7 @@ def bench_estimators(output: dict[str, Any], **options: Any) -> None:
     from sfb.data import DataError
 
     for key, known in (("problems", estimators.PROBLEMS), ("estimators", estimators.ESTIMATORS)):
-        unknown = [name for name in options[key] if name not in known]
-        if unknown:
-            raise Failure(f"expected {key} of {', '.join(known)}, got {', '.join(unknown)}")
+        check_names(key, options[key], known)
     try:
         estimators.run(world, estimators.Config(**options), **output)
     except DataError as error:
@@ -169,9 +176,7 @@ def bench_slow(output: dict[str, Any], **options: Any) -> None:
     world = start()
     from sfb.bench import slow
 
-    unknown = [name for name in options["models"] if name not in slow.MODELS]
-    if unknown:
-        raise Failure(f"expected models of {', '.join(slow.MODELS)}, got {', '.join(unknown)}")
+    check_names("models", options["models"], slow.MODELS)
     slow.run(world, slow.Config(**options), **output)
 
 

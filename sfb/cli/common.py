@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ __all__ = [
     "Shapes",
     "Single",
     "Sizes",
+    "check_names",
     "examples",
     "json_option",
     "load_mpi",
@@ -174,6 +175,13 @@ class Names(click.ParamType):
         if not all(names):
             self.fail(f"{value!r} is not a list of names", param, ctx)
         return names
+
+
+def check_names(kind: str, names: Collection[str], known: Collection[str]) -> None:
+    """Fail if one of some names is none of those known; ``kind`` says what they name, in the plural."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise Failure(f"expected {kind} of {', '.join(known)}, got {', '.join(unknown)}")
 
 
 class Output(click.Path):
