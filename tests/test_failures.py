@@ -61,12 +61,12 @@ def test_a_process_knows_itself():
 def test_an_error_of_mpi_is_explained_by_a_rank_that_is_gone(child, monkeypatch):
     from mpi4py import MPI
 
-    from sfb.runtime import failures as module
     from sfb.runtime import guard
+    from sfb.runtime.inquiry import Inquiry
 
     monkeypatch.setattr(guard, "_leaving", None)  # this process is not to end by what it finds
     process, known = child
-    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 60.0)
+    failures = Inquiry(MPI.Intracomm(MPI.COMM_SELF.Dup()), 60.0)
     failures.peers, failures._near = [this_process(), known], [1]
     failures.find()
     process.kill()
@@ -82,10 +82,9 @@ def test_a_job_ends_if_mpi_does_not_tell_a_rank_that_waits_of_a_death(child, mon
     from sfb.runtime import failures as module
 
     said = []
-    monkeypatch.setattr(module, "enabled", lambda: True)  # ULFM
     monkeypatch.setattr(module, "end_job", said.append)
     process, known = child
-    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
+    failures = module.UlfmFailures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
     failures.peers, failures._near = [this_process(), known], [1]
 
     def look(waited):
@@ -111,11 +110,10 @@ def test_a_job_ends_if_mpi_does_not_tell_a_rank_in_one_of_its_calls_of_a_death(c
     from sfb.runtime import failures as module
 
     said, at = [], SimpleNamespace(second=0, call=0)
-    monkeypatch.setattr(module, "enabled", lambda: True)
     monkeypatch.setattr(module, "end_job", said.append)
     monkeypatch.setattr(module, "monotonic", lambda: at.second)
     process, known = child
-    failures = module.Failures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
+    failures = module.UlfmFailures(MPI.Intracomm(MPI.COMM_SELF.Dup()), 1e9)
     failures.peers, failures._near = [this_process(), known], [1]
     failures.number = lambda: at.call
     process.kill()
@@ -294,7 +292,7 @@ def test_a_rank_is_ended_though_calls_of_mpi_do_not(aborts, tmp_path):
     """The other rank may have died in the midst of a message; calls of MPI then wait for its end."""
     script = f"""
         import ctypes, threading
-        from sfb.runtime import failures
+        from sfb.runtime import inquiry
         comm = sfb.Comm(world)
         comm.Allreduce(g, G)
         pipe = {str(tmp_path / "pipe")!r}
@@ -306,7 +304,7 @@ def test_a_rank_is_ended_though_calls_of_mpi_do_not(aborts, tmp_path):
         if rank == 1:
             open(pipe).read()
             os.kill(os.getpid(), signal.SIGKILL)
-        failures.Failures._hear = hear
+        inquiry.Inquiry._hear = hear
         if not {aborts}:
 
             class Stuck(MPI.Intracomm):

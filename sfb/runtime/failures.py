@@ -1,83 +1,57 @@
-"""Ranks that have failed: how a rank finds out, and tells the others."""
+"""Ranks that have failed: what a rank knows of them, and what it finds out by itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from time import monotonic, sleep
+from time import monotonic
 from types import FrameType
-from typing import Any
 
 from mpi4py import MPI
 
 from sfb.runtime import guard
-from sfb.runtime.ending import end_job, end_soon
+from sfb.runtime.ending import end_job
 from sfb.runtime.errors import RankFailedError
-from sfb.runtime.limits import FAILURE_TAG
 from sfb.runtime.processes import Process, state_of, this_process
-from sfb.runtime.ulfm import enabled
 
-__all__ = ["Failures"]
-
-# Seconds that ranks have to say what they wait for, after one has waited for too long.
-_ANSWER = 5.0
-# Seconds after which the guard ends the job if the main thread has not heard of a failure.
-_DEAF = 5.0
-# Failed ranks that a message names.
-_NAMED = 8
-# Seconds that no wait takes.
-_EVER = 1e9
+__all__ = ["EXCHANGES", "Failures", "UlfmFailures"]
 
 # Frames of these files on a stack mean that the rank is in an exchange with a number, and in that or in one of arrays.
-_EXCHANGES = os.path.join(guard.PACKAGE, "collectives", "")
-_CALLS = _EXCHANGES, os.path.join(guard.PACKAGE, "arrays", "")
+EXCHANGES = os.path.join(guard.PACKAGE, "collectives", "")
+_CALLS = EXCHANGES, os.path.join(guard.PACKAGE, "arrays", "")
 
 
-class Failures:
+class Failures(ABC):
     """What a rank knows of failures among the ranks of a communicator; making one is collective.
 
-    A process of the same node that is gone is found by its entry in /proc. A rank that waits for longer than the
-    time-out asks all others what they wait for; those that do not answer, or that wait for nothing, have failed. Who
-    finds a failure tells all ranks, and all raise. Messages about failures have a tag of their own.
-
-    Where no call of this library waits, a thread listens and answers instead, once a second. Another thread, the
-    guard, ends the job if the main thread does not hear of a failure, because it waits in MPI. The guard calls
-    no MPI and waits for no lock: MPI may never return from any call after a process has died in the midst of a message.
-
-    Where MPI itself tells of failures (ULFM) a program may go on without ranks, and this object only ends the job if
-    MPI has let a rank wait for long although a process of the same node is gone.
+    A process of the same node that is gone is found by its entry in /proc. Two threads look, too, while no call of this
+    library waits (`sfb.runtime.guard`).
 
     Args:
-        world: A communicator of this library, on which nothing else takes messages of `FAILURE_TAG`.
+        world: A communicator of this library.
         timeout: Seconds after which a rank that does not answer has failed.
 
     Attributes:
         timeout: The time-out.
         failure: The failure; None as long as there is none.
         number: Returns a number that changes with every exchange; None where exchanges are not numbered.
+        peers: The processes of the ranks; none if there is one rank.
     """
 
     def __init__(self, world: MPI.Intracomm, timeout: float) -> None:
         self.timeout = timeout
         self.number: Callable[[], int] | None = None
         self.failure: RankFailedError | None = None
+        self.peers: list[Process] = []
         self._world = world
         self._rank = world.rank
         self._lock = threading.RLock()
         self._closed = False
         self._due = 0.0
-        self._sent: list[Any] = []  # requests and what they send
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._decide: float | None = None
-        self._left: set[int] = set()
         self._inside: tuple[tuple[int, ...], float] | None = None
-        self._known: float | None = None
-        self.peers: list[Process] = []
         self._near: list[int] = []
-        self._ulfm = enabled()
         if world.size > 1:
             own = this_process()
             self.peers = [Process(*peer) for peer in world.allgather(tuple(own))]
@@ -100,23 +74,13 @@ class Failures:
         now = monotonic()
         if self.failure is None and now < self._due:
             return
-        if self._ulfm:
-            self._due = now + guard.PERIOD
-            self._end_if_unheard(what, waited)
-            return
-        with self._lock:
-            self._due = now + guard.PERIOD
-            if self.failure is None and self.peers and not self._closed:
-                self._find_gone(self._near)
-                if self.failure is None:
-                    self._hear()
-                if waited > self.timeout and self._decide is None:
-                    self._ask(now)
-                if self._decide is not None:
-                    if self._rank not in self._answers:
-                        self._answer({"call": what, "waited": waited, "missing": [int(rank) for rank in missing()]})
-                    self._conclude(now)
+        self._due = now + guard.PERIOD
+        self._look(missing, what, waited)
         self.check()
+
+    @abstractmethod
+    def _look(self, missing: Callable[[], Sequence[int]], what: str, waited: float) -> None:
+        """Do what a wait does once a second."""
 
     def check(self) -> None:
         """Raise if a rank is known to have failed; for calls that wait for no rank.
@@ -128,17 +92,15 @@ class Failures:
             guard.raised(self)
             raise RankFailedError(str(self.failure), self.failure.ranks)
 
+    @abstractmethod
     def find(self) -> None:
         """Raise if a rank of this host is gone, after an error of MPI that may come of that.
 
         Raises:
             RankFailedError: A rank has failed.
         """
-        with self._lock:
-            if self.peers and not self._closed and not self._ulfm:
-                self._find_gone(self._near)
-        self.check()
 
+    @abstractmethod
     def watch(self, place: str, frames: Sequence[FrameType]) -> None:
         """End the job if a rank has failed and the main thread does not hear of it; in the thread of the guard.
 
@@ -146,20 +108,8 @@ class Failures:
             place: Where the main thread is, for messages.
             frames: Its stack.
         """
-        if self._closed or MPI.Is_finalized():
-            return
-        if self._ulfm:
-            self._end_if_unheard(place, self._seconds_inside(monotonic(), frames, _CALLS))
-            return
-        text = "" if self.failure is None else str(self.failure)
-        if not text and self._near and state_of(self.peers[self._near[0]]) == "gone":
-            text = f"rank {self._near[0]} ({self.peers[self._near[0]]}) is gone"
-        if text:
-            now = monotonic()
-            self._known = now if self._known is None else self._known
-            if not guard.is_patient() and now - self._known > _DEAF:
-                end_job(f"{text}; rank {self._rank} is at {place} and does not hear of it")
 
+    @abstractmethod
     def listen(self, place: str, frames: Sequence[FrameType]) -> None:
         """Look for failures, and answer other ranks, in the thread that listens.
 
@@ -167,27 +117,14 @@ class Failures:
             place: Where the main thread is, for messages.
             frames: Its stack.
         """
-        if not self._lock.acquire(blocking=False):
-            return  # the main thread is looking
-        try:
-            if self._closed or self._ulfm or MPI.Is_finalized():
-                return
-            now = monotonic()
-            if self.failure is None:
-                if self._near and state_of(self.peers[self._near[0]]) == "gone":
-                    self._find_gone(self._near)
-                if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
-                    self._hear()
-                    waited = self._seconds_inside(now, frames, (_EXCHANGES,))
-                    if waited > self.timeout and self._decide is None:
-                        self._ask(now)
-                    # A main thread that waits in a loop answers by itself, and says for whom.
-                    if self._decide is not None and now > self._decide - _ANSWER + 1.5 * guard.PERIOD:
-                        if self._rank not in self._answers:
-                            self._answer({"call": "MPI", "waited": waited} if waited else {"place": place})
-                        self._conclude(now)
-        finally:
-            self._lock.release()
+
+    @abstractmethod
+    def say_farewell(self) -> None:
+        """Tell the other ranks that this one is about to end."""
+
+    @abstractmethod
+    def wait_for_farewells(self, seconds: float) -> None:
+        """Wait until all other ranks that are left are about to end, for at most so many seconds."""
 
     def close(self) -> None:
         """End the use of the communicator."""
@@ -199,35 +136,8 @@ class Failures:
         self.close()
         self._world.Free()
 
-    def say_farewell(self) -> None:
-        """Tell the other ranks that this one is about to end."""
-        with self._lock:
-            if not (self._closed or self._ulfm or MPI.Is_finalized()):
-                self._tell(self._living(), {"left": True})
-
-    def wait_for_farewells(self, seconds: float) -> None:
-        """Wait until all other ranks that are left are about to end, for at most so many seconds."""
-        end = monotonic() + seconds
-        while monotonic() < end and not self._closed and not MPI.Is_finalized():
-            end_soon()
-            with self._lock:
-                self._hear()
-                gone = {rank for rank in self._near if state_of(self.peers[rank]) == "gone"}
-                if not {*self._living()} - self._left - gone:
-                    return
-            sleep(0.1)
-
-    def _living(self) -> list[int]:
-        failed = () if self.failure is None else self.failure.ranks
-        return [rank for rank in range(self._world.size) if rank != self._rank and rank not in failed]
-
-    def _end_if_unheard(self, place: str, waited: float) -> None:
-        """End the job if this rank has waited for long, and a process of its node is gone: MPI has not told of that."""
-        if waited > guard.STUCK:
-            gone = [rank for rank in self._near if state_of(self.peers[rank]) == "gone"]
-            for rank in gone[:1]:
-                text = f"rank {rank} ({self.peers[rank]}) is gone, of which MPI has not told rank {self._rank}"
-                end_job(f"{text}, after {waited:.0f} s in {place}")
+    def _over(self) -> bool:
+        return self._closed or bool(MPI.Is_finalized())
 
     def _seconds_inside(self, now: float, frames: Sequence[FrameType], files: tuple[str, ...]) -> float:
         """Return for how long the main thread has been seen at the same place of an exchange, as in a call of MPI."""
@@ -239,111 +149,40 @@ class Failures:
             self._inside = place, now
         return now - self._inside[1]
 
-    def _find_gone(self, ranks: Sequence[int]) -> None:
-        """Note ranks whose processes are gone."""
-        gone = {rank: "is gone" for rank in ranks if state_of(self.peers[rank]) == "gone"}
+    def _gone(self) -> list[int]:
+        """Return the ranks of this host whose processes are gone."""
+        return [rank for rank in self._near if state_of(self.peers[rank]) == "gone"]
+
+
+class UlfmFailures(Failures):
+    """What a rank knows of failures where MPI itself tells of them (ULFM), so that a program may go on without ranks.
+
+    The job ends only if MPI has let a rank wait for long although a process of the same node is gone.
+    """
+
+    def _look(self, missing: Callable[[], Sequence[int]], what: str, waited: float) -> None:
+        self._end_if_unheard(what, waited)
+
+    def find(self) -> None:
+        """Do nothing: the error of MPI tells of a failure."""
+
+    def watch(self, place: str, frames: Sequence[FrameType]) -> None:
+        """End the job if the main thread has been in a call for long, and MPI has not told of a failure."""
+        if not self._over():
+            self._end_if_unheard(place, self._seconds_inside(monotonic(), frames, _CALLS))
+
+    def listen(self, place: str, frames: Sequence[FrameType]) -> None:
+        """Do nothing: no rank asks another one."""
+
+    def say_farewell(self) -> None:
+        """Do nothing: no rank waits for it."""
+
+    def wait_for_farewells(self, seconds: float) -> None:
+        """Do nothing: no rank says any."""
+
+    def _end_if_unheard(self, place: str, waited: float) -> None:
+        """End the job if this rank has waited for long, and a process of its node is gone: MPI has not told of that."""
+        gone = self._gone() if waited > guard.STUCK else []
         if gone:
-            self._fail(gone)
-
-    def _hear(self) -> None:
-        """Receive what other ranks say of failures."""
-        with suppress(MPI.Exception):
-            status = MPI.Status()
-            while (message := self._world.Improbe(MPI.ANY_SOURCE, FAILURE_TAG, status)) is not None:
-                data = bytearray(status.Get_count(MPI.BYTE))
-                message.Recv([data, MPI.BYTE])
-                said = _read(data, self._world.size)
-                if said is not None:  # not damaged
-                    self._take(status.source, said)
-
-    def _take(self, source: int, said: dict[str, Any]) -> None:
-        if "left" in said:
-            self._left.add(source)
-        elif "failed" in said:
-            self._fail(dict(said["failed"]), said["why"], forward=False)
-        elif "ask" in said:
-            self._ask(monotonic(), forward=False)
-        else:
-            self._answers[source] = said
-            self._ask(monotonic(), forward=False)
-
-    def _ask(self, now: float, *, forward: bool = True) -> None:
-        """Ask all ranks what they wait for."""
-        if self._decide is None:
-            self._decide = now + _ANSWER
-            if forward:
-                self._tell(self._living(), {"ask": True})
-
-    def _answer(self, said: dict[str, Any]) -> None:
-        """Say what this rank waits for, or where it is."""
-        self._answers[self._rank] = said
-        self._tell(self._living(), said)
-
-    def _conclude(self, now: float) -> None:
-        """Decide who has failed, once all have had time to answer."""
-        answers = self._answers
-        if self._decide is None or (now < self._decide and len(answers) < self._world.size):
-            return
-        failed: dict[int, str] = {}
-        for rank in range(self._world.size):
-            if rank not in answers:
-                stopped = rank in self._near and state_of(self.peers[rank]) == "stopped"
-                failed[rank] = "is stopped" if stopped else "does not answer"
-            elif "place" in answers[rank]:
-                failed[rank] = f"does not come, it is at {answers[rank]['place']}"
-        waiting = {rank: said for rank, said in answers.items() if "call" in said}
-        if not failed:  # all wait for each other
-            failed = {rank: f"waits in {said['call']}{_whom(said)}" for rank, said in waiting.items()}
-        longest = max(waiting, key=lambda rank: waiting[rank]["waited"], default=self._rank)
-        said = waiting.get(longest, {"waited": 0.0, "call": "a call"})
-        waited = f"rank {longest} has waited {said['waited']:.0f} s in {said['call']}"
-        self._fail(failed, f"{waited} (the limit is Comm(timeout=), SFB_TIMEOUT)")
-
-    def _fail(self, failed: dict[int, str], why: str = "", *, forward: bool = True) -> None:
-        """Note a failure, and tell all ranks of it."""
-        if self.failure is not None:
-            return
-        names = [f"rank {rank} ({self.peers[rank]}) {text}" for rank, text in sorted(failed.items())]
-        more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        ranks = sorted(failed) if len(failed) < self._world.size else ()  # all wait: none is to blame
-        self.failure = RankFailedError("; ".join(names[:_NAMED]) + more + (f"; {why}" if why else ""), ranks)
-        if forward:
-            self._tell(self._living(), {"failed": [*failed.items()], "why": why})
-
-    def _tell(self, ranks: Sequence[int], said: dict[str, Any]) -> None:
-        data = json.dumps(said).encode()
-        for rank in ranks:
-            with suppress(MPI.Exception):
-                self._sent.append((self._world.Isend([data, MPI.BYTE], rank, FAILURE_TAG), data))
-
-
-def _read(data: bytearray, size: int) -> dict[str, Any] | None:
-    """Return what a message of one of ``size`` ranks says; None if it is none that a rank sends."""
-    try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-    def ranks(values: Any) -> bool:
-        return isinstance(values, list) and all(type(rank) is int and 0 <= rank < size for rank in values)
-
-    def pairs(values: Any) -> bool:
-        lists = isinstance(values, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in values)
-        return lists and ranks([rank for rank, _ in values]) and all(isinstance(text, str) for _, text in values)
-
-    if not isinstance(said, dict):
-        return None
-    if "failed" in said:
-        right = pairs(said["failed"]) and isinstance(said.get("why"), str)
-    elif "call" in said:
-        waited: Any = said.get("waited")
-        right = isinstance(said["call"], str) and type(waited) in (int, float) and 0 <= waited < _EVER
-        right = right and ranks(said.get("missing", []))
-    else:
-        right = "left" in said or "ask" in said or isinstance(said.get("place"), str)
-    return said if right else None
-
-
-def _whom(said: dict[str, Any]) -> str:
-    ranks = said.get("missing") or []
-    return f" for rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}" if ranks else ""
+            text = f"rank {gone[0]} ({self.peers[gone[0]]}) is gone, of which MPI has not told rank {self._rank}"
+            end_job(f"{text}, after {waited:.0f} s in {place}")

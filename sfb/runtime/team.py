@@ -17,7 +17,7 @@ from sfb.runtime.agreement import Agreement, compare, on_all_ranks
 from sfb.runtime.board import Board
 from sfb.runtime.buffers import Pool, Staging
 from sfb.runtime.compile import load
-from sfb.runtime.failures import Failures
+from sfb.runtime.inquiry import failures_among
 from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.shm import warn_of_leftovers
 from sfb.runtime.threads import cores, same_host, threads_of
@@ -90,7 +90,7 @@ class Team:
         self.sharing = self.world.allreduce(max(1.0, neighbours.size / available), MPI.MAX)
         self.threads = threads_of(neighbours, available)
         neighbours.Free()
-        self.failures = Failures(self.world, timeout_or_default(timeout))
+        self.failures = failures_among(self.world, timeout_or_default(timeout))
         try:
             with on_all_ranks(self.world, "Comm"):
                 load(self.node, kernels.ARRAY_STAGES)

@@ -16,7 +16,7 @@ from sfb.optim import Optimizer
 from sfb.runtime import seals
 from sfb.runtime.board import Watch
 from sfb.runtime.errors import RankFailedError
-from sfb.runtime.failures import Failures
+from sfb.runtime.inquiry import failures_among
 from sfb.runtime.limits import MAX_COUNT, STALL, timeout_or_default
 from sfb.runtime.seals import DamagedMessageError, padded
 from sfb.runtime.ulfm import private
@@ -94,7 +94,7 @@ class AveragingStore(StoreBase):
         self._targets = self.topology.out_neighbours(self._rank)
         self._check_finite = check_finite
         self._stall = stall
-        self._failures = Failures(private(MPI.Intracomm(self._world.Dup())), timeout_or_default(timeout))
+        self._failures = failures_among(private(MPI.Intracomm(self._world.Dup())), timeout_or_default(timeout))
         self._weight = 1.0
         self._flights: dict[int, tuple[MPI.Request, np.ndarray]] = {}
         self._received: dict[int, tuple[float, np.ndarray]] = {}

@@ -18,7 +18,7 @@ from sfb.kernels import sparse
 from sfb.optim import Optimizer
 from sfb.runtime.board import Watch
 from sfb.runtime.errors import RankFailedError
-from sfb.runtime.failures import Failures
+from sfb.runtime.inquiry import failures_among
 from sfb.runtime.limits import STALL, timeout_or_default
 from sfb.runtime.progress import Ticker
 from sfb.runtime.seals import DamagedMessageError
@@ -191,7 +191,7 @@ class Store(StoreBase):
         )
         self._limit = max_bytes
         self._stall = stall
-        self._failures = Failures(private(MPI.Intracomm(world.Dup())), timeout_or_default(timeout))
+        self._failures = failures_among(private(MPI.Intracomm(world.Dup())), timeout_or_default(timeout))
         self._pushed = 0
         self._lock = threading.RLock()
         self._norms: dict[int, float] = {}

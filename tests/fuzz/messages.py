@@ -356,14 +356,14 @@ def _ring() -> dict[str, Target]:
 
 def _failures() -> dict[str, Target]:
     from sfb.runtime.errors import RankFailedError
-    from sfb.runtime.failures import Failures
+    from sfb.runtime.inquiry import Inquiry
     from sfb.runtime.processes import this_process
 
     def run(data: bytes) -> None:
         """Hear what ranks say of failures, and decide who has failed."""
         world = _World()
-        found = Failures.__new__(Failures)
-        found.__dict__.update(vars(Failures(SimpleNamespace(rank=2, size=1), 9.0)))  # type: ignore[arg-type]
+        found = Inquiry.__new__(Inquiry)
+        found.__dict__.update(vars(Inquiry(SimpleNamespace(rank=2, size=1), 9.0)))  # type: ignore[arg-type]
         found._world, found.peers = world, [this_process()] * _RANKS  # type: ignore[assignment]
         world.inbox.extend((sender % _RANKS, 0, part) for sender, part in enumerate(data.split(b"\n")[:20]))
         found._hear()

@@ -9,7 +9,7 @@ import pytest
 
 import sfb
 from sfb.runtime.board import Board, Event, Watch
-from sfb.runtime.failures import Failures
+from sfb.runtime.inquiry import Inquiry
 from sfb.runtime.limits import tag
 
 STALL = 10.0
@@ -162,7 +162,7 @@ def test_mpi_progresses_beside_a_message_that_waits_to_be_received(world, comm, 
     """A rank may be ahead, and have sent a message of a later step."""
     if world.size == 1:
         pytest.skip("needs another rank")
-    monkeypatch.setattr(Failures, "listen", lambda *arguments: None)  # its thread lets MPI progress once a second
+    monkeypatch.setattr(Inquiry, "listen", lambda *arguments: None)  # its thread lets MPI progress once a second
     team, found = comm._team, np.zeros(1)
     if world.rank == 0:
         expected = world.Irecv(found, 1)
