@@ -338,6 +338,18 @@ def _in_pieces(board, member, call, digest, state, phase, window, function, part
     return leave(state, DONE)
 
 
+@inner
+def _length(whole, part, me):
+    """Return the bytes of a rank's part, of parts of ``part`` bytes of which the last ones may be shorter."""
+    return max(0, min(part, whole - me * part))
+
+
+@inner
+def _apart(first, first_bytes, second, second_bytes):
+    """Return whether two addresses with so many bytes share no memory."""
+    return first + first_bytes <= second or second + second_bytes <= first
+
+
 @kernel([_I(*_START, _I, _BYTES, _I, _array(t, readonly=True), _array(t)) for t in TYPES])
 def reduce_scatter(board, member, call, digest, state, phase, window, op, send, recv):
     """Reduce a part of ``send`` of all ranks into ``recv`` of each, if the ranks agree to.
@@ -346,18 +358,32 @@ def reduce_scatter(board, member, call, digest, state, phase, window, op, send, 
     the ranks have agreed before; ``send`` has as many parts as there are ranks, the last of which may have fewer
     elements than the others, or none; ``recv`` has the elements of this rank's part, and may be that part itself.
     """
-    part = (send.size + member[0] - 1) // member[0] * recv.itemsize
-    parts = Parts(kind_of(recv), op, part, address(send), nbytes_of(send), address(recv), nbytes_of(recv))
+    ranks, me = member[0], member[1]
+    part = (send.size + ranks - 1) // ranks * recv.itemsize
+    given, sent, to, received = address(send), nbytes_of(send), address(recv), nbytes_of(recv)
+    fits = received == _length(sent, part, me) and (to == given + me * part or _apart(given, sent, to, received))
+    if not fits:
+        return UNFIT
+    parts = Parts(kind_of(recv), op, part, given, sent, to, received)
     return _in_pieces(board, member, call, digest, state, phase, window, SCATTER, parts)
 
 
-@kernel([_I(*_START, _I, _BYTES, _I, _array(types.uint8, readonly=True), _BYTES)])
-def allgather(board, member, call, digest, state, phase, window, part, send, recv):
+@kernel([_I(*_START, _I, _BYTES, _array(t, readonly=True), _array(t)) for t in TYPES])
+def allgather(board, member, call, digest, state, phase, window, send, recv):
     """Copy ``send`` of all ranks one behind another into ``recv`` of each, if the ranks agree to.
 
-    Arguments and result are those of `reduce_scatter`, except: ``part`` is the bytes of a part, of which the last may
-    have fewer, or none; ``send`` is this rank's part in bytes, maybe that part of ``recv`` itself; ``recv`` is all
-    parts in bytes.
+    Arguments and result are those of `reduce_scatter`, except: ``recv`` has as many parts as there are ranks, the last
+    of which may have fewer elements than the others, or none; ``send`` has the elements of this rank's part, and may be
+    that part itself, or all of ``recv``.
     """
-    parts = Parts(0, SUM, part, address(send), send.size, address(recv), recv.size)
+    ranks, me = member[0], member[1]
+    part = (recv.size + ranks - 1) // ranks * recv.itemsize
+    given, sent, to, received = address(send), nbytes_of(send), address(recv), nbytes_of(recv)
+    own, length = to + me * part, _length(received, part, me)
+    if given == to and sent == received:
+        given, sent = own, length
+    fits = sent == length and (given == own or _apart(given, sent, to, received))
+    if not fits:
+        return UNFIT
+    parts = Parts(0, SUM, part, given, sent, to, received)
     return _in_pieces(board, member, call, digest, state, phase, window, ALLGATHER, parts)

@@ -222,10 +222,9 @@ class Arrays(NodeArrays):
             mine = taken[me * part : (me + 1) * part]
             phase = self._step(number, phase, self._kernels.reduce_scatter, self._bytes, code, given, mine)
 
-            def allgather(mine: np.ndarray = mine, taken: np.ndarray = taken, part: int = part) -> None:
+            def allgather(mine: np.ndarray = mine, taken: np.ndarray = taken) -> None:
                 nonlocal phase
-                rest = self._bytes, part * mine.itemsize, mine.view(np.uint8), taken.view(np.uint8)
-                phase = self._step(number, phase, self._kernels.allgather, *rest)
+                phase = self._step(number, phase, self._kernels.allgather, self._bytes, mine, taken)
 
             yield mine, mine, allgather
 

@@ -90,8 +90,8 @@ class NodeArrays:
         """
         if self.left:
             return sendbuf, recvbuf
-        number, board = self._agree.begin(), self._board
-        if board.ranks == 1:
+        number = self._agree.begin()
+        if self._board.ranks == 1:
             return sendbuf, recvbuf
         if leave or self._team.nodes > 1:
             return self._leave(ALLREDUCE, number, sendbuf, recvbuf, op)
@@ -108,15 +108,8 @@ class NodeArrays:
             kernel = self._kernels.allreduce_shared
             digest, *rest_of_shared = shared
             rest = tuple(rest_of_shared)
-        try:
-            verdict = kernel(board.words, board.member, number, digest, self._state, *rest)
-        except TypeError:  # not contiguous, or not of one type
-            verdict = status.UNFIT
-        if verdict == status.DONE:
-            return None
-        if verdict == status.PENDING:
-            verdict = self._wait(ALLREDUCE, kernel, number, digest, *rest)
-        return self._end(ALLREDUCE, verdict, number, digest, sendbuf, recvbuf, op)
+        verdict = self._run(ALLREDUCE, kernel, number, digest, *rest)
+        return None if verdict is None else self._end(ALLREDUCE, verdict, number, digest, sendbuf, recvbuf, op)
 
     def reduce_scatter(self, sendbuf: Any, recvbuf: Any, op: MPI.Op, *, leave: bool) -> Arguments | None:
         """Do what `MPI.Intracomm.Reduce_scatter_block` does, within the node; as `allreduce`."""
@@ -133,10 +126,12 @@ class NodeArrays:
                 task = call.task
             if task is not None:
                 digest, code, send, recv = task
-                if self._right(SCATTER, send, recv):
+                if send is not recv and send.size % ranks == 0:
                     kernel, rest = self._kernels.reduce_scatter, (self._sync.ARRIVED, self._bytes, code, send, recv)
-                    verdict = self._wait(SCATTER, kernel, number, digest, *rest)
-                    return self._end(SCATTER, verdict, number, digest, sendbuf, recvbuf, op)
+                    verdict = self._run(SCATTER, kernel, number, digest, *rest)
+                    return (
+                        None if verdict is None else self._end(SCATTER, verdict, number, digest, sendbuf, recvbuf, op)
+                    )
         return self._leave(SCATTER, number, sendbuf, recvbuf, op, call)
 
     def allgather(self, sendbuf: Any, recvbuf: Any, *, leave: bool) -> Arguments | None:
@@ -144,7 +139,7 @@ class NodeArrays:
         if self.left:
             return sendbuf, recvbuf
         op = MPI.SUM
-        number, ranks, me = self._agree.begin(), self._board.ranks, self._board.me
+        number, ranks = self._agree.begin(), self._board.ranks
         if ranks == 1:
             return sendbuf, recvbuf
         call = None
@@ -153,15 +148,12 @@ class NodeArrays:
             if task is None:
                 call = self._read(GATHER, sendbuf, recvbuf, op)
                 task = call.task
-            if task is not None and task[3].nbytes <= _MOST_GATHERED:
+            if task is not None:
                 digest, _, send, recv = task
-                part, right = recv.size // ranks, self._right(GATHER, send, recv)
-                if send is recv:
-                    send = recv[me * part : (me + 1) * part]
-                if right:
-                    rest = self._sync.ARRIVED, self._bytes, send.nbytes, send.view(np.uint8), recv.view(np.uint8)
-                    verdict = self._wait(GATHER, self._kernels.allgather, number, digest, *rest)
-                    return self._end(GATHER, verdict, number, digest, sendbuf, recvbuf, op)
+                if recv.nbytes <= _MOST_GATHERED and recv.size % ranks == 0:
+                    kernel, rest = self._kernels.allgather, (self._sync.ARRIVED, self._bytes, send, recv)
+                    verdict = self._run(GATHER, kernel, number, digest, *rest)
+                    return None if verdict is None else self._end(GATHER, verdict, number, digest, sendbuf, recvbuf, op)
         return self._leave(GATHER, number, sendbuf, recvbuf, op, call)
 
     def _task(self, name: str, sendbuf: Any, recvbuf: Any, op: MPI.Op) -> Task | None:
@@ -241,12 +233,21 @@ class NodeArrays:
         self._agree.plain(proposal, alike)
         return proposal.plain.arguments
 
+    def _run(self, name: str, kernel: Callable[..., int], number: int, digest: int, *rest: Any) -> int | None:
+        """Run a kernel, and return None, or the verdict by which it has not done the call."""
+        board = self._board
+        try:
+            verdict = kernel(board.words, board.member, number, digest, self._state, *rest)
+        except TypeError:  # not contiguous, or not of one type
+            return status.UNFIT
+        if verdict == status.PENDING:
+            verdict = self._wait(name, kernel, number, digest, *rest)
+        return None if verdict == status.DONE else verdict
+
     def _end(
         self, name: str, verdict: int, number: int, digest: int, sendbuf: Any, recvbuf: Any, op: MPI.Op
-    ) -> Arguments | None:
-        """End a call with the verdict of a kernel."""
-        if verdict == status.DONE:
-            return None
+    ) -> Arguments:
+        """End a call that a kernel has not done, by its verdict."""
         if verdict == status.UNFIT:  # nobody has been told
             return self._leave(name, number, sendbuf, recvbuf, op)
         call = self._read(name, sendbuf, recvbuf, op)

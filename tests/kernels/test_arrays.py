@@ -109,8 +109,7 @@ def test_reduce_scatter_and_allgather(dtype, rng):
             np.testing.assert_array_equal(mine[me], expected[me * part : (me + 1) * part])
         in_place, copied = taken, [np.empty_like(array) for array in taken]
         for whole in (copied, in_place):
-            pairs = [(a.view(np.uint8), b.view(np.uint8)) for a, b in zip(mine, whole, strict=True)]
-            arguments = [(ARRIVED, node.window, part * taken[0].itemsize, *pair) for pair in pairs]
+            arguments = [(ARRIVED, node.window, *pair) for pair in zip(mine, whole, strict=True)]
             assert node.run(arrays.allgather, arguments) == [status.DONE] * ranks
             for array in whole:
                 np.testing.assert_array_equal(array, expected)
@@ -138,6 +137,18 @@ def test_arrays_that_do_not_fit_are_refused_before_anybody_is_told():
     for send, recv in ((x, np.ones(9)), (x[:8], x[1:9])):
         code = arrays.allreduce(node.board, (2, 0, 0, 0), 1, -1, node.states[0], node.window, arrays.SUM, send, recv)
         assert code == status.UNFIT
+    assert not node.board.any()
+
+
+@pytest.mark.parametrize("me", [0, 1])
+def test_parts_that_do_not_fit_are_refused_before_anybody_is_told(me):
+    node, x = Node(2), np.ones(30)
+    begin = node.board, (2, me, 0, 0), 1, -1, node.states[me], ARRIVED, node.window
+    other = 5 * (1 - me)
+    for part in (np.ones(4), np.ones(6), x[1:6], x[7:12], x[other : other + 5]):
+        assert arrays.reduce_scatter(*begin, arrays.SUM, x[:10], part) == status.UNFIT
+        assert arrays.allgather(*begin, part, x[:10]) == status.UNFIT
+    assert arrays.allgather(*begin, x[1:11], x[:10]) == status.UNFIT
     assert not node.board.any()
 
 
