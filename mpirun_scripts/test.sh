@@ -18,7 +18,8 @@ export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THRE
 export SFB_TEST_MPIRUN=$mpirun
 failed=0
 
-# report NAME CODE: print the last line of rank 0 in a run; if the run failed, all of it and the ends of the others.
+# report NAME CODE: print the last line of rank 0 in a run; if the run failed, all of it, and of the others what failed
+# or the end.
 report() {
     local name=$1 code=$2 rank
     if [ "$code" = 0 ]; then
@@ -28,7 +29,13 @@ report() {
     failed=1
     cat "$logs/$name.0" 2>/dev/null || echo "nothing was printed"
     for rank in "$logs/$name".*; do
-        [ "$rank" = "$logs/$name.0" ] || { echo "-- rank ${rank##*.}" && tail -n 40 "$rank"; }
+        [ "$rank" = "$logs/$name.0" ] && continue
+        echo "-- rank ${rank##*.}"
+        if grep -qE '^=+ (FAILURES|ERRORS) =+$' "$rank"; then
+            sed -nE '/^=+ (FAILURES|ERRORS) =+$/,$p' "$rank" | head -n 300
+        else
+            tail -n 40 "$rank"
+        fi
     done
     echo "== $name: exit code $code"
 }
@@ -76,14 +83,15 @@ for ranks in ${SFB_TEST_RANKS:-2 3 4 5}; do
     report "ranks$ranks" "$code"
 done
 
-# Add up the closing lines of all runs.
-cat "$logs"/*.0 2>/dev/null | awk '
+# Add up the closing lines of all runs: what passed on rank 0, and what failed on any.
+find "$logs" -maxdepth 1 -type f -name "*.[0-9]*" -exec awk '
     /(passed|failed|error|skipped).* in [0-9.]+s/ {
         for (i = 2; i <= NF; i++) {
-            if ($i ~ /^passed/) passed += $(i - 1)
             if ($i ~ /^(failed|error)/) failed += $(i - 1)
+            if (FILENAME !~ /[.]0$/) continue
+            if ($i ~ /^passed/) passed += $(i - 1)
             if ($i ~ /^skipped/) skipped += $(i - 1)
         }
     }
-    END { printf "total: %d passed, %d failed, %d skipped\n", passed, failed, skipped }'
+    END { printf "total: %d passed, %d failed, %d skipped\n", passed, failed, skipped }' {} +
 exit $failed
