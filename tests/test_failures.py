@@ -134,16 +134,16 @@ def test_a_job_ends_if_mpi_does_not_tell_a_rank_in_one_of_its_calls_of_a_death(c
 
 
 def test_the_stack_of_a_thread_is_that_of_its_frames():
-    from sfb.runtime import guard
+    from sfb.trace.stack import stack_from
 
     frame, expected = sys._getframe(), []
     walked = frame
     while walked is not None:
         expected.append(walked)
         walked = walked.f_back
-    assert guard._stack(frame) == expected
-    assert guard._stack(None) == []
-    assert guard._stack(SimpleNamespace(f_back=7)) == []
+    assert stack_from(frame) == expected
+    assert stack_from(None) == []
+    assert stack_from(SimpleNamespace(f_back=7)) == []
 
 
 def test_the_limit_comes_from_the_argument_the_environment_or_the_default(monkeypatch):

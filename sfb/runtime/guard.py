@@ -7,8 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import accumulate, repeat, takewhile
+from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from weakref import WeakSet
 from mpi4py import MPI
 
 from sfb.runtime.ending import FAILED, end_job, end_soon
+from sfb.trace.stack import stack_from
 
 __all__ = ["PACKAGE", "PERIOD", "STUCK", "Watched", "at_work", "attend", "is_patient", "leave", "raised"]
 
@@ -83,21 +83,9 @@ def attend(failures: Watched) -> None:
 def _run(look: Callable[[str, Sequence[FrameType]], None]) -> None:
     """Pass the place and the stack of the main thread to a function again and again."""
     while not _end.wait(PERIOD):
-        frames = _stack(sys._current_frames().get(threading.main_thread().ident or 0))
+        frames = stack_from(sys._current_frames().get(threading.main_thread().ident or 0))
         look(_place(frames), frames)
         frames.clear()
-
-
-def _stack(frame: FrameType | None) -> list[FrameType]:
-    """Return a frame and those that have called it.
-
-    No line of Python runs between two of them, as the thread that they belong to might go on meanwhile: in Python 3.11
-    a frame that had ended since has once led to what is no frame.
-    """
-    found: list[Any] = []
-    with suppress(AttributeError):  # of what is behind the last one
-        found.extend(accumulate(repeat("f_back"), getattr, initial=frame))
-    return list(takewhile(lambda each: isinstance(each, FrameType), found))
 
 
 def _listen(place: str, frames: Sequence[FrameType]) -> None:

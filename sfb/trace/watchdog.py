@@ -20,6 +20,7 @@ import numpy as np
 
 from sfb.trace.now import NOW, describe
 from sfb.trace.settings import patience, write_trace
+from sfb.trace.stack import stack_from
 
 __all__ = ["STATE_BYTES", "State", "Watchdog", "attend"]
 
@@ -125,17 +126,15 @@ class Watchdog:
 def _place(frames: dict[int, FrameType]) -> str:
     """Return where the main thread is, outside the inner parts of this library."""
     inner = tuple(str(_HERE / part) for part in _INNER)
-    frame = frames.get(threading.main_thread().ident or 0)
     innermost: FrameType | None = None
     inside = False
-    while frame is not None:
+    for frame in stack_from(frames.get(threading.main_thread().ident or 0)):
         if frame.f_code.co_filename.startswith(inner):
             inside = True
         elif inside:  # it has called this library
             return _at(frame)
         elif innermost is None:
             innermost = frame
-        frame = frame.f_back
     return "" if innermost is None else _at(innermost)
 
 
